@@ -1,0 +1,43 @@
+"""Settings: how a method searches for its codes, beside what the scheme already decides."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+_SCALE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationSettings:
+    """Settings of the quantizers; each method reads those it knows.
+
+    Attributes:
+        damping: GPTQ: added to H's diagonal, as a fraction of its mean; in (0, 1].
+        column_block: GPTQ: columns updated at once; results do not depend on it.
+        clip: Search a smaller range per group that lowers the error (``mse``: of the weights,
+            weighted by H's diagonal), or keep the whole range (``none``).
+        clip_shrink: Smallest share of the range that the clip search tries; in (0, 1].
+        clip_steps: Number of ranges tried.
+        scale_steps: AWQ: number of exponents tried in [0, 1].
+        smoothing: SmoothQuant: migration strength alpha in [0, 1].
+        scale_dtype: Data type in which scales are stored; codes are chosen with rounded scales.
+    """
+
+    damping: float = 0.01
+    column_block: int = 128
+    clip: str = "none"
+    clip_shrink: float = 0.5
+    clip_steps: int = 20
+    scale_steps: int = 20
+    smoothing: float = 0.5
+    scale_dtype: str = "bfloat16"
+
+    def round_scales(self, scales: torch.Tensor) -> torch.Tensor:
+        """Return float32 scales as they will be read back from the checkpoint."""
+        return scales.to(_SCALE_DTYPES[self.scale_dtype]).to(torch.float32)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the settings by name, as the plan holds them."""
+        return asdict(self)

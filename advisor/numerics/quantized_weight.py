@@ -1,0 +1,80 @@
+"""QuantizedWeight: the only thing that methods hand to formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from advisor.schemes import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """Codes of one linear's weight and all that turns them back into numbers.
+
+    An affine weight is ``scales[o, g] * (codes[o, i] - zero_points[o, g])`` with
+    ``g = group_index[i]``; a codebook weight is ``scales[o, g] * codebook[codes[o, i]]``. Values
+    are exactly those that a loader of the checkpoint computes, so scales are already rounded to
+    the data type they are stored in.
+
+    Attributes:
+        scheme: How the codes were made.
+        codes: uint8, shape [out, in]. Integer grids count from 0: a symmetric b-bit grid has the
+            constant zero point 2^(b-1) and ``zero_points`` is None. FP8 codes are the bit pattern.
+        scales: float32, shape [out, groups]: groups is 1 per channel; [1, 1] per tensor; for
+            blocks [ceil(out / n), ceil(in / n)].
+        zero_points: uint8, shape [out, groups], or None on symmetric grids and codebooks.
+        group_index: int32, shape [in]: the group of each input. None means consecutive groups of
+            ``in // groups``. Codes stay in the model's own column order, act-order or not.
+        codebook: float32, shape [entries], or None.
+        extras: State that only the scheme's own format stores (nested scales of bitsandbytes).
+    """
+
+    scheme: Scheme
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor | None = None
+    group_index: Tensor | None = None
+    codebook: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return (self.codes.shape[0], self.codes.shape[1])
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight that the codes stand for, shape [out, in]."""
+        out_features, in_features = self.shape
+        if self.scheme.weight == "fp8":
+            values = self.codes.view(torch.float8_e4m3fn).to(torch.float32)
+        elif self.codebook is not None:
+            values = self.codebook[self.codes.long()]
+        else:
+            values = self.codes.to(torch.float32)
+        if self.scheme.granularity == "tensor":
+            return ((values - self._zero(values)) * self.scales).to(dtype)
+        if self.scheme.granularity == "block":
+            size = self.scheme.group_size or 1
+            scales = self.scales.repeat_interleave(size, 0).repeat_interleave(size, 1)
+            return (values * scales[:out_features, :in_features]).to(dtype)
+        groups = self.scales.shape[1]
+        index = self.group_index
+        if index is None:
+            width = in_features // groups
+            index = torch.arange(in_features, device=self.codes.device) // width
+        index = index.long()
+        return ((values - self._zero(values, index)) * self.scales[:, index]).to(dtype)
+
+    def _zero(self, values: Tensor, index: Tensor | None = None) -> Tensor:
+        """Zero point of every weight, or a scalar."""
+        if not self.scheme.is_integer:
+            return torch.zeros((), dtype=values.dtype, device=values.device)
+        if self.zero_points is None:
+            half = 2 ** (int(self.scheme.bits) - 1)
+            return torch.full((), half, dtype=values.dtype, device=values.device)
+        zero_points = self.zero_points.to(values.dtype)
+        return zero_points if index is None else zero_points[:, index]

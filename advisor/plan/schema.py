@@ -1,0 +1,167 @@
+"""The plan: one versioned YAML that says what was chosen, why, and how to do it again."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PLAN_VERSION = 1
+
+
+class Strict(BaseModel):
+    """Base of every file schema: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelIdentity(Strict):
+    """Which model, by content."""
+
+    id: str
+    revision: str | None = None
+    architecture: str
+    parameters: int
+    quantizable_parameters: int
+    config_sha256: str
+    tokenizer_sha256: str
+    weights_sha256: str
+
+
+class Hardware(Strict):
+    """The profile that the kernels were chosen for."""
+
+    id: str
+    name: str
+    vendor: str
+    compute_capability: str | None = None
+    memory_bytes: int | None = None
+    count: int = 1
+    instruction_sets: tuple[str, ...] = ()
+
+
+class Kernel(Strict):
+    """How the engine runs the chosen scheme on the hardware."""
+
+    support: Literal["native", "weight-only", "emulated", "none"]
+    name: str | None = None
+    reason: str
+    source: str | None = None
+
+
+class Engine(Strict):
+    """What serves the checkpoint."""
+
+    name: str
+    kernel: Kernel
+
+
+class Serving(Strict):
+    """The workload that memory and speed are predicted for."""
+
+    context: int = Field(ge=1)
+    batch: int = Field(ge=1)
+
+
+class BudgetLimits(Strict):
+    """The budgets, by the names of :class:`advisor.budgets.Budgets`."""
+
+    max_size_bytes: int | None = None
+    max_memory_bytes: int | None = None
+    max_loss: float | None = None
+    max_kl: float | None = None
+    max_accuracy_drop: float | None = None
+    task: str | None = None
+    min_tokens_per_s: float | None = None
+
+
+class SchemeChoice(Strict):
+    """The scheme, and the modules that differ from it."""
+
+    name: str
+    """Name of the answer: the scheme itself, or mixed-<bits>bpw."""
+    default: str
+    """Scheme of every quantized module that ``modules`` does not name."""
+    format: str
+    modules: dict[str, str] = Field(default_factory=dict)
+    """Module path to scheme name; ``bf16`` keeps the module as it is."""
+
+
+class Text(Strict):
+    """A text and how it was cut into sequences."""
+
+    corpus: str
+    """``builtin:calibration``, ``builtin:evaluation``, or the paths given, joined by commas."""
+    sha256: str
+    sequences: int = Field(ge=1)
+    sequence_length: int = Field(ge=2)
+    seed: int
+    tokens_sha256: str
+    share_of_calibration_tokens: float | None = None
+
+
+class Interval(Strict):
+    """A measured mean and its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Expected(Strict):
+    """What the search measured or computed of the answer."""
+
+    size_bytes: int
+    bits_per_weight: float
+    basis: Literal["evidence", "score", "measured"]
+    loss: Interval | None = None
+    kl: Interval | None = None
+    top1_agreement: Interval | None = None
+    perplexity: float | None = None
+    reference_perplexity: float | None = None
+    memory_bytes: int | None = None
+
+
+class Search(Strict):
+    """Where the answer came from."""
+
+    study: str
+    trials: int
+    sampler: str
+    seed: int
+    stopped: Literal["completed", "interrupted", "time budget"] = "completed"
+    score_spearman: float | None = None
+    """Rank correlation of predicted and measured KL over the finalists."""
+
+
+class RunnerUp(Strict):
+    """A candidate that lost, and why."""
+
+    name: str
+    size_bytes: int
+    basis: Literal["evidence", "score", "measured"]
+    loss: Interval | None = None
+    kl: Interval | None = None
+    reason: str
+
+
+class Plan(Strict):
+    """The whole plan, readable top to bottom."""
+
+    plan_version: int = PLAN_VERSION
+    advisor_version: str
+    model: ModelIdentity
+    hardware: Hardware
+    engine: Engine
+    serving: Serving
+    budgets: BudgetLimits
+    scheme: SchemeChoice
+    settings: dict[str, str | int | float | bool | None]
+    calibration: Text | None = None
+    expected: Expected
+    evaluation: Text | None = None
+    search: Search | None = None
+    runners_up: tuple[RunnerUp, ...] = ()
+    versions: dict[str, str]
+    outputs: dict[str, str] = Field(default_factory=dict)
+    """After apply: sha256 of every output tensor file."""
