@@ -1,0 +1,117 @@
+"""Fold a rescaling of a linear's inputs into whatever produces them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from advisor.errors import InputError
+from advisor.models.inspect import architecture_of, find_linears
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """An input group whose channels can be rescaled without changing the model's function.
+
+    Attributes:
+        input_group: The group, as in ``LinearSpec.input_group``.
+        producer: Module whose output channels are the group's inputs.
+        producer_kind: ``norm`` or ``linear``.
+        linears: Every linear that reads the group; all must be scaled together.
+        norm_offset: What the norm adds to its stored weight (1 in Gemma).
+        rows: Rows (start, stop) of a linear producer that make these channels; None for all.
+    """
+
+    input_group: str
+    producer: str
+    producer_kind: str
+    linears: tuple[str, ...]
+    norm_offset: float = 0.0
+    rows: tuple[int, int] | None = None
+
+
+def foldable_groups(model: nn.Module) -> tuple[Folding, ...]:
+    """Return the input groups whose scales fold into their producer, in execution order.
+
+    The output projection of attention is left out where several query heads share a value head:
+    its inputs then are copies of the value channels, and only equal scales would fold.
+    """
+    architecture = architecture_of(model)
+    config: Any = model.config
+    heads = config.num_attention_heads
+    full_heads = heads == (getattr(config, "num_key_value_heads", None) or heads)
+    members: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
+    for linear in find_linears(model):
+        members.setdefault(linear.input_group, []).append(linear.name)
+        sizes[linear.input_group] = linear.in_features
+    foldings = []
+    for index in range(len(list(model.get_submodule(architecture.blocks).children()))):
+        prefix = f"{architecture.blocks}.{index}"
+        for fold in architecture.folds:
+            if fold.needs_full_heads and not full_heads:
+                continue
+            group = f"{prefix}.{fold.input_group}"
+            size = sizes[group]
+            foldings.append(
+                Folding(
+                    input_group=group,
+                    producer=f"{prefix}.{fold.producer}",
+                    producer_kind=fold.kind,
+                    linears=tuple(members[group]),
+                    norm_offset=architecture.norm_offset if fold.kind == "norm" else 0.0,
+                    rows=(size, 2 * size) if fold.second_half else None,
+                )
+            )
+    return tuple(foldings)
+
+
+def fold_scales(
+    tensors: Mapping[str, Tensor], folding: Folding, scales: Tensor
+) -> dict[str, Tensor]:
+    """Multiply a group's weight columns by scales and divide their producer by them.
+
+    Args:
+        tensors: Tensors by name (``<module>.weight``, ``<module>.bias``), at least those of the
+            folding's linears and its producer; not modified.
+        folding: What to fold.
+        scales: Positive scale of every input channel, shape [in].
+
+    Returns:
+        New tensors under the names they replace, in the data types they had. The linears' biases
+        do not change; the producer's bias is divided too.
+
+    Raises:
+        InputError: A scale is not positive and finite.
+    """
+    if not bool((scales > 0).all() and scales.isfinite().all()):
+        raise InputError(f"scales of {folding.input_group} must be positive and finite.")
+    scales = scales.float()
+    result: dict[str, Tensor] = {}
+    for name in folding.linears:
+        weight = tensors[f"{name}.weight"]
+        result[f"{name}.weight"] = (weight.float() * scales.to(weight.device)).to(weight.dtype)
+    weight_name, bias_name = f"{folding.producer}.weight", f"{folding.producer}.bias"
+    # A producer may itself be a member of another group that was folded before: the caller passes
+    # the current tensors, so foldings compose in any order.
+    weight = tensors[weight_name]
+    divisor = scales.to(weight.device)
+    if folding.producer_kind == "norm":
+        offset = folding.norm_offset
+        scaled = (weight.float() + offset) / divisor - offset
+        result[weight_name] = scaled.to(weight.dtype)
+    else:
+        start, stop = folding.rows or (0, weight.shape[0])
+        scaled = weight.float().clone()
+        scaled[start:stop] /= divisor[:, None]
+        result[weight_name] = scaled.to(weight.dtype)
+        if bias_name in tensors:
+            bias = tensors[bias_name].float().clone()
+            bias[start:stop] /= divisor
+            result[bias_name] = bias.to(tensors[bias_name].dtype)
+    return result

@@ -1,0 +1,176 @@
+"""Load a model for calibration and evaluation; everything that can be wrong is said before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from advisor.errors import InputError
+from advisor.models.architectures import get_architecture
+from advisor.models.checkpoint import check_weight_files
+from advisor.models.inspect import find_linears
+from advisor.plan.hashing import hash_model, sha256_json
+
+if TYPE_CHECKING:
+    from advisor.modelspec import LinearSpec
+
+_LISTED = 5
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model in memory, in evaluation mode, without gradients on its parameters.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its tokenizer.
+        folder: Where it was read from.
+        linears: Every quantizable linear, in execution order.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    folder: Path
+    linears: tuple[LinearSpec, ...]
+    _fingerprint: str = field(default="", repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the weights and the configuration: what decides the model's outputs."""
+        if not self._fingerprint:
+            hashes = hash_model(self.folder)
+            self._fingerprint = sha256_json([hashes.config, hashes.weights])
+        return self._fingerprint
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type that the model computes in."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's first parameter."""
+        return next(self.model.parameters()).device
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json of a model's folder.
+
+    Raises:
+        InputError: The folder or the file is missing or broken.
+    """
+    if not folder.exists():
+        raise InputError(f"model folder {folder} does not exist.")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; give the folder that holds config.json.")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json: it is no Hugging Face model folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold a JSON object, but holds {type(config).__name__}.")
+    return config
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check what can be checked without reading the weights.
+
+    Args:
+        folder: A Hugging Face model folder.
+
+    Raises:
+        InputError: Missing folder or config.json, unknown architecture, already quantized,
+            pickle-only weights, a missing or truncated safetensors file, no tokenizer.
+    """
+    config = read_config(folder)
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{folder / 'config.json'} names no architecture (key 'architectures').")
+    get_architecture(str(names[0]))
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise InputError(
+            f"{folder} is already quantized ({method}). Give the 16-bit model it was made from."
+        )
+    check_weight_files(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise InputError(f"{folder} has no tokenizer.json and no tokenizer.model.")
+
+
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """Load a model and its tokenizer from a folder; nothing is fetched, no remote code is run.
+
+    Args:
+        folder: A Hugging Face model folder.
+        dtype: Data type to compute in; float32 is the honest one for comparing weights.
+        device: Where the weights go.
+
+    Raises:
+        InputError: See :func:`check_model_folder`; tensors are missing, of a wrong shape, or hold
+            values that are not finite.
+    """
+    folder = Path(folder)
+    check_model_folder(folder)
+    import transformers
+
+    bars = transformers.utils.logging
+    had_bars = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder} could not be loaded by transformers: {first}") from error
+    finally:
+        if had_bars:
+            bars.enable_progress_bar()
+    _check_loading(folder, info)
+    _check_finite(folder, model)
+    model.eval().requires_grad_(False).to(device)
+    return LoadedModel(model, tokenizer, folder, find_linears(model))
+
+
+def _check_loading(folder: Path, info: dict[str, Any]) -> None:
+    """Refuse a checkpoint that leaves weights at random values."""
+    missing = sorted(info.get("missing_keys") or ())
+    mismatched = sorted(str(entry) for entry in info.get("mismatched_keys") or ())
+    if missing or mismatched:
+        names = missing + mismatched
+        raise InputError(
+            f"{folder} does not hold what its config.json describes: {len(names)} tensors are "
+            f"missing or of another shape (first: {', '.join(names[:_LISTED])})."
+        )
+
+
+def _check_finite(folder: Path, model: nn.Module) -> None:
+    """Refuse NaN and infinite weights, naming the tensors."""
+    broken = [
+        name
+        for name, parameter in model.named_parameters()
+        if not bool(torch.isfinite(parameter.detach().sum(dtype=torch.float64)))
+    ]
+    if broken:
+        raise InputError(
+            f"{folder} has weights that are not finite (NaN or infinity) in {len(broken)} tensors "
+            f"(first: {', '.join(broken[:_LISTED])}). The checkpoint is damaged or overflowed."
+        )
