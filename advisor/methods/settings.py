@@ -15,7 +15,9 @@ class QuantizationSettings:
 
     Attributes:
         damping: GPTQ: added to H's diagonal, as a fraction of its mean; in (0, 1].
-        column_block: GPTQ: columns updated at once; results do not depend on it.
+        column_block: GPTQ: columns updated at once; results do not depend on it beyond rounding.
+        static_groups: GPTQ: work in activation order, but keep groups of consecutive inputs with
+            scales chosen beforehand; for schemes that are not ``actorder`` themselves.
         clip: Search a smaller range per group that lowers the error (``mse``: of the weights,
             weighted by H's diagonal), or keep the whole range (``none``).
         clip_shrink: Smallest share of the range that the clip search tries; in (0, 1].
@@ -27,6 +29,7 @@ class QuantizationSettings:
 
     damping: float = 0.01
     column_block: int = 128
+    static_groups: bool = False
     clip: str = "none"
     clip_shrink: float = 0.5
     clip_steps: int = 20

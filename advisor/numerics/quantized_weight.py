@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from advisor.schemes import Scheme
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from advisor.schemes import Scheme
 
 
 @dataclass(frozen=True, slots=True)

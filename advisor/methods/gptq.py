@@ -1,0 +1,225 @@
+"""GPTQ: rounding column by column, later columns making up for the errors of earlier ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from advisor.errors import InputError
+from advisor.methods.checks import group_width, prepare_weight, require_statistics
+from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid, blocks_of, quantize_columns
+from advisor.methods.grids import check_scales
+from advisor.numerics.linear_algebra import InverseCholesky, inverse_cholesky
+from advisor.numerics.quantized_weight import QuantizedWeight
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.calibration.statistics import LayerStatistics
+    from advisor.methods.settings import QuantizationSettings
+    from advisor.schemes import Scheme
+
+_WORKING_BYTES = 2**28
+"""Weights updated at once; more rows than fit are done in turn, as rows are independent."""
+
+
+def quantize(
+    weight: Tensor,
+    statistics: LayerStatistics | None,
+    scheme: Scheme,
+    settings: QuantizationSettings,
+) -> QuantizedWeight:
+    """Quantize a weight so that its outputs on the calibration inputs change least.
+
+    See :func:`quantize_many`.
+    """
+    return quantize_many(weight, statistics, [scheme], settings)[0]
+
+
+def quantize_many(
+    weight: Tensor,
+    statistics: LayerStatistics | None,
+    schemes: Sequence[Scheme],
+    settings: QuantizationSettings,
+) -> list[QuantizedWeight]:
+    """Quantize one weight by many schemes with one Cholesky factor and one column loop.
+
+    Schemes with activation order take a factor and a loop of their own, as their columns come in
+    another order: by falling diagonal of H.
+
+    - ``gptq-...-actorder`` groups neighbours *in that order* (GPTQ's ``desc_act``): scales come
+      from updated weights, and ``group_index`` says which group an input is in.
+    - Other schemes with ``settings.static_groups`` also work in that order, but keep groups of
+      consecutive inputs, whose scales then come from the weights before any update: nothing in
+      the checkpoint shows it, and every kernel runs it.
+
+    Args:
+        weight: Shape [out, in], any floating type; not modified. Rows are independent, so weights
+            with the same inputs may be stacked.
+        statistics: Of the inputs.
+        schemes: int2 to int8, per channel or group.
+        settings: ``damping``, ``column_block``, ``static_groups``, clip search, rounding of scales.
+
+    Returns:
+        One result per scheme. ``extras["damping"]`` holds the damping used where H was singular
+        and it had to be raised.
+
+    Raises:
+        InputError: The weight, the statistics, a setting or a scheme cannot be used.
+
+    Reference: GPTQ, arXiv:2210.17323, Algorithm 1.
+
+    Differs from the paper: groups start from weights that are up to date whatever the block size
+    (the authors' code reads weights that miss the updates of the current block); inputs that were
+    never active are rounded (the authors' code sets their weights to zero); scales are rounded as
+    stored before codes are chosen; with a clip search, errors are weighted by H's diagonal.
+    """
+    values = prepare_weight(weight, schemes)
+    found = require_statistics(statistics, weight.shape[1], "gptq")
+    _check(schemes, settings)
+    second_moment = found.second_moment.to(device=values.device, dtype=torch.float32)
+    natural = [s for s in schemes if not s.activation_order]
+    ordered = [s for s in schemes if s.activation_order]
+    done: dict[Scheme, QuantizedWeight] = {}
+    if natural:
+        done.update(_quantize_in_order(values, second_moment, natural, settings))
+    if ordered:
+        done.update(_quantize_in_order(values, second_moment, ordered, settings))
+    return [done[scheme] for scheme in schemes]
+
+
+def activation_order(second_moment: Tensor) -> Tensor:
+    """Return the columns by falling diagonal of H, int64 [in]; equal ones keep their order."""
+    return torch.argsort(second_moment.diagonal(), descending=True, stable=True)
+
+
+def _quantize_in_order(
+    values: Tensor, second_moment: Tensor, schemes: list[Scheme], settings: QuantizationSettings
+) -> dict[Scheme, QuantizedWeight]:
+    """Run one loop for schemes that are all with, or all without, activation order."""
+    in_features = values.shape[1]
+    schemes = sorted(
+        dict.fromkeys(schemes),
+        key=lambda s: (group_width(s, in_features), bool(s.symmetric), s.bits),
+    )
+    grids = [
+        ColumnGrid(int(s.bits), group_width(s, in_features), bool(s.symmetric)) for s in schemes
+    ]
+    order: Tensor | None = None
+    by_channel = all(grid.width == in_features for grid in grids)
+    if schemes[0].activation_order or settings.static_groups:
+        order = activation_order(second_moment)
+        second_moment = second_moment[order][:, order]
+    factor = inverse_cholesky(second_moment, settings.damping)
+    columns = values.t().contiguous()
+    importance = second_moment.diagonal()
+    static_order: Tensor | None = None
+    if order is not None and (by_channel or not schemes[0].activation_order):
+        static_order = order
+        importance = importance[torch.argsort(order)]
+    elif order is not None:
+        columns = columns[order]
+    codes = _loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
+    permutation = order if static_order is None else None
+    return {
+        scheme: _assemble(scheme, found, factor, permutation, settings)
+        for scheme, found in zip(schemes, codes, strict=True)
+    }
+
+
+def _loop_in_parts(
+    columns: Tensor,
+    factor: Tensor,
+    grids: list[ColumnGrid],
+    settings: QuantizationSettings,
+    importance: Tensor,
+    order: Tensor | None,
+) -> list[ColumnCodes]:
+    """Run the column loop over as many rows and grids at once as memory allows.
+
+    Rows are cut by the weight alone, so that a grid's codes do not depend on the other grids.
+    """
+    in_features, out_features = columns.shape
+    rows = max(1, _WORKING_BYTES // (4 * in_features))
+    results: list[list[ColumnCodes]] = [[] for _ in grids]
+    for part in torch.split(columns, rows, dim=1):
+        at_once = max(1, 4 * _WORKING_BYTES // (4 * part.numel()))
+        for members in _loops(grids, in_features, settings, static=order is not None, most=at_once):
+            chosen = [grids[member] for member in members]
+            found = quantize_columns(part.contiguous(), factor, chosen, settings, importance, order)
+            for member, codes in zip(members, found, strict=True):
+                results[member].append(codes)
+    if out_features <= rows:
+        return [parts[0] for parts in results]
+    return [
+        ColumnCodes(
+            torch.cat([p.codes for p in parts], 1),
+            torch.cat([p.scales for p in parts], 1),
+            torch.cat([p.zero_points for p in parts], 1),
+        )
+        for parts in results
+    ]
+
+
+def _loops(
+    grids: list[ColumnGrid],
+    in_features: int,
+    settings: QuantizationSettings,
+    *,
+    static: bool,
+    most: int,
+) -> list[list[int]]:
+    """Share grids out among loops: those of one loop need the same cuts of the columns."""
+    by_cuts: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for index, grid in enumerate(grids):
+        width = in_features if static else grid.width
+        blocks = blocks_of(in_features, width, settings.column_block)
+        by_cuts.setdefault(tuple(tuple(edges) for edges in blocks), []).append(index)
+    return [
+        members[first : first + most]
+        for members in by_cuts.values()
+        for first in range(0, len(members), most)
+    ]
+
+
+def _assemble(
+    scheme: Scheme,
+    found: ColumnCodes,
+    factor: InverseCholesky,
+    permutation: Tensor | None,
+    settings: QuantizationSettings,
+) -> QuantizedWeight:
+    """Bring the loop's codes into the model's order and layout."""
+    check_scales(found.scales, settings)
+    codes = found.codes
+    group_index: Tensor | None = None
+    if permutation is not None:
+        inverse = torch.argsort(permutation)
+        codes = codes[inverse]
+        width = codes.shape[0] // found.scales.shape[0]
+        if width < codes.shape[0]:
+            group_index = (inverse // width).to(torch.int32)
+    return QuantizedWeight(
+        scheme=scheme,
+        codes=codes.t().contiguous(),
+        scales=found.scales.t().contiguous(),
+        zero_points=None
+        if scheme.symmetric
+        else found.zero_points.t().to(torch.uint8).contiguous(),
+        group_index=group_index,
+        extras={"damping": torch.tensor(factor.damping)} if factor.raised else {},
+    )
+
+
+def _check(schemes: Sequence[Scheme], settings: QuantizationSettings) -> None:
+    """Reject schemes and settings that the loop cannot run."""
+    for scheme in schemes:
+        if not scheme.is_integer or scheme.granularity not in ("channel", "group"):
+            raise InputError(
+                f"gptq stores int2 to int8 per channel or group here, but got scheme {scheme}. "
+                f"For fp8 use rtn-fp8."
+            )
+    if settings.column_block < 1:
+        raise InputError(f"column_block must be at least 1, but got {settings.column_block}.")

@@ -1,0 +1,91 @@
+"""Choosing the integer grid of a group: its whole range, or the clipped one with least error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from advisor.errors import InputError
+from advisor.numerics.affine import affine_grid, quantize_affine
+
+if TYPE_CHECKING:
+    from advisor.methods.settings import QuantizationSettings
+
+
+def choose_grid(
+    values: Tensor,
+    levels: Tensor,
+    *,
+    dim: int,
+    symmetric: bool,
+    settings: QuantizationSettings,
+    importance: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point for groups of values.
+
+    With ``settings.clip == "mse"`` the range is shrunk in ``clip_steps`` equal steps from 1 to
+    ``clip_shrink``, and the first of those with the least weighted squared error is kept, per
+    group; so the error is never above that of the whole range.
+
+    Args:
+        values: float32; ``dim`` runs over the members of a group.
+        levels: 2^bits - 1, broadcastable to the shape of values with ``dim`` kept as 1.
+        dim: Dimension within the group.
+        symmetric: Whether the zero point is fixed.
+        settings: Clip search and rounding of scales.
+        importance: Weight of each value in the error, broadcastable to ``values``; None for equal
+            ones.
+
+    Returns:
+        Scale and zero point, float32, shaped as ``values`` with ``dim`` kept as 1.
+
+    Raises:
+        InputError: Unknown clip search, or a scale too large for the data type it is stored in.
+    """
+    low, high = values.amin(dim, keepdim=True), values.amax(dim, keepdim=True)
+    if settings.clip == "none":
+        return affine_grid(
+            low, high, levels, symmetric=symmetric, round_scales=settings.round_scales
+        )
+    if settings.clip != "mse":
+        raise InputError(f"clip must be 'none' or 'mse', but got {settings.clip!r}.")
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    for shrink in torch.linspace(1.0, settings.clip_shrink, settings.clip_steps).tolist():
+        scale, zero_point = affine_grid(
+            low * shrink,
+            high * shrink,
+            levels,
+            symmetric=symmetric,
+            round_scales=settings.round_scales,
+        )
+        error = quantize_affine(values, scale, zero_point, levels)
+        error.sub_(zero_point).mul_(scale).sub_(values).square_()
+        if importance is not None:
+            error.mul_(importance)
+        loss = error.sum(dim, keepdim=True)
+        if best is None:
+            best = (loss, scale, zero_point.clone())
+            continue
+        better = loss < best[0]
+        best = (
+            torch.where(better, loss, best[0]),
+            torch.where(better, scale, best[1]),
+            torch.where(better, zero_point, best[2]),
+        )
+    if best is None:
+        raise InputError(f"clip_steps must be at least 1, but got {settings.clip_steps}.")
+    return best[1], best[2]
+
+
+def check_scales(scales: Tensor, settings: QuantizationSettings) -> None:
+    """Reject scales that overflowed the data type they are stored in.
+
+    Raises:
+        InputError: A scale is not finite.
+    """
+    if not bool(torch.isfinite(scales).all()):
+        raise InputError(
+            f"a scale is larger than {settings.scale_dtype} can hold. Use scale_dtype bfloat16."
+        )

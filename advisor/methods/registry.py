@@ -1,0 +1,128 @@
+"""The methods by name, imported when first used, and dispatch on a scheme's method."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Protocol, cast
+
+from advisor.errors import InputError, did_you_mean
+from advisor.schemes import METHODS, Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from advisor.calibration.statistics import LayerStatistics
+    from advisor.methods.settings import QuantizationSettings
+    from advisor.numerics.quantized_weight import QuantizedWeight
+
+_MODULES: dict[str, str] = {
+    "rtn": "advisor.methods.rtn",
+    "gptq": "advisor.methods.gptq",
+    "awq": "advisor.methods.awq",
+    "smoothquant": "advisor.methods.smoothquant",
+    "bnb": "advisor.methods.nf4",
+    "llm.int8": "advisor.methods.llm_int8",
+}
+
+
+class Method(Protocol):
+    """A quantizer: a module with this function, and perhaps ``quantize_many``."""
+
+    def quantize(
+        self,
+        weight: Tensor,
+        statistics: LayerStatistics | None,
+        scheme: Scheme,
+        settings: QuantizationSettings,
+    ) -> QuantizedWeight:
+        """Return the codes of a weight [out, in]; inputs are never modified."""
+        ...
+
+
+class BatchedMethod(Method, Protocol):
+    """A quantizer that shares work between schemes."""
+
+    def quantize_many(
+        self,
+        weight: Tensor,
+        statistics: LayerStatistics | None,
+        schemes: Sequence[Scheme],
+        settings: QuantizationSettings,
+    ) -> list[QuantizedWeight]:
+        """Return the codes of every scheme, the same as one by one."""
+        ...
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of the methods that quantize here, without importing them."""
+    return tuple(_MODULES)
+
+
+def get_method(name: str) -> Method:
+    """Import and return a method.
+
+    Raises:
+        InputError: Unknown (with the nearest known name), or known but done elsewhere.
+    """
+    if name in _MODULES:
+        return cast("Method", importlib.import_module(_MODULES[name]))
+    known = ", ".join(_MODULES)
+    if name in METHODS:
+        raise InputError(f"method {name!r} is not quantized by Advisor itself, which has: {known}.")
+    raise InputError(f"unknown method {name!r}: use one of {known}.{did_you_mean(name, _MODULES)}")
+
+
+def quantize(
+    weight: Tensor,
+    statistics: LayerStatistics | None,
+    scheme: Scheme,
+    settings: QuantizationSettings,
+) -> QuantizedWeight:
+    """Quantize a weight [out, in] by the scheme's method.
+
+    For awq and smoothquant the weight is the folded one, and the statistics are those of the
+    inputs after they were divided by the scales.
+
+    Raises:
+        InputError: The method, the weight or the statistics cannot be used.
+    """
+    return get_method(scheme.method).quantize(weight, statistics, scheme, settings)
+
+
+def quantize_many(
+    weight: Tensor,
+    statistics: LayerStatistics | None,
+    schemes: Sequence[Scheme],
+    settings: QuantizationSettings,
+) -> list[QuantizedWeight]:
+    """Quantize one weight by every scheme, sharing what can be shared.
+
+    Args:
+        weight: Shape [out, in]. Weights with the same inputs (q, k, v) may be stacked as rows:
+            rows are independent of each other, but for schemes with one scale per tensor or block.
+        statistics: Of the inputs; may be None for methods that need none.
+        schemes: In any order, of any methods; equal ones are computed once.
+        settings: Shared by all.
+
+    Returns:
+        One result per scheme, in their order, equal to what :func:`quantize` gives for each.
+
+    Raises:
+        InputError: A method, the weight or the statistics cannot be used.
+    """
+    by_method: dict[str, list[Scheme]] = {}
+    for scheme in dict.fromkeys(schemes):
+        by_method.setdefault(scheme.method, []).append(scheme)
+    methods = {name: get_method(name) for name in by_method}
+    done: dict[Scheme, QuantizedWeight] = {}
+    for name, members in by_method.items():
+        method = methods[name]
+        if hasattr(method, "quantize_many"):
+            batched = cast("BatchedMethod", method)
+            results = batched.quantize_many(weight, statistics, members, settings)
+        else:
+            results = [method.quantize(weight, statistics, scheme, settings) for scheme in members]
+        done.update(zip(members, results, strict=True))
+    return [done[scheme] for scheme in schemes]
