@@ -1,0 +1,29 @@
+"""Kernel rules of serving engines, and the verdicts that follow from them."""
+
+from __future__ import annotations
+
+from advisor.engines.options import MixtureOptions, default_engine, mixture_options
+from advisor.engines.rules import EngineProfile, engine_names, load_engine
+from advisor.engines.verdict import (
+    ModuleVerdict,
+    Rejection,
+    Verdict,
+    format_for,
+    platform_of,
+    verdict,
+)
+
+__all__ = [
+    "EngineProfile",
+    "MixtureOptions",
+    "ModuleVerdict",
+    "Rejection",
+    "Verdict",
+    "default_engine",
+    "engine_names",
+    "format_for",
+    "load_engine",
+    "mixture_options",
+    "platform_of",
+    "verdict",
+]

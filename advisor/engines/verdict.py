@@ -1,0 +1,427 @@
+"""The verdict: which kernel of an engine runs a scheme on a device, and which rule decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from advisor.engines.rules import (
+    EngineProfile,
+    FormatRule,
+    KernelRule,
+    Platform,
+    PlatformRule,
+    Support,
+    load_engine,
+)
+
+if TYPE_CHECKING:
+    from advisor.hardware.profile import HardwareProfile
+    from advisor.modelspec import LinearSpec
+    from advisor.schemes import Scheme
+
+_PLATFORM_OF_VENDOR: dict[str, Platform] = {
+    "nvidia": "cuda", "amd": "rocm", "intel": "xpu", "apple": "metal",
+}  # fmt: skip
+_ORDER: dict[str, int] = {"none": 0, "emulated": 1, "weight-only": 2, "native": 3}
+_LARGEST_SHARE_LEFT = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A kernel that was passed over, and every reason why."""
+
+    kernel: str
+    reasons: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleVerdict:
+    """What happens to one module.
+
+    Attributes:
+        name: Module path.
+        kernel: Kernel that runs it; None where it must stay in 16 bits.
+        reason: The shape rule that decided, where another kernel than the first runs it.
+    """
+
+    name: str
+    kernel: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an engine runs a scheme on a device.
+
+    Attributes:
+        support: ``native``, ``weight-only``, ``emulated`` or ``none``.
+        name: Kernel of most weights.
+        reason: The rule that decided, in words.
+        source: Where that rule was read.
+        modules: Every module whose kernel is not ``name``; empty when all are alike.
+        format: Checkpoint format, or None where the engine reads none of the scheme.
+        compute: Arithmetic of the products: ``16-bit``, ``int8``, ``fp8`` or ``fp4``.
+        dtype: 16-bit data type to serve with, where the kernel allows one only.
+        speed: Key of the speed coefficients.
+        rejected: Kernels passed over before ``name``, with their reasons.
+        conflict: What documentation and code say differently, and which decided.
+    """
+
+    support: Support
+    name: str | None
+    reason: str
+    source: str | None
+    modules: tuple[ModuleVerdict, ...] = ()
+    format: str | None = None
+    compute: str = "16-bit"
+    dtype: str | None = None
+    speed: str = "default"
+    rejected: tuple[Rejection, ...] = ()
+    conflict: str | None = None
+
+    @property
+    def kept_16bit(self) -> tuple[str, ...]:
+        """Modules that no kernel runs quantized; they stay as they are."""
+        return tuple(module.name for module in self.modules if module.kernel is None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the ``kernel`` object of a candidate's JSON."""
+        document: dict[str, Any] = {
+            "support": self.support,
+            "name": self.name,
+            "reason": self.reason,
+            "source": self.source,
+        }
+        if self.conflict:
+            document["conflict"] = self.conflict
+        if self.kept_16bit:
+            document["kept_16bit"] = list(self.kept_16bit)
+        return document
+
+
+def platform_of(hardware: HardwareProfile) -> Platform:
+    """Return the software platform of a device: ``cuda``, ``rocm``, ``xpu``, ``metal``, ``cpu``."""
+    if hardware.kind == "cpu":
+        return "cpu"
+    return _PLATFORM_OF_VENDOR.get(hardware.vendor.lower(), "vulkan")
+
+
+def format_for(engine: str, scheme: Scheme) -> str | None:
+    """Return the checkpoint format in which an engine reads a scheme, or None."""
+    for rule in load_engine(engine).formats:
+        if _format_fits(rule, scheme):
+            return rule.format
+    return None
+
+
+def verdict(
+    engine: str,
+    scheme: Scheme,
+    hardware: HardwareProfile,
+    linears: Sequence[LinearSpec],
+    *,
+    checkpoint_format: str | None = None,
+) -> Verdict:
+    """Decide how ``engine`` runs ``scheme`` on ``hardware`` for these modules.
+
+    Kernels are tried in the engine's own order; a module whose shape the first one refuses goes
+    to the next, and to 16 bits when none is left.
+
+    Args:
+        engine: Name of the engine.
+        scheme: Scheme of all modules.
+        hardware: The device.
+        linears: Quantizable modules of the model; empty = shapes are not judged.
+        checkpoint_format: Format to judge instead of the engine's usual one for the scheme.
+
+    Raises:
+        InputError: Unknown engine.
+    """
+    profile = load_engine(engine)
+    carried = checkpoint_format or format_for(engine, scheme)
+    refused = _engine_refusal(profile, scheme, hardware, carried)
+    if refused is not None:
+        return refused
+    platform = platform_of(hardware)
+    fitting: list[KernelRule] = []
+    rejected: list[Rejection] = []
+    for rule in profile.kernels:
+        if platform not in rule.platforms or scheme.weight not in rule.weights:
+            continue
+        reasons = _static_reasons(rule, scheme, hardware, carried or "")
+        if reasons:
+            rejected.append(Rejection(rule.name, tuple(reasons), profile.source(rule.source)))
+        else:
+            fitting.append(rule)
+    if not fitting:
+        return _no_kernel(profile, scheme, hardware, carried, rejected)
+    if not linears or not scheme.is_quantized:
+        return _describe(profile, fitting[0], carried, rejected, ())
+    return _judge_shapes(profile, scheme, fitting, carried, rejected, linears)
+
+
+def _engine_refusal(
+    profile: EngineProfile, scheme: Scheme, hardware: HardwareProfile, carried: str | None
+) -> Verdict | None:
+    platform = platform_of(hardware)
+    rule = profile.platforms.get(platform)
+    if rule is None:
+        starts_on = ", ".join(profile.platforms)
+        reason = f"{profile.title} does not run on {hardware.name} ({platform}): {starts_on} only"
+        return Verdict("none", None, reason, profile.source(next(iter(profile.sources))))
+    if problem := _platform_problem(rule, hardware):
+        reason = f"{profile.title} needs {problem}, {hardware.name} is not that"
+        return Verdict("none", None, reason, profile.source(rule.source))
+    if carried is None:
+        why = profile.unsupported.get(scheme.method, f"it reads no checkpoint of {scheme}")
+        source = profile.source(next(iter(profile.sources)))
+        return Verdict("none", None, f"{profile.title}: {why}", source)
+    return None
+
+
+def _platform_problem(rule: PlatformRule, hardware: HardwareProfile) -> str | None:
+    sm = hardware.sm
+    if rule.minimum_capability and sm is not None and sm < rule.minimum_capability:
+        return f"sm_{rule.minimum_capability} or newer (this GPU is sm_{sm})"
+    if rule.targets and hardware.isa and hardware.isa not in rule.targets:
+        return f"one of {', '.join(rule.targets)} (this GPU is {hardware.isa})"
+    if rule.instruction_sets and not set(rule.instruction_sets) & set(hardware.instruction_sets):
+        return f"one of {', '.join(rule.instruction_sets)}"
+    return None
+
+
+def _format_fits(rule: FormatRule, scheme: Scheme) -> bool:
+    return (
+        (not rule.methods or scheme.method in rule.methods)
+        and (not rule.weights or scheme.weight in rule.weights)
+        and (not rule.granularities or scheme.granularity in rule.granularities)
+        and (rule.symmetric is None or scheme.symmetric == rule.symmetric)
+        and (rule.activations is None or scheme.activation in rule.activations)
+    )
+
+
+def _static_reasons(
+    rule: KernelRule, scheme: Scheme, hardware: HardwareProfile, carried: str
+) -> list[str]:
+    """Return why a kernel cannot run the scheme on the device, whatever the shapes."""
+    reasons = _device_reasons(rule, hardware)
+    if carried not in rule.formats:
+        reasons.append(f"reads {' or '.join(rule.formats)}, not {carried}")
+    if rule.methods and scheme.method not in rule.methods:
+        reasons.append(f"is for {', '.join(rule.methods)}")
+    if rule.granularities and scheme.granularity not in rule.granularities:
+        reasons.append(f"scales per {' or '.join(rule.granularities)}, not {scheme.granularity}")
+    size = scheme.group_size
+    if rule.group_sizes and size is not None and size not in rule.group_sizes:
+        sizes = ", ".join("channel" if s == -1 else str(s) for s in rule.group_sizes)
+        reasons.append(f"group sizes {sizes}, not {'channel' if size == -1 else size}")
+    if rule.group_multiple and size is not None and size > 0 and size % rule.group_multiple:
+        reasons.append(f"group sizes that are multiples of {rule.group_multiple}, not {size}")
+    if rule.symmetric is not None and scheme.symmetric is not None:
+        if rule.symmetric != scheme.symmetric:
+            reasons.append("symmetric grids only" if rule.symmetric else "asymmetric grids only")
+    elif scheme.weight in rule.symmetric_weights and scheme.symmetric is False:
+        reasons.append(f"no zero points for {scheme.weight}")
+    if rule.activation_order is False and scheme.activation_order:
+        reasons.append("no act-order")
+    if scheme.activation not in rule.activations:
+        kinds = ", ".join(a or "16-bit" for a in rule.activations)
+        reasons.append(f"activations in {kinds}, not {scheme.activation or '16-bit'}")
+    if rule.requires:
+        reasons.append(f"needs the optional package {', '.join(rule.requires)}")
+    return reasons
+
+
+def _device_reasons(rule: KernelRule, hardware: HardwareProfile) -> list[str]:
+    reasons = []
+    sm = hardware.sm
+    if sm is not None:
+        if rule.capabilities and sm not in rule.capabilities:
+            exact = ", ".join(f"sm_{c}" for c in rule.capabilities)
+            reasons.append(f"needs exactly {exact}, this GPU is sm_{sm}")
+        if rule.minimum_capability and sm < rule.minimum_capability:
+            reasons.append(f"needs sm_{rule.minimum_capability}, this GPU is sm_{sm}")
+        if rule.maximum_capability and sm > rule.maximum_capability:
+            reasons.append(f"runs up to sm_{rule.maximum_capability}, this GPU is sm_{sm}")
+    if hardware.kind == "cpu" and rule.instruction_sets:
+        if not set(rule.instruction_sets) & set(hardware.instruction_sets):
+            reasons.append(f"needs one of {', '.join(rule.instruction_sets)}")
+    elif hardware.kind == "gpu" and rule.targets and hardware.isa:
+        if hardware.isa not in rule.targets:
+            reasons.append(f"needs one of {', '.join(rule.targets)}, this GPU is {hardware.isa}")
+    return reasons
+
+
+def _no_kernel(
+    profile: EngineProfile,
+    scheme: Scheme,
+    hardware: HardwareProfile,
+    carried: str | None,
+    rejected: Sequence[Rejection],
+) -> Verdict:
+    if rejected:
+        # A kernel that fails on fewer points is nearer to what the user wanted: say it first.
+        ordered = sorted(rejected, key=lambda r: len(r.reasons))
+        listed = "; ".join(f"{r.kernel}: {', '.join(r.reasons)}" for r in ordered)
+        reason = f"no kernel of {profile.title} runs {scheme} on {hardware.name} - {listed}"
+        source = ordered[0].source
+    else:
+        kind = scheme.weight
+        reason = f"{profile.title} has no kernel for {kind} weights on {platform_of(hardware)}"
+        source = profile.source(next(iter(profile.sources)))
+    return Verdict("none", None, reason, source, format=carried, rejected=tuple(rejected))
+
+
+def _describe(
+    profile: EngineProfile,
+    rule: KernelRule,
+    carried: str | None,
+    rejected: Iterable[Rejection],
+    modules: tuple[ModuleVerdict, ...],
+    extra: str = "",
+) -> Verdict:
+    what = {
+        "native": f"{rule.name} computes in {rule.compute}",
+        "weight-only": f"{rule.name} keeps the weights packed and computes in {rule.compute}",
+        "emulated": f"{rule.name} computes in 16 bits what is stored in fewer",
+        "none": rule.name,
+    }[rule.support]
+    reason = what + (f" ({rule.note})" if rule.note else "") + extra
+    conflict = None
+    if rule.conflict:
+        conflict = (
+            f"documentation: {rule.conflict.documentation}; code: {rule.conflict.code}; "
+            f"decided by the {rule.conflict.decided_by}"
+        )
+    return Verdict(
+        support=rule.support,
+        name=rule.name,
+        reason=reason,
+        source=profile.source(rule.source),
+        modules=modules,
+        format=carried,
+        compute=rule.compute,
+        dtype=rule.dtypes[0] if len(rule.dtypes) == 1 else None,
+        speed=rule.speed,
+        rejected=tuple(rejected),
+        conflict=conflict,
+    )
+
+
+def _judge_shapes(
+    profile: EngineProfile,
+    scheme: Scheme,
+    fitting: Sequence[KernelRule],
+    carried: str | None,
+    rejected: list[Rejection],
+    linears: Sequence[LinearSpec],
+) -> Verdict:
+    """Give every (fused) module the first kernel that takes its shape."""
+    indivisible = _indivisible(scheme, linears)
+    if indivisible:
+        first = indivisible[0]
+        reason = (
+            f"group_size must divide in_features, but {scheme.group_size} does not for "
+            f"{len(indivisible)} modules (first: {first.name} with in_features="
+            f"{first.in_features}); use a smaller group size"
+        )
+        return Verdict("none", None, reason, None, format=carried, rejected=tuple(rejected))
+    weights: dict[str, int] = {}
+    chosen: list[tuple[LinearSpec, KernelRule | None, str | None]] = []
+    outs = _fused_outs(profile, linears)
+    for linear in linears:
+        out = outs[linear.fused_group] if profile.fuses_modules else linear.out_features
+        rule, why = _first_for_shape(fitting, linear.in_features, out)
+        chosen.append((linear, rule, why))
+        weights[rule.name if rule else ""] = (
+            weights.get(rule.name if rule else "", 0) + linear.parameters
+        )
+    left = weights.pop("", 0)
+    total = left + sum(weights.values())
+    if not weights or left > _LARGEST_SHARE_LEFT * total:
+        _, _, why = next(entry for entry in chosen if entry[1] is None)
+        count = sum(1 for _, rule, _ in chosen if rule is None)
+        reason = f"shapes: {why}; {count} of {len(chosen)} modules fit no kernel"
+        return Verdict(
+            "none", None, reason, profile.source(fitting[0].source), format=carried,
+            rejected=tuple(rejected),
+        )  # fmt: skip
+    main = max(weights, key=lambda name: weights[name])
+    rule = next(r for r in fitting if r.name == main)
+    others = tuple(
+        ModuleVerdict(linear.name, r.name if r else None, why)
+        for linear, r, why in chosen
+        if r is None or r.name != main
+    )
+    for passed in fitting[: fitting.index(rule)]:
+        reasons = (_shape_reason(passed, linears, outs, profile.fuses_modules),)
+        rejected.append(Rejection(passed.name, reasons, profile.source(passed.source)))
+    return _describe(profile, rule, carried, rejected, others, _others_in_words(others))
+
+
+def _indivisible(scheme: Scheme, linears: Sequence[LinearSpec]) -> list[LinearSpec]:
+    size = scheme.group_size
+    if scheme.granularity != "group" or not size or size < 1:
+        return []
+    return [linear for linear in linears if linear.in_features % size]
+
+
+def _fused_outs(profile: EngineProfile, linears: Sequence[LinearSpec]) -> dict[str, int]:
+    outs: dict[str, int] = {}
+    if profile.fuses_modules:
+        for linear in linears:
+            outs[linear.fused_group] = outs.get(linear.fused_group, 0) + linear.out_features
+    return outs
+
+
+def _first_for_shape(
+    rules: Sequence[KernelRule], in_features: int, out_features: int
+) -> tuple[KernelRule | None, str | None]:
+    whys: list[str] = []
+    for rule in rules:
+        why = _shape_problem(rule, in_features, out_features)
+        if why is None:
+            return rule, "; ".join(whys) or None
+        whys.append(why)
+    return None, "; ".join(whys)
+
+
+def _shape_problem(rule: KernelRule, in_features: int, out_features: int) -> str | None:
+    if in_features % rule.in_multiple:
+        return f"{rule.name} needs in_features % {rule.in_multiple} == 0, but it is {in_features}"
+    if out_features % rule.out_multiple:
+        return (
+            f"{rule.name} needs out_features % {rule.out_multiple} == 0, but it is {out_features}"
+        )
+    return None
+
+
+def _shape_reason(
+    rule: KernelRule, linears: Sequence[LinearSpec], outs: dict[str, int], fused: bool
+) -> str:
+    for linear in linears:
+        out = outs[linear.fused_group] if fused else linear.out_features
+        if why := _shape_problem(rule, linear.in_features, out):
+            return f"{why} ({linear.name})"
+    return "shapes"
+
+
+def _others_in_words(others: Sequence[ModuleVerdict]) -> str:
+    if not others:
+        return ""
+    kept = [module for module in others if module.kernel is None]
+    moved = [module for module in others if module.kernel is not None]
+    parts = []
+    if moved:
+        kernels = ", ".join(sorted({module.kernel or "" for module in moved}))
+        parts.append(
+            f"{len(moved)} modules run on {kernels} (first: {moved[0].name}: {moved[0].reason})"
+        )
+    if kept:
+        parts.append(
+            f"{len(kept)} modules stay in 16 bits (first: {kept[0].name}: {kept[0].reason})"
+        )
+    return "; " + "; ".join(parts)
