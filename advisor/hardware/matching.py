@@ -38,6 +38,37 @@ def find_entry(name: str) -> Entry:
     raise _ambiguous(name, matches + shared, variants)
 
 
+def match_device(name: str, memory_gib: float | None) -> Entry | None:
+    """Find the card that a driver names, or None: another card's figures are worse than none.
+
+    Args:
+        name: As NVML prints it; it may leave out what tells two cards apart.
+        memory_gib: Memory that the driver reports; it decides between cards of one name and
+            refuses a card of another size.
+
+    Raises:
+        InputError: A profile's names cannot be read.
+    """
+    entries = catalogue_entries()
+    query = parse_name(name)
+    exact = [entry for entry in entries if query in entry.names]
+    fitting = exact or [
+        entry for entry in entries if any(_fits(query, known, entry) for known in entry.names)
+    ]
+    matches = [entry for entry in fitting if _memory_agrees(memory_gib, entry.memory_gib)]
+    strongest = [entry for entry in matches if entry.order == max(e.order for e in matches)]
+    if len(strongest) == 1:
+        return strongest[0]
+    return _same_but_power(strongest) if strongest else None
+
+
+def _memory_agrees(reported: float | None, nominal: float | None) -> bool:
+    """Whether a driver's memory may be that of a card: ECC and firmware take up to an eighth."""
+    if reported is None or nominal is None:
+        return True
+    return 0.87 <= reported / nominal <= 1.02
+
+
 def _fits(query: ParsedName, known: ParsedName, entry: Entry | None) -> bool:
     """Whether everything that the query says is true of this card.
 
