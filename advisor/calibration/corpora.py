@@ -1,0 +1,186 @@
+"""Text to calibrate on and to evaluate on: the built-in corpora, and files of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from advisor.errors import InputError, did_you_mean, join_errors
+
+Part = Literal["calibration", "evaluation"]
+
+BUILTIN_PREFIX = "builtin:"
+CALIBRATION_PERCENT = 65
+# This salt gives parts of about two to one, which share no 16 words in a row.
+_PART_SALT = 37
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl")
+# In the packaged files a form feed and a name open each document.
+_DOCUMENT_MARK = "\f"
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A list of documents.
+
+    Attributes:
+        name: Where the text came from: the sources as they were given, joined by ``" + "``.
+        documents: Texts that do not continue one another, none of them blank.
+        sha256: Hash of the documents in order, the identity of the corpus.
+    """
+
+    name: str
+    documents: tuple[str, ...]
+    sha256: str
+
+
+def builtin_part(topic: str) -> Part:
+    """Return the part of the built-in text that a topic belongs to.
+
+    The rule looks at the topic's name alone, so no text can stand in both parts, and a new topic
+    moves no other.
+    """
+    digest = hashlib.sha256(f"{_PART_SALT}:{topic}".encode()).digest()
+    number = int.from_bytes(digest[:8], "big") % 100
+    return "calibration" if number < CALIBRATION_PERCENT else "evaluation"
+
+
+def builtin_documents(part: Part) -> dict[str, str]:
+    """Return the built-in documents of one part, by topic.
+
+    The text is the reference that CPython 3.11 ships as ``pydoc_data.topics``, as a fixed copy, so
+    that plans reproduce whichever Python runs them.
+
+    Raises:
+        InputError: There is no such part.
+    """
+    if part not in get_args(Part):
+        raise InputError(
+            f"the built-in corpus has the parts {' and '.join(get_args(Part))}, but got {part!r}."
+            f"{did_you_mean(part, get_args(Part))}"
+        )
+    file = importlib.resources.files("advisor.calibration") / "texts" / f"{part}.txt"
+    marked = _decode(file.read_bytes()).split(_DOCUMENT_MARK)[1:]
+    return dict(document.split("\n", maxsplit=1) for document in marked)  # type: ignore[misc]
+
+
+def builtin_corpus(part: Part) -> Corpus:
+    """Return the built-in text for ``"calibration"`` or ``"evaluation"``: disjoint by construction.
+
+    Raises:
+        InputError: There is no such part.
+    """
+    return _corpus(BUILTIN_PREFIX + part, builtin_documents(part).values())
+
+
+def load_corpus(sources: Sequence[str] | str) -> Corpus:
+    """Read text from one or several sources, in the order given.
+
+    Args:
+        sources: Each is ``"builtin:calibration"``, ``"builtin:evaluation"``, a text file (UTF-8,
+            one document), a ``.jsonl`` file (one document per line, in its ``"text"`` field), or a
+            folder of such files (``.txt``, ``.md``, ``.rst``, ``.jsonl``, at any depth, by name).
+
+    Raises:
+        InputError: A source is missing, empty, twice in the list or not text; all are named.
+    """
+    names = [sources] if isinstance(sources, str) else list(sources)
+    if not names:
+        raise InputError("at least one source of text is needed, but the list is empty.")
+    documents: list[str] = []
+    problems = [
+        f"the source {name!r} is given {names.count(name)} times; name it once."
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    for name in dict.fromkeys(names):
+        try:
+            documents += _read_source(name)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(join_errors(problems))
+    return _corpus(" + ".join(names), documents)
+
+
+def _read_source(name: str) -> list[str]:
+    if name.startswith(BUILTIN_PREFIX):
+        return list(builtin_documents(name.removeprefix(BUILTIN_PREFIX)).values())  # type: ignore[arg-type]
+    path = Path(name)
+    if path.is_dir():
+        files = [
+            file
+            for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).parts)
+            if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()
+        ]
+        if not files:
+            raise InputError(
+                f"a folder of text needs files ending in {', '.join(TEXT_SUFFIXES)}, "
+                f"but {name!r} has none."
+            )
+    elif path.is_file():
+        files = [path]
+    else:
+        builtin = ", ".join(BUILTIN_PREFIX + part for part in get_args(Part))
+        raise InputError(
+            f"there is no text at {name!r}. Give a file, a folder or one of {builtin}."
+        )
+    documents = [document for file in files for document in _read_file(file)]
+    if not any(document.strip() for document in documents):
+        raise InputError(f"{name!r} has no text: it is empty or blank.")
+    return documents
+
+
+def _read_file(file: Path) -> list[str]:
+    try:
+        text = _decode(file.read_bytes())
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"text must be UTF-8, but byte {error.start} of '{file}' is not. "
+            "Convert the file to UTF-8."
+        ) from error
+    except OSError as error:
+        raise InputError(f"'{file}' cannot be read: {error.strerror}.") from error
+    if "\0" in text:
+        raise InputError(f"text has no NUL characters, but '{file}' does: it is a binary file.")
+    return _read_jsonl(file, text) if file.suffix.lower() == ".jsonl" else [text]
+
+
+def _read_jsonl(file: Path, text: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"every line of a .jsonl file is one JSON object, but line {number} of '{file}' "
+                f"is not: {error.msg}."
+            ) from error
+        document = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(document, str):
+            raise InputError(
+                f'every line of a .jsonl file needs a "text" string, but line {number} of '
+                f"'{file}' has none."
+            )
+        documents.append(document)
+    return documents
+
+
+def _decode(content: bytes) -> str:
+    # Line ends are made one kind, so that a checkout that rewrites them keeps the hash.
+    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _corpus(name: str, documents: Iterable[str]) -> Corpus:
+    kept = tuple(document for document in documents if document.strip())
+    digest = hashlib.sha256()
+    for document in kept:
+        encoded = document.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return Corpus(name=name, documents=kept, sha256=digest.hexdigest())
