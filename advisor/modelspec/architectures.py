@@ -75,6 +75,7 @@ class Family:
         head_bias: Flag of the head's bias.
         tied: Default of ``tie_word_embeddings``.
         flags: Defaults of the flags that are keys of config.json.
+        grouped: Whether ``num_key_value_heads`` means anything.
         keys: Name in this config of what is elsewhere called otherwise.
         required: Keys that have no default.
     """
@@ -91,6 +92,7 @@ class Family:
     head_bias: str = ""
     tied: bool = False
     flags: Mapping[str, bool] = field(default_factory=dict)
+    grouped: bool = True
     keys: Mapping[str, str] = field(default_factory=dict)
     required: tuple[str, ...] = (
         "hidden_size",
@@ -295,6 +297,7 @@ FAMILIES: tuple[Family, ...] = (
             norm("model.decoder.final_layer_norm", bias="yes", when="do_layer_norm_before"),
         ),
         blocks="model.decoder.layers",
+        grouped=False,
         tied=True,
         flags={"enable_bias": True, "do_layer_norm_before": True},
         keys={"intermediate_size": "ffn_dim"},
@@ -320,6 +323,7 @@ FAMILIES: tuple[Family, ...] = (
         after=(norm("transformer.ln_f", bias="yes"),),
         blocks="transformer.h",
         tied=True,
+        grouped=False,
         keys={"hidden_size": "n_embd", "num_hidden_layers": "n_layer",
               "num_attention_heads": "n_head", "intermediate_size": "n_inner",
               "max_position_embeddings": "n_positions"},
@@ -341,6 +345,7 @@ FAMILIES: tuple[Family, ...] = (
         after=(norm("gpt_neox.final_layer_norm", bias="yes"),),
         blocks="gpt_neox.layers",
         head="embed_out",
+        grouped=False,
         flags={"attention_bias": True},
     ),
     Family(
@@ -362,6 +367,7 @@ FAMILIES: tuple[Family, ...] = (
         after=(norm("transformer.ln_f", bias="yes"),),
         blocks="transformer.h",
         tied=True,
+        keys={"intermediate_size": "ffn_hidden_size"},
         required=("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
     ),
     Family(

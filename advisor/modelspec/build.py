@@ -63,8 +63,10 @@ def build_modelspec(
         tensors.extend(_outside(row, dimensions))
     for block in range(dimensions.blocks):
         prefix = f"{family.blocks}.{block}."
-        for row in _rows(text, family, dimensions, block):
+        rows, expert_rows = _rows(text, family, dimensions, block)
+        for row in rows:
             _add(row, prefix, block, dimensions, tensors, linears)
+        _add_experts(expert_rows, prefix, block, dimensions, tensors, linears)
     for row in family.after:
         tensors.extend(_outside(row, dimensions))
     tensors.extend(_head(family, dimensions))
@@ -128,17 +130,33 @@ def stored_dtype(config: Mapping[str, Any]) -> str:
 
 def _rows(
     config: Mapping[str, Any], family: Family, dimensions: Dimensions, block: int
-) -> Iterator[Row]:
-    yield from family.attention
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Return a block's rows, and the rows of each of its experts."""
     if is_mixture_block(config, family, dimensions.experts, block):
-        yield from family.moe
-        for expert in range(dimensions.experts):
-            for row in family.expert:
-                yield Row(
-                    row.path.format(expert=expert), row.kind, row.sizes, "", row.reads, row.fused
-                )
-    else:
-        yield from family.mlp
+        return (*family.attention, *family.moe), family.expert
+    return (*family.attention, *family.mlp), ()
+
+
+def _add_experts(
+    rows: tuple[Row, ...],
+    prefix: str,
+    block: int,
+    dimensions: Dimensions,
+    tensors: list[TensorSpec],
+    linears: list[LinearSpec],
+) -> None:
+    """Append every expert's matrices: tens of thousands, so that all is computed once per row."""
+    plans = []
+    for row in rows:
+        inputs, outputs = (dimensions.size(size) for size in row.sizes)
+        head, tail = (prefix + row.path).split("{expert}")
+        reads = prefix + row.reads if row.reads else ""
+        plans.append((head, tail, inputs, outputs, reads, prefix + row.fused))
+    for expert in range(dimensions.experts):
+        for head, tail, inputs, outputs, reads, fused in plans:
+            name = f"{head}{expert}{tail}"
+            tensors.append(TensorSpec(name + ".weight", (outputs, inputs), "linear", block))
+            linears.append(LinearSpec(name, inputs, outputs, block, reads or name, fused, True))
 
 
 def _add(

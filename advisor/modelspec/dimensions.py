@@ -150,7 +150,7 @@ def _kv_heads(reader: _Config, heads: int) -> int:
         if reader.truth("new_decoder_architecture"):
             return reader.integer("num_kv_heads") or heads
         return 1 if reader.truth("multi_query", True) else heads
-    return reader.integer("num_key_value_heads") or heads
+    return (reader.integer("num_key_value_heads") if reader.family.grouped else 0) or heads
 
 
 def _flags(reader: _Config, sizes: Mapping[str, int]) -> dict[str, bool]:

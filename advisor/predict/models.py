@@ -65,7 +65,7 @@ def load_modelspec(model: str | os.PathLike[str]) -> ModelSpec:
         return read_model_folder(folder, model_id=name)
     path = find_model_file(name)
     if path is not None:
-        return _from_catalogue(path)
+        return _from_catalogue(path, name)
     if folder.is_absolute() or name.startswith((".", "~")) or name.endswith(("/", os.sep)):
         raise InputError(f"no such model folder: {name}. Check the path.")
     known = list_models()
@@ -135,11 +135,13 @@ def find_model_file(name: str) -> Path | None:
     return shorts[0] if shorts else None
 
 
-def _from_catalogue(path: Path) -> ModelSpec:
+def _from_catalogue(path: Path, name: str) -> ModelSpec:
     profile = load_profile(path)
+    # A fine-tuned model keeps its own id: that is what will be served.
+    same = [alias for alias in profile.aliases if "/" in alias and _plain(alias) == _plain(name)]
     return build_modelspec(
         profile.config,
-        model_id=profile.id,
+        model_id=same[0] if same else profile.id,
         source="catalogue",
         where=path.name,
         stored_untied=profile.stored_untied,
