@@ -79,20 +79,23 @@ def _fits(query: ParsedName, known: ParsedName, entry: Entry | None) -> bool:
     """
     if query.base != known.base:
         return False
-    buses = {known.bus} if entry is None else {name.bus for name in entry.names}
-    buses.discard(None)
-    if query.bus is not None and query.bus not in (buses or {"pcie"}):
-        # A card whose name says no bus is a PCIe card.
+    names = (known,) if entry is None else entry.names
+    # A card whose name says no bus is a PCIe card.
+    buses = {name.bus for name in names if name.bus} or {"pcie"}
+    if query.bus is not None and not any(_same_bus(query.bus, bus) for bus in buses):
         return False
-    memories = {known.memory_gib} if entry is None else {name.memory_gib for name in entry.names}
-    memories.discard(None)
+    memories = {name.memory_gib for name in names if name.memory_gib}
     if entry is not None and entry.memory_gib is not None:
         memories.add(round(entry.memory_gib))
     if query.memory_gib is not None and query.memory_gib not in memories:
         return False
-    kinds = {known.memory_type} if entry is None else {name.memory_type for name in entry.names}
-    kinds.discard(None)
+    kinds = {name.memory_type for name in names if name.memory_type}
     return query.memory_type is None or not kinds or query.memory_type in kinds
+
+
+def _same_bus(asked: str, known: str) -> bool:
+    """Whether ``sxm`` and ``sxm4`` agree; ``sxm3`` and ``sxm2`` do not."""
+    return asked.startswith(known) or known.startswith(asked)
 
 
 def _fitting_variants(query: ParsedName, entries: tuple[Entry, ...]) -> tuple[str, ...]:

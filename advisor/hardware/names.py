@@ -14,7 +14,7 @@ _COUNT_AFTER = re.compile(r"(?:\s+[x*]\s*|(?<=\d)x|\*)(\d{1,3})$")
 _MEMORY = re.compile(r"(?<![a-z0-9])(\d{1,4})\s*(?:gib|gb|g)(?![a-z0-9])")
 _MEMORY_ALONE = re.compile(r"^\d{1,3}$")
 _MEMORY_TYPE = re.compile(r"(?<![a-z0-9])(hbm\d?e?|l?p?g?ddr\d?x?)(?![a-z0-9])")
-_BUS = re.compile(r"(?<![a-z])(sxm|pcie|pci-e|oam)\d?(?![a-z0-9])|(?<=\d)(sxm|pcie)\d?(?![a-z])")
+_BUS = re.compile(r"(?<![a-z])(sxm\d?|pcie|pci-e|oam)(?![a-z0-9])|(?<=\d)(sxm\d?|pcie)(?![a-z0-9])")
 _NOISE = re.compile(r"\b(gpus?|card|graphics|accelerator|generation|tensor[ -]core|\(r\)|\(tm\))\b")
 _BRANDS = re.compile(r"^(nvidia|geforce|tesla|amd|radeon|instinct|intel|rtx|rx(?=\d))")
 
@@ -25,7 +25,7 @@ class ParsedName:
 
     Attributes:
         base: Letters and digits of the name without brand, bus and memory, as ``4090``.
-        bus: ``sxm``, ``pcie``, ``oam`` or None where the name does not say.
+        bus: ``sxm``, ``sxm4``, ``pcie``, ``oam`` or None where the name does not say.
         memory_gib: Memory that the name states.
         memory_type: ``hbm3``, ... or None where the name does not say.
     """

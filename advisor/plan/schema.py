@@ -12,7 +12,8 @@ PLAN_VERSION = 1
 class Strict(BaseModel):
     """Base of every file schema: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built on first use: commands that read no plan need not pay for the plan's schema.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class ModelIdentity(Strict):
