@@ -171,7 +171,15 @@ def load_engine(name: str) -> EngineProfile:
         raise InputError(
             f"unknown engine {name!r}: use one of {known} or auto.{did_you_mean(key, files)}"
         )
-    path = files[key]
+    return load_engine_file(files[key])
+
+
+def load_engine_file(path: Path) -> EngineProfile:
+    """Read one engine's file.
+
+    Raises:
+        InputError: The file breaks the schema.
+    """
     return _load_file(path, path.stat().st_mtime_ns)
 
 

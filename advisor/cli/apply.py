@@ -1,0 +1,45 @@
+"""``advisor apply``: make the checkpoint that a plan describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advisor.cli import options as opt
+from advisor.cli import output
+from advisor.cli.errors import guarded
+from advisor.cli.progress import progress
+
+
+@guarded
+def command(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan made by advisor tune.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder to create.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Where the model is now, if the plan's id has moved.")
+    ] = "",
+    json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Quantize as the plan says. The same plan gives the same bytes."""
+    from advisor import workflows
+
+    with progress() as callback:
+        result = workflows.apply(plan, out, model=model or None, progress=callback)
+    output.show(result.to_dict(), _render)
+
+
+def _render(console: Any, document: dict[str, Any]) -> None:
+    for warning in document["warnings"]:
+        console.print(f"[yellow]warning:[/] {warning}")
+    console.print(
+        f"[bold]{document['output']}[/]: {document['scheme']} as {document['format']}, "
+        f"{output.size(document['size_bytes'])} in {len(document['files'])} tensor file(s), "
+        f"{document['quantized_modules']} modules quantized"
+    )
+    console.print(f"[bold]Verify[/] advisor verify {document['plan']} {document['output']}")
+    if document["serve"]:
+        console.print(f"[bold]Serve[/]  {document['serve']}", soft_wrap=True)

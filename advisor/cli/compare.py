@@ -1,0 +1,53 @@
+"""``advisor compare``: how far two checkpoints differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advisor.cli import options as opt
+from advisor.cli import output
+from advisor.cli.errors import guarded
+from advisor.cli.progress import progress
+
+
+@guarded
+def command(
+    reference: Annotated[Path, typer.Argument(metavar="A", help="The reference, usually 16-bit.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="The one that is judged.")],
+    evaluation: opt.EvaluationText = [],  # noqa: B006 - Typer copies defaults
+    sequences: opt.EvaluationSequences = 16,
+    sequence_length: opt.SequenceLength = 256,
+    json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Measure KL(A || B), perplexity and top-1 agreement on one text, and the error by module."""
+    from advisor import workflows
+
+    with progress() as callback:
+        result = workflows.compare(
+            reference, other, evaluation=evaluation, evaluation_sequences=sequences,
+            sequence_length=sequence_length, progress=callback,
+        )  # fmt: skip
+    output.show(result.to_dict(), _render)
+
+
+def _render(console: Any, document: dict[str, Any]) -> None:
+    table = output.table("", "A", "B")
+    table.add_row("checkpoint", document["reference"], document["other"])
+    table.add_row("bytes", *(output.size(value) for value in document["size_bytes"]))
+    table.add_row("perplexity", *(f"{value:.3f}" for value in document["perplexity"]))
+    console.print(table)
+    console.print(
+        f"\nKL {output.interval(document['kl'], middle='value', kind='number')} nats per token, "
+        f"loss {output.interval(document['loss'], middle='value')}, "
+        f"top-1 agreement {output.interval(document['top1_agreement'], middle='value')} "
+        f"(95% intervals, {document['sequences']} sequences of {document['sequence_length']})"
+    )
+    if document["modules"]:
+        console.print("\n[bold]Largest relative weight errors[/]")
+        for row in document["modules"][:10]:
+            console.print(f"  {row['relative_error']:.4f}  {row['scheme']:<24} {row['name']}")

@@ -1,0 +1,71 @@
+"""The ``advisor`` command."""
+
+from __future__ import annotations
+
+import typer
+
+import advisor
+from advisor.cli import (
+    apply,
+    backends,
+    compare,
+    demo,
+    doctor,
+    inspect,
+    predict,
+    profile,
+    profiles,
+    recommend,
+    report,
+    tune,
+    verify,
+)
+
+app = typer.Typer(
+    name="advisor",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which quantization, on this GPU, for this model, within these limits: "
+    "measured, explained, reproducible.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"advisor {advisor.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Choose, search, make and verify the quantization of a language model."""
+
+
+for _name, _command, _panel in (
+    ("profile", profile.command, "Advice"),
+    ("recommend", recommend.command, "Advice"),
+    ("predict", predict.command, "Advice"),
+    ("tune", tune.command, "Quantize"),
+    ("apply", apply.command, "Quantize"),
+    ("verify", verify.command, "Quantize"),
+    ("report", report.command, "Quantize"),
+    ("inspect", inspect.command, "Examine"),
+    ("compare", compare.command, "Examine"),
+    ("doctor", doctor.command, "Environment"),
+    ("demo", demo.command, "Environment"),
+):
+    app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(profiles.app, name="profiles", rich_help_panel="Environment")
+app.add_typer(backends.app, name="backends", rich_help_panel="Environment")
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="advisor")

@@ -1,0 +1,173 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+@dataclass
+class State:
+    """Flags that every command takes."""
+
+    json: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+
+state = State()
+
+
+def _remember(name: str) -> object:
+    def callback(value: bool) -> bool:
+        setattr(state, name, value)
+        return value
+
+    return callback
+
+
+def _extra_profiles(folders: list[Path]) -> list[Path]:
+    if folders:
+        from advisor.plan.data import set_extra_folders
+
+        set_extra_folders(folders)
+    return folders
+
+
+_COMMON = "Output"
+_BUDGETS = "Budgets"
+_TARGET = "Target"
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", callback=_remember("json"), is_eager=True, rich_help_panel=_COMMON,
+                 help="Print one JSON document on stdout and nothing else."),
+]  # fmt: skip
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", callback=_remember("verbose"), is_eager=True,
+                 rich_help_panel=_COMMON, help="Show the log on stderr."),
+]  # fmt: skip
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_remember("debug"), is_eager=True, rich_help_panel=_COMMON,
+                 help="Show the traceback of an error."),
+]  # fmt: skip
+Profiles = Annotated[
+    list[Path],
+    typer.Option("--profiles", callback=_extra_profiles, is_eager=True, rich_help_panel=_TARGET,
+                 metavar="DIR", help="A folder with hardware, model or engine profiles of your own."),
+]  # fmt: skip
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A local folder, a Hugging Face id, or a catalogue id."),
+]
+Gpu = Annotated[
+    str,
+    typer.Option("--gpu", rich_help_panel=_TARGET, metavar="NAME",
+                 help="A GPU as people name it (rtx-4090, 'A100 80GB PCIe', '2x L4'), cpu, or auto: "
+                 "what is in this machine."),
+]  # fmt: skip
+Engine = Annotated[
+    str,
+    typer.Option("--engine", rich_help_panel=_TARGET, metavar="NAME",
+                 help="What will serve it: vllm, sglang, transformers, llama.cpp, tensorrt-llm, auto."),
+]  # fmt: skip
+Context = Annotated[
+    int,
+    typer.Option("--context", min=1, rich_help_panel=_TARGET, help="Tokens of context when serving."),
+]
+Batch = Annotated[
+    int,
+    typer.Option("--batch", min=1, rich_help_panel=_TARGET, help="Sequences served at once."),
+]
+Prefer = Annotated[
+    str,
+    typer.Option("--prefer", rich_help_panel=_BUDGETS, metavar="WHAT",
+                 help="Breaks ties among what fits: accuracy, size, speed or balanced."),
+]  # fmt: skip
+MaxSize = Annotated[
+    Optional[str],  # noqa: UP045 - the annotation is read at run time on Python 3.10
+    typer.Option("--max-size", rich_help_panel=_BUDGETS, metavar="SIZE",
+                 help="Bytes of the weight files: 6GB (10^9) or 6GiB (2^30)."),
+]  # fmt: skip
+MaxMemory = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--max-memory", rich_help_panel=_BUDGETS, metavar="SIZE",
+                 help="Peak device memory at --context and --batch. "
+                 "Default: what the GPU has, less 8%."),
+]  # fmt: skip
+MaxLoss = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--max-loss", rich_help_panel=_BUDGETS, metavar="FRACTION",
+                 help="Relative increase of perplexity over the 16-bit model, for example 3%."),
+]  # fmt: skip
+MaxKl = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--max-kl", rich_help_panel=_BUDGETS, metavar="NATS",
+                 help="Mean KL divergence from the 16-bit model per token."),
+]  # fmt: skip
+MaxAccuracyDrop = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--max-accuracy-drop", rich_help_panel=_BUDGETS, metavar="POINTS",
+                 help="Drop of accuracy on --task, for example 1pp."),
+]  # fmt: skip
+Task = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--task", rich_help_panel=_BUDGETS, metavar="NAME",
+                 help="An lm-evaluation-harness task, or a local multiple-choice JSONL."),
+]  # fmt: skip
+MinSpeed = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--min-speed", rich_help_panel=_BUDGETS, metavar="TOKENS/S",
+                 help="Decode tokens per second at --batch and --context."),
+]  # fmt: skip
+
+_TEXTS = "Texts"
+_SEARCH = "Search"
+
+CalibrationText = Annotated[
+    list[str],
+    typer.Option("--calibration", rich_help_panel=_TEXTS, metavar="PATH",
+                 help="Text to calibrate on: files, folders, JSONL. Default: builtin:calibration, "
+                 "technical English. Give text like your users'."),
+]  # fmt: skip
+EvaluationText = Annotated[
+    list[str],
+    typer.Option("--evaluation", rich_help_panel=_TEXTS, metavar="PATH",
+                 help="Text to judge on, disjoint from calibration. Default: builtin:evaluation."),
+]  # fmt: skip
+Samples = Annotated[
+    int,
+    typer.Option("--samples", min=1, rich_help_panel=_TEXTS, help="Calibration sequences."),
+]
+SequenceLength = Annotated[
+    int,
+    typer.Option("--sequence-length", min=16, rich_help_panel=_TEXTS, help="Tokens a sequence."),
+]
+EvaluationSequences = Annotated[
+    int,
+    typer.Option("--evaluation-sequences", min=4, rich_help_panel=_TEXTS,
+                 help="Held-out sequences to measure on; more give narrower intervals."),
+]  # fmt: skip
+Trials = Annotated[
+    int,
+    typer.Option("--trials", min=1, rich_help_panel=_SEARCH, help="Candidates to score."),
+]
+TimeBudget = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--time-budget", rich_help_panel=_SEARCH, metavar="TIME",
+                 help="Stop proposing after this long (90s, 10m, 2h) and answer with the best."),
+]  # fmt: skip
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, rich_help_panel=_SEARCH, help="Seed of every choice.")
+]
+Storage = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--storage", rich_help_panel=_SEARCH, metavar="URL",
+                 help="Where the study lives: an RDB URL. Default: SQLite beside the plan."),
+]  # fmt: skip

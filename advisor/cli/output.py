@@ -1,0 +1,102 @@
+"""How results are shown: JSON for programs, tables and words for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from advisor.cli.options import state
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one document of ``--json``."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for people; it never cuts a table below 100 columns in a pipe."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else 110
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width)
+
+
+def show(document: Mapping[str, Any], render: Any) -> None:
+    """Print a result: the document with ``--json``, else what ``render(console, document)`` draws."""
+    if state.json:
+        print_json(document)
+    else:
+        render(console(), document)
+
+
+def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) -> Any:
+    """Return an empty table in the house style.
+
+    Args:
+        *columns: Headings.
+        title: Shown above, at the left.
+        right: Indices of right-aligned columns.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    result = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold",
+                   pad_edge=False, show_edge=False)  # fmt: skip
+    for index, heading in enumerate(columns):
+        result.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+    return result
+
+
+def size(value: float | None) -> str:
+    """Return bytes in decimal units: ``5.73 GB``."""
+    if value is None:
+        return "unknown"
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}" if value < 1000 * factor else f"{value:g} B"
+    return f"{value:.0f} B"
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as a percentage: ``3.1%``."""
+    if value is None:
+        return "unknown"
+    magnitude = abs(value) * 100
+    digits = 2 if magnitude < 1 else 1 if magnitude < 100 else 0
+    return f"{value * 100:.{digits}f}%"
+
+
+def interval(value: Mapping[str, float] | None, *, middle: str, kind: str = "percent") -> str:
+    """Return ``1.2% [0.9, 1.6]`` from a mapping with low, high and the key ``middle``."""
+    if value is None or value.get(middle) is None:
+        return "unknown"
+    factor, unit = (100.0, "%") if kind == "percent" else (1.0, "")
+    low, centre, high = (factor * value[key] for key in ("low", middle, "high"))
+    spread = max(abs(low), abs(centre), abs(high))
+    digits = 3 if spread < 1 else 2 if spread < 10 else 1 if spread < 100 else 0
+    return f"{centre:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def speed(value: Mapping[str, float] | None) -> str:
+    """Return ``85 [61-110]`` tokens per second, or unknown."""
+    if not value or value.get("expected") is None:
+        return "unknown"
+    return f"{value['expected']:.0f} [{value['low']:.0f}-{value['high']:.0f}]"
+
+
+def duration(seconds: float | None) -> str:
+    """Return ``2 min 05 s``."""
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,72 @@
+"""Progress on stderr: stage, done and total, best so far, time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from advisor.cli.options import state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from advisor.workflows import ProgressEvent
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[ProgressEvent], None]]:
+    """Yield a callback that shows events: a live bar on a terminal, a line a stage elsewhere."""
+    if state.json and not state.verbose:
+        yield lambda event: None
+    elif sys.stderr.isatty():
+        with _live() as callback:
+            yield callback
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """Plain lines for logs and pipes: one when a stage starts, one when it is done."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._start = time.monotonic()
+        self._last: ProgressEvent | None = None
+
+    def __call__(self, event: ProgressEvent) -> None:
+        if event.stage != self._stage:
+            self._stage, self._start = event.stage, time.monotonic()
+            sys.stderr.write(f"{event.stage} ...\n")
+        if event.total and event.done >= event.total:
+            seconds = time.monotonic() - self._start
+            note = f"; {event.note}" if event.note else ""
+            sys.stderr.write(f"{event.stage}: {event.done} of {event.total} in {seconds:.0f} s{note}\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def _live() -> Iterator[Callable[[ProgressEvent], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from advisor.cli.output import console
+
+    with Progress(
+        TextColumn("{task.description:<26}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=console(stderr=True),
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def callback(event: ProgressEvent) -> None:
+            if event.stage not in tasks:
+                tasks[event.stage] = bars.add_task(event.stage, total=event.total, note="")
+            bars.update(
+                tasks[event.stage], completed=event.done, total=event.total, note=event.note or ""
+            )
+
+        yield callback

@@ -1,0 +1,29 @@
+"""``advisor report``: one page to send to a colleague."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advisor.cli import options as opt
+from advisor.cli import output
+from advisor.cli.errors import guarded
+
+
+@guarded
+def command(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan made by advisor tune.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path(
+        "report.html"
+    ),
+    json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Write one self-contained HTML page: the answer, why, what lost, and every hash."""
+    from advisor import workflows
+
+    result = workflows.report(plan, out)
+    output.show(result.to_dict(), lambda console, document: console.print(document["output"]))

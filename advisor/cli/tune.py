@@ -1,0 +1,109 @@
+"""``advisor tune``: search, measure, and write the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advisor.cli import options as opt
+from advisor.cli import output
+from advisor.cli.errors import guarded
+from advisor.cli.progress import progress
+
+
+@guarded
+def command(
+    model: opt.Model,
+    gpu: opt.Gpu = "auto",
+    engine: opt.Engine = "auto",
+    max_size: opt.MaxSize = None,
+    max_memory: opt.MaxMemory = None,
+    max_loss: opt.MaxLoss = None,
+    max_kl: opt.MaxKl = None,
+    max_accuracy_drop: opt.MaxAccuracyDrop = None,
+    task: opt.Task = None,
+    min_speed: opt.MinSpeed = None,
+    context: opt.Context = 4096,
+    batch: opt.Batch = 1,
+    prefer: opt.Prefer = "balanced",
+    out: Annotated[Path, typer.Option("-o", "--output", help="Plan to write.")] = Path("plan.yaml"),
+    calibration: opt.CalibrationText = [],  # noqa: B006 - Typer copies defaults
+    evaluation: opt.EvaluationText = [],  # noqa: B006
+    samples: opt.Samples = 32,
+    sequence_length: opt.SequenceLength = 256,
+    evaluation_sequences: opt.EvaluationSequences = 32,
+    trials: opt.Trials = 60,
+    time_budget: opt.TimeBudget = None,
+    seed: opt.Seed = 0,
+    storage: opt.Storage = None,
+    profiles: opt.Profiles = [],  # noqa: B006
+    json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Search schemes and per-module bit widths, measure the finalists, write the plan.
+
+    Ctrl-C keeps the best so far; the same command goes on where it stopped. Exit code 3:
+    nothing measured meets the budgets.
+    """
+    from advisor import workflows
+    from advisor.budgets import Budgets
+
+    budgets = Budgets.from_text(
+        max_size=max_size, max_memory=max_memory, max_loss=max_loss, max_kl=max_kl,
+        max_accuracy_drop=max_accuracy_drop, task=task, min_speed=min_speed,
+    )  # fmt: skip
+    with progress() as callback:
+        result = workflows.tune(
+            model, gpu=gpu, engine=engine, budgets=budgets, context=context, batch=batch,
+            prefer=prefer, output=out, calibration=calibration, evaluation=evaluation,
+            samples=samples, sequence_length=sequence_length,
+            evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
+            seed=seed, storage=storage, progress=callback,
+        )  # fmt: skip
+    document = result.to_dict()
+    output.show(document, render)
+    raise typer.Exit(0 if document["feasible"] else 3)
+
+
+def render(console: Any, document: dict[str, Any]) -> None:
+    """Draw the measured finalists, the answer and the next command."""
+    from advisor.cli.recommend import describe_relaxation
+
+    table = output.table(
+        "", "candidate", "size", "bits/weight", "KL, 95%", "loss, 95%", "top-1", "verdict", right=(2, 3)
+    )
+    for row in document["finalists"]:
+        chosen = row["name"] == document["chosen"]
+        table.add_row(
+            "[green]>[/]" if chosen else "",
+            row["name"],
+            output.size(row["size_bytes"]),
+            f"{row['bits_per_weight']:.2f}",
+            output.interval(row["kl"], middle="value", kind="number"),
+            output.interval(row["loss"], middle="value"),
+            output.percent((row["top1_agreement"] or {}).get("value")),
+            row["verdict"],
+            style="bold" if chosen else "",
+        )
+    console.print(table)
+    search = document["search"]
+    console.print(
+        f"\n{search['trials']} trials scored, {len(document['finalists'])} measured on held-out "
+        f"text in {output.duration(document['seconds'])}"
+        + ("" if search["stopped"] == "completed" else f" ({search['stopped']}: best so far)")
+    )
+    if document["feasible"]:
+        console.print(f"[bold]{document['chosen']}[/]: {document['why']}", soft_wrap=True)
+        console.print(f"[bold]Plan[/]   {document['plan_path']}")
+        console.print(f"[bold]Apply[/]  advisor apply {document['plan_path']} -o quantized/")
+        return
+    console.print(
+        "[bold red]Nothing measured meets these budgets.[/] The smallest changes that would do:"
+    )
+    for change in document["relaxation"] or []:
+        console.print(f"  - {describe_relaxation(change)}", soft_wrap=True)
+    if document["plan_path"]:
+        console.print(f"The nearest candidate is in {document['plan_path']}")

@@ -1,0 +1,71 @@
+"""Content hashes: a plan speaks of bytes, not of names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_CHUNK_BYTES = 1 << 22
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHashes:
+    """sha256 of what decides a model's behaviour.
+
+    Attributes:
+        config: Of config.json, without keys that only say who wrote it.
+        tokenizer: Of the tokenizer's files.
+        weights: Of the safetensors files' content.
+    """
+
+    config: str
+    tokenizer: str
+    weights: str
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """Return one sha256 over the names and contents of several files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        digest.update(f"{path.name}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def sha256_json(document: Any) -> str:
+    """Return the sha256 of a JSON document, however its keys are ordered."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_model(folder: Path) -> ModelHashes:
+    """Hash a model's folder: config.json, tokenizer files and safetensors files.
+
+    Args:
+        folder: A Hugging Face model folder.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("transformers_version", None)
+    config.pop("_name_or_path", None)
+    tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return ModelHashes(
+        config=sha256_json(config),
+        tokenizer=sha256_files(tokenizer),
+        weights=sha256_files(folder.glob("*.safetensors")),
+    )

@@ -1,0 +1,195 @@
+"""Charts as inline SVG: readable on a phone, in print and without a network."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_WIDTH, _HEIGHT = 640, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 48
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One candidate of the frontier chart.
+
+    Attributes:
+        name: Its name.
+        size_bytes: Bytes of its weight files.
+        kl: Mean KL divergence per token, nats.
+        low: Lower end of the 95% interval.
+        high: Upper end of the 95% interval.
+        chosen: Whether it is the answer.
+    """
+
+    name: str
+    size_bytes: int
+    kl: float
+    low: float
+    high: float
+    chosen: bool = False
+
+
+def frontier(points: Sequence[Point], size_limit: int | None = None) -> str:
+    """Draw KL (logarithmic) against size, with intervals; empty without points."""
+    if not points:
+        return ""
+    sizes = [point.size_bytes / 1e6 for point in points]
+    if size_limit is not None:
+        sizes.append(size_limit / 1e6)
+    margin = 0.06 * (max(sizes) - min(sizes) or max(sizes))
+    x_low, x_high = min(sizes) - margin, max(sizes) + margin
+    floor = min(point.kl for point in points) / 4
+    y_low = math.log10(max(min(max(point.low, floor) for point in points), 1e-7)) - 0.1
+    y_high = math.log10(max(point.high for point in points)) + 0.1
+
+    def x(megabytes: float) -> float:
+        return _LEFT + (megabytes - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(kl: float) -> float:
+        share = (math.log10(max(kl, 1e-7)) - y_low) / (y_high - y_low)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_frame("size of the weight files, MB", "KL per token, nats")]
+    for tick in _linear_ticks(x_low, x_high):
+        parts.append(_x_tick(x(tick), f"{tick:g}"))
+    for tick in _log_ticks(y_low, y_high):
+        parts.append(_y_tick(y(tick), f"{tick:g}"))
+    if size_limit is not None:
+        at = x(size_limit / 1e6)
+        parts.append(
+            f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+            f'<text class="small" x="{at - 4:.1f}" y="{_TOP + 10}" text-anchor="end">budget</text>'
+        )
+    for point in points:
+        centre = x(point.size_bytes / 1e6)
+        mark = "chosen" if point.chosen else "point"
+        bar = (y(max(point.low, floor)), y(point.high))
+        parts.append(
+            f'<line class="bar" x1="{centre:.1f}" x2="{centre:.1f}" y1="{bar[0]:.1f}" '
+            f'y2="{bar[1]:.1f}"/><circle class="{mark}" cx="{centre:.1f}" cy="{y(point.kl):.1f}" '
+            f'r="{6 if point.chosen else 4}"><title>{escape(point.name)}</title></circle>'
+        )
+    parts.extend(_labels([(x(point.size_bytes / 1e6), y(point.kl), point) for point in points]))
+    return _svg("".join(parts), "Loss against size")
+
+
+def bits_map(bits: Mapping[str, float]) -> str:
+    """Draw bits per module: a row per kind of module, a column per block; empty without modules."""
+    cells: dict[tuple[str, int], float] = {}
+    for name, value in bits.items():
+        if match := re.search(r"\.(\d+)\.(.+)$", name):
+            cells[match[2], int(match[1])] = value
+    if not cells:
+        return ""
+    kinds = list(dict.fromkeys(kind for kind, _ in cells))
+    blocks = sorted({block for _, block in cells})
+    width = max(10, min(28, (_WIDTH - 150) // len(blocks)))
+    parts = []
+    for row, kind in enumerate(kinds):
+        top = 10 + row * 24
+        label = escape(kind.split(".")[-1])
+        parts.append(f'<text class="small" x="138" y="{top + 15}" text-anchor="end">{label}</text>')
+        for column, block in enumerate(blocks):
+            value = cells.get((kind, block))
+            if value is None:
+                continue
+            left = 146 + column * width
+            parts.append(
+                f'<rect x="{left}" y="{top}" width="{width - 2}" height="20" '
+                f'fill="{_shade(value)}"><title>{escape(kind)}, block {block}: {value:g} bits'
+                "</title></rect>"
+            )
+            if width >= 18:
+                ink = "#fff" if value > 5 else "#123"
+                parts.append(
+                    f'<text class="cell" x="{left + width / 2 - 1}" y="{top + 14}" fill="{ink}" '
+                    f'text-anchor="middle">{value:g}</text>'
+                )
+    bottom = 10 + len(kinds) * 24
+    for column, block in enumerate(blocks):
+        if column % max(1, len(blocks) // 10) == 0:
+            left = 146 + column * width + width / 2
+            parts.append(
+                f'<text class="small" x="{left}" y="{bottom + 12}" text-anchor="middle">{block}</text>'
+            )
+    return _svg("".join(parts), "Bits per module", height=bottom + 20)
+
+
+def _shade(bits: float) -> str:
+    """Light for few bits, dark for many."""
+    share = min(max((bits - 2) / 14, 0.0), 1.0) ** 0.6
+    return f"hsl(212 60% {88 - 62 * share:.0f}%)"
+
+
+def _labels(marks: list[tuple[float, float, Point]]) -> list[str]:
+    """Name the points, each label moved down until it is clear of those above."""
+    taken: list[tuple[float, float]] = []
+    parts = []
+    for left, top, point in sorted(marks, key=lambda mark: mark[1]):
+        at = top - 8
+        while any(abs(at - other) < 13 and abs(left - x) < 170 for x, other in taken):
+            at += 13
+        taken.append((left, at))
+        end = left > _WIDTH * 0.62
+        anchor, shift = ("end", -8) if end else ("start", 8)
+        kind = "label strong" if point.chosen else "label"
+        parts.append(
+            f'<text class="{kind}" x="{left + shift:.1f}" y="{at + 4:.1f}" '
+            f'text-anchor="{anchor}">{escape(point.name)}</text>'
+        )
+    return parts
+
+
+def _linear_ticks(low: float, high: float) -> list[float]:
+    step = 10 ** math.floor(math.log10((high - low) / 4))
+    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 7)
+    return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    ticks = [
+        factor * 10.0**power
+        for power in range(math.floor(low), math.ceil(high) + 1)
+        for factor in (1, 2, 5)
+    ]
+    return [tick for tick in ticks if low <= math.log10(tick) <= high]
+
+
+def _frame(x_title: str, y_title: str) -> str:
+    bottom, middle = _HEIGHT - _BOTTOM, (_TOP + _HEIGHT - _BOTTOM) / 2
+    return (
+        f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{_WIDTH - _RIGHT}"/>'
+        f'<text class="small" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}" '
+        f'text-anchor="middle">{x_title}</text>'
+        f'<text class="small" transform="translate(14 {middle}) rotate(-90)" '
+        f'text-anchor="middle">{y_title}</text>'
+    )
+
+
+def _x_tick(at: float, text: str) -> str:
+    top = _HEIGHT - _BOTTOM
+    return (
+        f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + 4}"/>'
+        f'<text class="small" x="{at:.1f}" y="{top + 16}" text-anchor="middle">{text}</text>'
+    )
+
+
+def _y_tick(at: float, text: str) -> str:
+    return (
+        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        f'<text class="small" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
+    )
+
+
+def _svg(body: str, title: str, height: int = _HEIGHT) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}" '
+        f'xmlns="http://www.w3.org/2000/svg">{body}</svg>'
+    )

@@ -1,0 +1,183 @@
+"""The report: one self-contained HTML page made from a plan alone."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from advisor.report.charts import Point, bits_map, frontier
+from advisor.schemes import parse_scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from advisor.plan.schema import Interval, Plan
+
+_STYLE = """
+:root{--ink:#15202b;--soft:#5b6b7a;--line:#d8e0e7;--strong:#0b63c5;--back:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#93a4b3;--line:#2c3a47;
+--strong:#6cb0ff;--back:#0f1720}}
+*{box-sizing:border-box}body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);
+background:var(--back);max-width:52rem;margin:0 auto;padding:1.5rem 1rem 4rem}
+h1{font-size:1.6rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
+.lead{font-size:1.05rem}.soft{color:var(--soft)}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.8rem;margin:1rem 0}
+.figures div{border:1px solid var(--line);border-radius:8px;padding:.6rem .8rem}
+.figures b{display:block;font-size:1.25rem}.figures small{color:var(--soft)}
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
+th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:600;color:var(--soft)}code{font-size:.85em;overflow-wrap:anywhere}
+svg{width:100%;height:auto;font:12px system-ui,sans-serif}
+svg .axis{stroke:var(--soft);fill:none}svg .grid{stroke:var(--line)}
+svg .bar{stroke:var(--soft);stroke-width:1.5}svg .limit{stroke:#c2410c;stroke-dasharray:4 3}
+svg text{fill:var(--ink)}svg .small{fill:var(--soft);font-size:11px}svg .cell{font-size:9px}
+svg .point{fill:var(--soft)}svg .chosen{fill:var(--strong)}svg .label{font-size:11px}
+svg .strong{fill:var(--strong);font-weight:600}
+@media print{body{max-width:none;padding:0}h2{break-after:avoid}svg,table{break-inside:avoid}}
+"""
+
+
+def render_report(plan: Plan) -> str:
+    """Return the page of a plan: no script, no network, one file."""
+    title = f"{plan.scheme.name} for {plan.model.id} on {plan.hardware.name}"
+    sections = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="lead">{_answer(plan)}</p>',
+        _figures(plan),
+        _chart("Loss against size", _frontier(plan)),
+        _chart("Bits per module", bits_map(_bits(plan))),
+        _candidates(plan),
+        _section("Kernel", [("engine", plan.engine.name), *_kernel(plan)]),
+        _section("How it was judged", _texts(plan)),
+        _section("Reproduce", _provenance(plan)),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body>{''.join(sections)}</body></html>\n"
+    )
+
+
+def _answer(plan: Plan) -> str:
+    expected = plan.expected
+    words = [f"<b>{escape(plan.scheme.name)}</b>, stored as {escape(plan.scheme.format)}"]
+    words.append(f"takes {_size(expected.size_bytes)} ({expected.bits_per_weight:.2f} bits a weight)")
+    if expected.loss is not None:
+        words.append(f"and costs {_percent(expected.loss)} of perplexity on held-out text")
+    known = {"measured": "Measured.", "score": "Predicted by the search.", "evidence": "From evidence."}
+    return f"{', '.join(words[:2])} {' '.join(words[2:])}. {known[expected.basis]}"
+
+
+def _figures(plan: Plan) -> str:
+    expected = plan.expected
+    cards = [("size", _size(expected.size_bytes)), ("bits a weight", f"{expected.bits_per_weight:.2f}")]
+    if expected.kl is not None:
+        cards.append(("KL per token, nats", f"{expected.kl.value:.4f}"))
+    if expected.loss is not None:
+        cards.append(("perplexity increase", f"{expected.loss.value * 100:.2f}%"))
+    if expected.top1_agreement is not None:
+        cards.append(("top-1 agreement", f"{expected.top1_agreement.value * 100:.1f}%"))
+    if expected.perplexity is not None and expected.reference_perplexity is not None:
+        cards.append(
+            ("perplexity, 16-bit", f"{expected.perplexity:.2f}, {expected.reference_perplexity:.2f}")
+        )
+    items = "".join(f"<div><b>{value}</b><small>{label}</small></div>" for label, value in cards)
+    return f'<div class="figures">{items}</div>'
+
+
+def _frontier(plan: Plan) -> str:
+    points = [
+        Point(row.name, row.size_bytes, row.kl.value, row.kl.low, row.kl.high)
+        for row in plan.runners_up
+        if row.kl is not None and row.basis == "measured"
+    ]
+    chosen = plan.expected.kl
+    if chosen is not None:
+        points.append(
+            Point(plan.scheme.name, plan.expected.size_bytes, chosen.value, chosen.low, chosen.high, True)
+        )
+    return frontier(points, plan.budgets.max_size_bytes)
+
+
+def _bits(plan: Plan) -> dict[str, float]:
+    return {name: parse_scheme(scheme).bits for name, scheme in plan.scheme.modules.items()}
+
+
+def _candidates(plan: Plan) -> str:
+    if not plan.runners_up:
+        return ""
+    rows = [
+        (
+            f"<code>{escape(row.name)}</code>",
+            _size(row.size_bytes),
+            "" if row.kl is None else f"{row.kl.value:.4f}",
+            "" if row.loss is None else _percent(row.loss),
+            escape(row.basis),
+            escape(row.reason),
+        )
+        for row in plan.runners_up
+    ]
+    head = ("candidate", "size", "KL", "loss, 95%", "known by", "why it lost")
+    return f"<h2>Runners-up</h2>{_table(head, rows)}"
+
+
+def _kernel(plan: Plan) -> list[tuple[str, str]]:
+    kernel = plan.engine.kernel
+    rows = [("support", kernel.support), ("kernel", kernel.name or "none"), ("why", kernel.reason)]
+    if kernel.source:
+        rows.append(("source", kernel.source))
+    return rows
+
+
+def _texts(plan: Plan) -> list[tuple[str, str]]:
+    rows = []
+    for label, text in (("calibration", plan.calibration), ("evaluation", plan.evaluation)):
+        if text is not None:
+            rows.append(
+                (
+                    label,
+                    f"{text.corpus}: {text.sequences} sequences of {text.sequence_length} tokens, "
+                    f"seed {text.seed}, sha256 {text.sha256[:16]}",
+                )
+            )
+    if plan.search is not None:
+        search = plan.search
+        rows.append(("search", f"{search.trials} trials, {search.sampler}, seed {search.seed}"))
+        if search.score_spearman is not None:
+            rows.append(("rank correlation", f"{search.score_spearman:.2f} of predicted and measured KL"))
+    return rows
+
+
+def _provenance(plan: Plan) -> list[tuple[str, str]]:
+    rows = [
+        ("model weights", plan.model.weights_sha256),
+        ("model config", plan.model.config_sha256),
+        ("tokenizer", plan.model.tokenizer_sha256),
+    ]
+    rows.extend((f"output {name}", digest) for name, digest in plan.outputs.items())
+    rows.append(("versions", ", ".join(f"{name} {value}" for name, value in plan.versions.items())))
+    return rows
+
+
+def _section(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    body = [(escape(label), f"<code>{escape(value)}</code>") for label, value in rows]
+    return f"<h2>{title}</h2>{_table((), body)}" if rows else ""
+
+
+def _chart(title: str, svg: str) -> str:
+    return f"<h2>{title}</h2>{svg}" if svg else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table>{f"<tr>{top}</tr>" if top else ""}{body}</table></div>'
+
+
+def _size(value: int) -> str:
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+
+
+def _percent(value: Interval) -> str:
+    return f"{value.value * 100:.2f}% [{value.low * 100:.2f}, {value.high * 100:.2f}]"

@@ -1,0 +1,114 @@
+"""``recommend`` and ``predict``: advice before anything is measured, without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from advisor.budgets import Budgets
+from advisor.workflows.resolve import check_preference, resolve_engine, resolve_hardware
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.predict.advise import Prediction, Recommendation
+
+
+def recommend(
+    model: str,
+    *,
+    gpu: str = "auto",
+    engine: str = "auto",
+    budgets: Budgets | None = None,
+    context: int = 4096,
+    batch: int = 1,
+    prefer: str = "balanced",
+) -> Recommendation:
+    """Rank every scheme for a model on a device, from arithmetic and published evidence.
+
+    Args:
+        model: A local folder, a catalogue id or a Hugging Face id; weights are not read.
+        gpu: A device as people name it, ``cpu``, or ``auto`` for this machine's.
+        engine: What will serve it, or ``auto``.
+        budgets: Limits; none by default.
+        context: Tokens of context when serving, at least 1.
+        batch: Sequences served at once, at least 1.
+        prefer: What breaks ties: accuracy, size, speed or balanced.
+
+    Raises:
+        InputError: A name is unknown or a value breaks its rule.
+    """
+    from advisor.predict.advise import recommend as rank
+    from advisor.predict.models import load_modelspec
+
+    check_preference(prefer)
+    hardware = resolve_hardware(gpu)
+    return rank(
+        load_modelspec(model),
+        hardware,
+        resolve_engine(engine, hardware),
+        budgets or Budgets(),
+        context=context,
+        batch=batch,
+        prefer=prefer,
+    )
+
+
+def predict(
+    model: str,
+    scheme: str,
+    *,
+    gpu: str = "auto",
+    engine: str = "auto",
+    context: int = 4096,
+    batch: int = 1,
+) -> Prediction:
+    """Predict size, memory, speed, loss and cost of one scheme, feasible or not.
+
+    Raises:
+        InputError: A name is unknown or a value breaks its rule.
+    """
+    from advisor.predict.advise import predict as predict_one
+    from advisor.predict.models import load_modelspec
+    from advisor.schemes import parse_scheme
+
+    parsed = parse_scheme(scheme)
+    hardware = resolve_hardware(gpu)
+    return predict_one(
+        load_modelspec(model),
+        parsed,
+        hardware,
+        resolve_engine(engine, hardware),
+        context=context,
+        batch=batch,
+    )
+
+
+def compare_gpus(
+    model: str,
+    gpus: Sequence[str],
+    *,
+    engine: str = "auto",
+    budgets: Budgets | None = None,
+    context: int = 4096,
+    batch: int = 1,
+    prefer: str = "balanced",
+) -> dict[str, Any]:
+    """Recommend for several devices; each row holds the device and its best candidate."""
+    rows = []
+    for gpu in gpus:
+        document = recommend(
+            model, gpu=gpu, engine=engine, budgets=budgets,
+            context=context, batch=batch, prefer=prefer,
+        ).to_dict()  # fmt: skip
+        name = document["recommended"]
+        best = next((row for row in document["candidates"] if row["name"] == name), None)
+        rows.append(
+            {
+                "hardware": document["hardware"],
+                "engine": document["engine"],
+                "recommended": name,
+                "candidate": best,
+                "relaxation": document["relaxation"],
+            }
+        )
+    return {"schema_version": 1, "model": model, "gpus": rows}

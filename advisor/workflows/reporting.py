@@ -1,0 +1,35 @@
+"""``report``: the page of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advisor.errors import InputError
+from advisor.plan.files import load_plan, write_atomically
+from advisor.report.page import render_report
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult:
+    """Where the page is."""
+
+    output: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document of ``advisor report --json``."""
+        return {"schema_version": 1, "output": str(self.output), "bytes": self.output.stat().st_size}
+
+
+def report(plan: str | Path, output: str | Path = "report.html") -> ReportResult:
+    """Write one self-contained HTML page from a plan.
+
+    Raises:
+        InputError: The plan is invalid or the output cannot be written.
+    """
+    target = Path(output)
+    if target.is_dir():
+        raise InputError(f"--output must be a file, but {target} is a folder. Use {target}/report.html.")
+    write_atomically(target, render_report(load_plan(Path(plan))))
+    return ReportResult(target)

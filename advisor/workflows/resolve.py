@@ -1,0 +1,97 @@
+"""From what a user names to what it is: the hardware, the engine, the model's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advisor.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from advisor.hardware.profile import HardwareProfile
+
+_PREFERENCES = ("accuracy", "size", "speed", "balanced")
+
+
+def resolve_hardware(gpu: str) -> HardwareProfile:
+    """Return the profile of a named device, or of what is in this machine (``auto``, ``cpu``).
+
+    ``auto`` takes the GPU of most memory, else the CPU.
+
+    Raises:
+        InputError: The name fits no device of the catalogue, or several.
+    """
+    if gpu.strip().lower() in ("auto", "cpu"):
+        from advisor.hardware.detect import detect
+
+        machine = detect()
+        return machine.cpu if gpu.strip().lower() == "cpu" else machine.hardware
+    from advisor.hardware.catalogue import find_profile
+
+    return find_profile(gpu)
+
+
+def resolve_engine(engine: str, hardware: HardwareProfile) -> str:
+    """Return the engine's name; ``auto`` is the usual one for the hardware.
+
+    Raises:
+        InputError: Unknown engine.
+    """
+    from advisor.engines import default_engine, engine_names
+
+    name = engine.strip().lower()
+    if name == "auto":
+        return default_engine(hardware)
+    known = engine_names()
+    if name not in known:
+        raise InputError(
+            f"unknown engine {engine!r}: use one of {', '.join(known)} or auto."
+            f"{did_you_mean(name, known)}"
+        )
+    return name
+
+
+def check_preference(prefer: str) -> str:
+    """Return the preference, or say which there are.
+
+    Raises:
+        InputError: Unknown preference.
+    """
+    if prefer not in _PREFERENCES:
+        raise InputError(
+            f"--prefer must be one of {', '.join(_PREFERENCES)}, but got {prefer!r}."
+            f"{did_you_mean(prefer, _PREFERENCES)}"
+        )
+    return prefer
+
+
+def resolve_model_folder(model: str | Path) -> Path:
+    """Return the local folder of a model with weights; a Hugging Face id is downloaded.
+
+    Raises:
+        InputError: No such folder, and no such model can be reached.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    text = str(model)
+    looks_local = text.startswith((".", "/", "~")) or text.count("/") != 1
+    if looks_local or folder.exists():
+        raise InputError(
+            f"no model folder at {text}. Give a folder with config.json and safetensors, "
+            "or a Hugging Face id such as meta-llama/Llama-3.1-8B."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(
+            text, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{text} is neither a folder here nor a model that can be downloaded: {reason} "
+            "Check the name and the network, or download it and give the folder."
+        ) from error
+    return Path(path)
