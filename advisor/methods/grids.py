@@ -11,6 +11,8 @@ from advisor.errors import InputError
 from advisor.numerics.affine import affine_grid, quantize_affine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from advisor.methods.settings import QuantizationSettings
 
 
@@ -22,6 +24,7 @@ def choose_grid(
     symmetric: bool,
     settings: QuantizationSettings,
     importance: Tensor | None = None,
+    loss: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return scale and zero point for groups of values.
 
@@ -37,6 +40,8 @@ def choose_grid(
         settings: Clip search and rounding of scales.
         importance: Weight of each value in the error, broadcastable to ``values``; None for equal
             ones.
+        loss: Replaces the weighted squared error: from the errors of all values (which it may
+            overwrite) to the loss of each group, with ``dim`` kept as 1.
 
     Returns:
         Scale and zero point, float32, shaped as ``values`` with ``dim`` kept as 1.
@@ -61,16 +66,18 @@ def choose_grid(
             round_scales=settings.round_scales,
         )
         error = quantize_affine(values, scale, zero_point, levels)
-        error.sub_(zero_point).mul_(scale).sub_(values).square_()
-        if importance is not None:
-            error.mul_(importance)
-        loss = error.sum(dim, keepdim=True)
+        error.sub_(zero_point).mul_(scale).sub_(values)
+        if loss is not None:
+            found = loss(error)
+        else:
+            error.square_()
+            found = (error if importance is None else error.mul_(importance)).sum(dim, keepdim=True)
         if best is None:
-            best = (loss, scale, zero_point.clone())
+            best = (found, scale, zero_point)
             continue
-        better = loss < best[0]
+        better = found < best[0]
         best = (
-            torch.where(better, loss, best[0]),
+            torch.where(better, found, best[0]),
             torch.where(better, scale, best[1]),
             torch.where(better, zero_point, best[2]),
         )

@@ -15,6 +15,8 @@ from advisor.numerics.codebooks import E4M3_LARGEST, encode_e4m3
 from advisor.numerics.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from advisor.calibration.statistics import LayerStatistics
     from advisor.methods.settings import QuantizationSettings
     from advisor.schemes import Scheme
@@ -52,7 +54,11 @@ def quantize(
 
 
 def quantize_integers(
-    values: Tensor, scheme: Scheme, settings: QuantizationSettings, importance: Tensor | None = None
+    values: Tensor,
+    scheme: Scheme,
+    settings: QuantizationSettings,
+    importance: Tensor | None = None,
+    loss: Callable[[Tensor], Tensor] | None = None,
 ) -> QuantizedWeight:
     """Round float32 values [out, in] to an integer grid, without any check.
 
@@ -61,6 +67,8 @@ def quantize_integers(
         scheme: An integer scheme per channel or group.
         settings: Clip search and rounding of scales.
         importance: Weight of each input in the clip search, float32 [in], or None.
+        loss: Replaces the weighted squared error of the clip search: from errors
+            [groups, inputs of a group, out] to losses [groups, 1, out].
     """
     out_features, in_features = values.shape
     width = group_width(scheme, in_features)
@@ -73,7 +81,8 @@ def quantize_integers(
         dim=1,
         symmetric=bool(scheme.symmetric),
         settings=settings,
-        importance=None if importance is None else importance.view(-1, width, 1),
+        importance=None if importance is None else importance.reshape(-1, width, 1),
+        loss=loss,
     )
     check_scales(scale, settings)
     codes = quantize_affine(groups, scale, zero_point, levels).to(torch.uint8)
