@@ -42,17 +42,17 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     if padding:
         codes = torch.nn.functional.pad(codes, (0, padding))
     if bits == 8:
-        return codes.contiguous().view(torch.int32)[:, : _word_count(count, bits)].contiguous()
+        return _dense(codes).view(torch.int32)[:, : _word_count(count, bits)].contiguous()
     if bits == 4:
         packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
-        return packed.contiguous().view(torch.int32)[:, : _word_count(count, bits)].contiguous()
+        return _dense(packed).view(torch.int32)[:, : _word_count(count, bits)].contiguous()
     # Eight codes fill exactly `bits` bytes: gather them in an int64 and keep its low bytes.
     eights = codes.reshape(rows, -1, 8)
     gathered = eights[:, :, 0].to(torch.int64)
     for position in range(1, 8):
         gathered |= eights[:, :, position].to(torch.int64) << (position * bits)
-    stream = gathered.view(torch.uint8).reshape(rows, -1, 8)[:, :, :bits].reshape(rows, -1)
-    return stream.contiguous().view(torch.int32)[:, : _word_count(count, bits)].contiguous()
+    stream = _dense(gathered).view(torch.uint8).reshape(rows, -1, 8)[:, :, :bits].reshape(rows, -1)
+    return _dense(stream).view(torch.int32)[:, : _word_count(count, bits)].contiguous()
 
 
 def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
@@ -76,16 +76,17 @@ def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
             f"{count} codes of {bits} bits fill {_word_count(count, bits)} words a row, "
             f"but got {width}."
         )
-    stream = words.contiguous().view(torch.uint8)
+    stream = _dense(words).view(torch.uint8)
     if bits == 8:
         return stream[:, :count].contiguous()
     if bits == 4:
-        return torch.stack((stream & 0xF, stream >> 4), dim=-1).reshape(rows, -1)[:, :count]
+        codes = torch.stack((stream & 0xF, stream >> 4), dim=-1).reshape(rows, -1)
+        return codes[:, :count].contiguous()
     padding = -stream.shape[1] % bits
     if padding:
         stream = torch.nn.functional.pad(stream, (0, padding))
     eights = torch.nn.functional.pad(stream.reshape(rows, -1, bits), (0, 8 - bits))
-    gathered = eights.contiguous().view(torch.int64).reshape(rows, -1)
+    gathered = _dense(eights).view(torch.int64).reshape(rows, -1)
     codes = torch.empty(rows, gathered.shape[1], 8, dtype=torch.uint8, device=words.device)
     for position in range(8):
         codes[:, :, position] = ((gathered >> (position * bits)) & (2**bits - 1)).to(torch.uint8)
@@ -211,6 +212,14 @@ def unpack_nibbles(packed: Tensor, shape: tuple[int, int]) -> Tensor:
     flat = packed.reshape(-1).view(torch.uint8)
     codes = torch.stack((flat >> 4, flat & 0xF), dim=-1).reshape(-1)
     return codes[: shape[0] * shape[1]].reshape(shape)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Copy to a layout that may be viewed as another type.
+
+    ``contiguous()`` is not enough: it leaves any stride to a dimension of size 1.
+    """
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _word_count(count: int, bits: int) -> int:
