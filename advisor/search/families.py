@@ -1,0 +1,124 @@
+"""Families of candidates: settings that share their scores, and the schemes each one allows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from advisor.schemes import BF16, Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.methods.settings import QuantizationSettings
+
+WEIGHT_METHODS: tuple[str, ...] = ("rtn", "gptq", "awq")
+"""Methods that choose integer codes for the same storage: any of them may fill one module."""
+BEST = "best"
+"""Family whose modules each take the method of least score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Everything of a candidate but the module's bit widths; equal families share all scores.
+
+    Attributes:
+        method: ``rtn``, ``gptq``, ``awq``, or ``best``: of the three, per fused group, the one
+            of least score.
+        symmetric: Grid of the integer options.
+        clip: ``none`` or ``mse``: search the range of each group.
+        damping: GPTQ's damping; ignored by the others.
+        activation_order: GPTQ's act-order; ignored by the others.
+        samples: Calibration sequences used (a prefix of the statistics); None for all.
+    """
+
+    method: str
+    symmetric: bool = True
+    clip: str = "none"
+    damping: float = 0.01
+    activation_order: bool = False
+    samples: int | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods whose scores this family needs."""
+        return WEIGHT_METHODS if self.method == BEST else (self.method,)
+
+    def settings(self, base: QuantizationSettings) -> QuantizationSettings:
+        """Return the method's settings with this family's choices in place."""
+        return replace(base, damping=self.damping, clip=self.clip)
+
+    def to_dict(self) -> dict[str, str | int | float | bool | None]:
+        """Return the choices by name."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Return the choices as a person reads them."""
+        parts = [self.method, "sym" if self.symmetric else "asym"]
+        if self.activation_order:
+            parts.append("actorder")
+        if self.clip != "none":
+            parts.append(f"clip {self.clip}")
+        if "gptq" in self.methods:
+            parts.append(f"damping {self.damping:g}")
+        parts.append("all samples" if self.samples is None else f"{self.samples} samples")
+        return ", ".join(parts)
+
+
+def is_searchable(scheme: Scheme) -> bool:
+    """Whether the scheme's codes may be chosen by any of the weight methods."""
+    return scheme.is_integer and scheme.method in WEIGHT_METHODS and scheme.activation is None
+
+
+def schemes_of(family: Family, options: Sequence[Scheme], method: str) -> tuple[Scheme, ...]:
+    """Return the engine's options as one method of a family would fill them.
+
+    Integer options keep their storage and take the method; options of another grid (symmetric or
+    not) or column order are left out. Options that have a method of their own (NF4, FP8, 16-bit)
+    belong to every family.
+
+    Args:
+        family: The family.
+        options: What the engine mixes in one checkpoint.
+        method: One of the family's methods.
+    """
+    found: list[Scheme] = []
+    for option in options:
+        if not is_searchable(option):
+            found.append(option)
+            continue
+        ordered = family.activation_order and method == "gptq"
+        if option.symmetric != family.symmetric or option.activation_order != ordered:
+            continue
+        found.append(replace(option, method=method, activation_order=ordered))
+    return tuple(dict.fromkeys(found))
+
+
+def with_16_bit(options: Sequence[Scheme]) -> tuple[Scheme, ...]:
+    """Return the options and 16-bit: every format can leave a module as it is."""
+    return (*options, BF16) if BF16 not in options else tuple(options)
+
+
+def relevant_settings(
+    scheme: Scheme, settings: QuantizationSettings, samples: int | None
+) -> dict[str, object]:
+    """Return those settings that the scheme's codes depend on, so that scores are shared.
+
+    Args:
+        scheme: The module's scheme.
+        settings: All settings.
+        samples: Prefix of the calibration sequences.
+    """
+    every = settings.to_dict()
+    names = {
+        "rtn": ("clip", "scale_dtype"),
+        "gptq": ("clip", "scale_dtype", "damping"),
+        "awq": ("clip", "scale_dtype", "scale_steps"),
+    }.get(scheme.method)
+    if not scheme.is_quantized:
+        return {}
+    result = every if names is None else {name: every[name] for name in names}
+    if result.get("clip", "none") != "none":
+        result = result | {name: every[name] for name in ("clip_shrink", "clip_steps")}
+    needs_statistics = scheme.method != "rtn" or settings.clip != "none"
+    return result | ({"samples": samples} if needs_statistics else {})

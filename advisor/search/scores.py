@@ -1,0 +1,243 @@
+"""Scores: for every module and every option, the layer's error and its effect on the model's KL.
+
+A perturbation ΔW of a linear with inputs x and output gradients g (of the token's log-loss, labels
+drawn from the model itself) changes the model's output distribution by about
+½ E[(gᵀ ΔW x)²] nats of KL per token, the true Fisher's quadratic form. With g and x taken as
+independent (Kronecker factors) this is ½ tr(G ΔW H ΔWᵀ) for the means G of g gᵀ and H of x xᵀ.
+Modules are taken as independent, so scores add up.
+
+Codes are chosen on the first half of the calibration sequences and scored on the second half, as
+a method that fits its codes to H (GPTQ, clipping) looks better on the H that it fitted than it
+is; the final codes use all the samples asked for.
+
+Reference: Martens and Grosse, arXiv:1503.05671 (Kronecker-factored Fisher); Hassibi and Stork,
+1993 (second-order effect of changed weights).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from advisor.models.folding import foldable_groups
+from advisor.plan.files import write_atomically
+from advisor.plan.hashing import sha256_json
+from advisor.search.families import relevant_settings
+from advisor.search.stacking import quantize_group
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from advisor.calibration.statistics import LayerStatistics
+    from advisor.calibration.store import StatisticsStore
+    from advisor.methods.settings import QuantizationSettings
+    from advisor.models.load import LoadedModel
+    from advisor.modelspec import LinearSpec
+    from advisor.schemes import Scheme
+
+_VERSION = 1
+"""Part of every cache key: raised when scores mean something else."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one option does to one module.
+
+    Attributes:
+        kl: Predicted effect on the model, nats per token.
+        error: Mean squared change of the module's output rows, tr(ΔW H ΔWᵀ) / tokens.
+    """
+
+    kl: float
+    error: float
+
+
+ModuleScores = Mapping[str, Score]
+"""Module path to score, for one scheme under one setting; modules it does not fit are absent."""
+
+
+def score_change(delta: Tensor, statistics: LayerStatistics) -> Score:
+    """Return the score of a changed weight.
+
+    Args:
+        delta: Changed minus original weight, float32 [out, in].
+        statistics: Of the module; without gradients, every output counts as much as another.
+    """
+    changed = delta @ statistics.second_moment
+    rows = (changed * delta).sum(1)
+    error = float(rows.sum()) / max(1, statistics.tokens)
+    gradient = statistics.gradient_moment
+    if gradient is None:
+        return Score(0.5 * error, error)
+    total = (gradient * rows).sum() if gradient.ndim == 1 else ((gradient @ delta) * changed).sum()
+    samples = max(1, statistics.tokens) * max(1, statistics.gradient_tokens)
+    # tr(G ΔW H ΔWᵀ) is not negative; a tiny negative sum is rounding.
+    return Score(max(0.0, 0.5 * float(total) / samples), max(0.0, error))
+
+
+def fits(scheme: Scheme, linear: LinearSpec) -> bool:
+    """Whether a scheme's groups divide a module's inputs."""
+    if scheme.granularity != "group" or not scheme.group_size:
+        return True
+    return linear.in_features % scheme.group_size == 0
+
+
+class ScoreBook:
+    """Scores by scheme and settings, computed once and kept on disk by content."""
+
+    def __init__(self, loaded: LoadedModel, store: StatisticsStore, folder: Path) -> None:
+        """Open the book.
+
+        Args:
+            loaded: The 16-bit model.
+            store: Its complete statistics.
+            folder: Where scores are kept.
+        """
+        self._loaded = loaded
+        self._store = store
+        self._folder = folder
+        self._known: dict[str, dict[str, Score]] = {}
+        self._foldable = {folding.input_group for folding in foldable_groups(loaded.model)}
+        prefixes = sorted(store.prefixes)
+        within = [count for count in prefixes if 2 * count <= prefixes[-1]]
+        self.fitted_samples: int | None = within[-1] if within else None
+        """Sequences that codes are fitted to for scoring; the others judge. None: no such split."""
+
+    def missing(
+        self, schemes: Iterable[Scheme], settings: QuantizationSettings, samples: int | None
+    ) -> list[Scheme]:
+        """Return the schemes whose scores are not known yet."""
+        return [s for s in dict.fromkeys(schemes) if self._find(s, settings, samples) is None]
+
+    def scores(
+        self,
+        schemes: Sequence[Scheme],
+        settings: QuantizationSettings,
+        samples: int | None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[Scheme, ModuleScores]:
+        """Return the scores of every scheme, computing those that are missing in one pass.
+
+        One input group's statistics and weights are in memory at a time.
+
+        Args:
+            schemes: Options; 16-bit ones score zero.
+            settings: The methods' settings.
+            samples: Prefix of the calibration sequences that codes are fitted to; None for all.
+            progress: Called with (input groups done, in all).
+        """
+        missing = self.missing(schemes, settings, samples)
+        found: dict[Scheme, dict[str, Score]] = {scheme: {} for scheme in missing}
+        groups = self._groups() if any(s.is_quantized for s in missing) else []
+        for done, members in enumerate(groups):
+            self._score_group(members, found, settings, samples)
+            if progress is not None:
+                progress(done + 1, len(groups))
+        for scheme in missing:
+            if not scheme.is_quantized:
+                found[scheme] = {linear.name: Score(0, 0) for linear in self._loaded.linears}
+            self._keep(scheme, settings, samples, found[scheme])
+        return {s: self._find(s, settings, samples) or {} for s in schemes}
+
+    def _groups(self) -> list[list[LinearSpec]]:
+        """Return the modules by shared input, in execution order."""
+        groups: dict[str, list[LinearSpec]] = {}
+        for linear in self._loaded.linears:
+            groups.setdefault(linear.input_group, []).append(linear)
+        return list(groups.values())
+
+    def _score_group(
+        self,
+        members: Sequence[LinearSpec],
+        found: Mapping[Scheme, dict[str, Score]],
+        settings: QuantizationSettings,
+        samples: int | None,
+    ) -> None:
+        schemes = [s for s in found if s.is_quantized and fits(s, members[0])]
+        if not schemes:
+            return
+        fitted, judges = self._statistics(members, samples)
+        weights = [module_weight(self._loaded, linear) for linear in members]
+        foldable = members[0].input_group in self._foldable
+        results = quantize_group(
+            weights, fitted, schemes, settings, foldable=foldable, share_scales=True
+        )
+        for scheme, result in zip(schemes, results, strict=True):
+            for index, linear in enumerate(members):
+                delta = result.dequantize(index) - weights[index]
+                found[scheme][linear.name] = score_change(delta, judges[index])
+
+    def _statistics(
+        self, members: Sequence[LinearSpec], samples: int | None
+    ) -> tuple[LayerStatistics, list[LayerStatistics]]:
+        """Return the statistics to fit codes to, and those of each member to judge them by."""
+        whole = [self._store.layer(linear) for linear in members]
+        if self.fitted_samples is None:
+            return whole[0] if samples is None else self._store.layer(members[0], samples), whole
+        half = self._store.layer(members[0], self.fitted_samples)
+        fitted = half
+        if samples is not None and samples < self.fitted_samples:
+            fitted = self._store.layer(members[0], samples)
+        second_moment = whole[0].second_moment - half.second_moment
+        tokens = whole[0].tokens - half.tokens
+        return fitted, [replace(s, second_moment=second_moment, tokens=tokens) for s in whole]
+
+    def _key(self, scheme: Scheme, settings: QuantizationSettings, samples: int | None) -> str:
+        if samples is not None and self.fitted_samples is not None:
+            samples = min(samples, self.fitted_samples)
+        elif self.fitted_samples is not None:
+            samples = self.fitted_samples
+        return sha256_json(
+            {
+                "version": _VERSION,
+                "statistics": self._store.key,
+                "scheme": str(scheme),
+                "settings": relevant_settings(scheme, settings, samples),
+            }
+        )
+
+    def _find(
+        self, scheme: Scheme, settings: QuantizationSettings, samples: int | None
+    ) -> dict[str, Score] | None:
+        key = self._key(scheme, settings, samples)
+        if key not in self._known:
+            path = self._folder / f"{key}.json"
+            if not path.is_file():
+                return None
+            try:
+                document = json.loads(path.read_text(encoding="utf-8"))
+                self._known[key] = {name: Score(*pair) for name, pair in document["scores"].items()}
+            except (ValueError, KeyError, TypeError):
+                _logger.warning("scores in %s are damaged and will be computed again", path)
+                return None
+        return self._known[key]
+
+    def _keep(
+        self,
+        scheme: Scheme,
+        settings: QuantizationSettings,
+        samples: int | None,
+        scores: dict[str, Score],
+    ) -> None:
+        key = self._key(scheme, settings, samples)
+        self._known[key] = scores
+        self._folder.mkdir(parents=True, exist_ok=True)
+        document = {
+            "scheme": str(scheme),
+            "scores": {name: [score.kl, score.error] for name, score in scores.items()},
+        }
+        write_atomically(self._folder / f"{key}.json", json.dumps(document))
+
+
+def module_weight(loaded: LoadedModel, linear: LinearSpec) -> Tensor:
+    """Return a module's 16-bit weight in float32, shape [out, in]."""
+    weight = loaded.model.get_submodule(linear.name).weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{linear.name} has no weight")
+    return weight.detach().float()

@@ -1,0 +1,216 @@
+"""The search space: which choices a trial makes, which depend on which, and what to try first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from advisor.search.families import BEST, WEIGHT_METHODS, Family, is_searchable, schemes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.schemes import Scheme
+
+Choice = str | int | float | bool | None
+_DAMPINGS = (0.003, 0.01, 0.03, 0.1)
+_MOST_UNIFORM_PRIORS = 4
+
+
+class Suggester(Protocol):
+    """The part of an Optuna trial that the space uses."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
+        """Choose one of a few."""
+        ...
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        """Choose a number in a closed interval."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What one trial proposes.
+
+    Attributes:
+        family: Settings that decide the scores.
+        uniform: Storage of every module (``int4-g64``), or None for a mixture.
+        target_bits: Average bits per weight that a mixture may spend, or None for uniform ones.
+    """
+
+    family: Family
+    uniform: str | None
+    target_bits: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """All that may be chosen, for one engine and one set of statistics.
+
+    Attributes:
+        methods: Families' methods on offer.
+        storages: Symmetric or not -> uniform storages, by rising size.
+        clips: Range searches.
+        dampings: GPTQ's dampings.
+        ordered: Whether the engine runs GPTQ's act-order.
+        samples: Prefixes of the calibration sequences, rising.
+        low_bits: Bits per weight of the smallest mixture.
+        high_bits: Bits per weight of the largest mixture that the size budget allows.
+    """
+
+    methods: tuple[str, ...]
+    storages: dict[bool, tuple[str, ...]]
+    clips: tuple[str, ...]
+    dampings: tuple[float, ...]
+    ordered: bool
+    samples: tuple[int, ...]
+    low_bits: float
+    high_bits: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the space by name; a study's identity contains it."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def storage_name(scheme: Scheme) -> str:
+    """Return how a scheme stores weights, without the method: ``int4-g64``, ``int8-gch``."""
+    if not is_searchable(scheme):
+        return str(scheme)
+    group = "gch" if scheme.granularity == "channel" else f"g{scheme.group_size}"
+    return f"{scheme.weight}-{group}"
+
+
+def build_space(
+    options: Sequence[Scheme],
+    samples: Sequence[int],
+    *,
+    low_bits: float,
+    high_bits: float,
+    methods: Sequence[str] = (*WEIGHT_METHODS, BEST),
+) -> Space:
+    """Return the space of an engine's options.
+
+    Args:
+        options: What the engine mixes in one checkpoint.
+        samples: Prefixes that the statistics hold.
+        low_bits: Bits per weight of the smallest mixture.
+        high_bits: Bits per weight of the largest mixture within the size budget.
+        methods: Methods that may be chosen.
+    """
+    searchable = [option for option in options if is_searchable(option)]
+    own = [option for option in options if option.is_quantized and not is_searchable(option)]
+    storages: dict[bool, tuple[str, ...]] = {}
+    for symmetric in (True, False):
+        names = [storage_name(option) for option in searchable if option.symmetric == symmetric]
+        if names:
+            storages[symmetric] = tuple(dict.fromkeys(names))
+    if not storages:
+        storages = {True: ()}
+    storages = {
+        symmetric: names + tuple(storage_name(option) for option in own)
+        for symmetric, names in storages.items()
+    }
+    return Space(
+        methods=tuple(methods) if searchable else ("rtn",),
+        storages=storages,
+        clips=("none", "mse") if searchable else ("none",),
+        dampings=_DAMPINGS,
+        ordered=any(option.activation_order for option in searchable),
+        samples=tuple(samples),
+        low_bits=low_bits,
+        high_bits=max(high_bits, low_bits),
+    )
+
+
+def suggest(trial: Suggester, space: Space) -> Proposal:
+    """Ask for one proposal; choices that an earlier one rules out are not asked for."""
+    method = str(_choose(trial, "method", space.methods))
+    symmetric = bool(_choose(trial, "symmetric", tuple(space.storages)))
+    clip = str(_choose(trial, "clip", space.clips))
+    damping, ordered = 0.01, False
+    if method in ("gptq", BEST):
+        damping = float(_choose(trial, "damping", space.dampings) or 0.01)
+        if space.ordered:
+            ordered = bool(_choose(trial, "activation_order", (False, True)))
+    samples: int | None = None
+    if method != "rtn" or clip != "none":
+        chosen = _choose(trial, "samples", space.samples)
+        samples = None if chosen is None else int(chosen)
+    family = Family(method, symmetric, clip, damping, ordered, samples)
+    if _choose(trial, "allocation", ("mixture", "uniform")) == "uniform":
+        name = "uniform_symmetric" if symmetric else "uniform_asymmetric"
+        return Proposal(family, str(_choose(trial, name, space.storages[symmetric])), None)
+    bits = trial.suggest_float("target_bits", space.low_bits, space.high_bits)
+    return Proposal(family, None, bits)
+
+
+def _choose(trial: Suggester, name: str, choices: Sequence[Choice]) -> Choice:
+    """Ask only where there is a choice."""
+    return choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
+
+
+def parameters_of(proposal: Proposal, space: Space) -> dict[str, Choice]:
+    """Return the parameters that make :func:`suggest` return this proposal."""
+    family = proposal.family
+    wanted: dict[str, Choice] = {
+        "method": family.method,
+        "symmetric": family.symmetric,
+        "clip": family.clip,
+        "allocation": "mixture" if proposal.uniform is None else "uniform",
+    }
+    if family.method in ("gptq", BEST):
+        wanted["damping"] = family.damping
+        if space.ordered:
+            wanted["activation_order"] = family.activation_order
+    if family.method != "rtn" or family.clip != "none":
+        wanted["samples"] = family.samples
+    if proposal.uniform is None:
+        wanted["target_bits"] = proposal.target_bits
+    else:
+        wanted["uniform_symmetric" if family.symmetric else "uniform_asymmetric"] = proposal.uniform
+    return wanted
+
+
+def priors(space: Space) -> list[Proposal]:
+    """Return what an expert would try first: mixtures at the edge, then uniform candidates.
+
+    Every method is tried with all samples and its usual settings, as a mixture at the largest
+    size allowed; the best-of-methods family also at a few smaller ones; the storages that exist
+    as uniform candidates, largest first, for every method.
+    """
+    everything = space.samples[-1] if space.samples else None
+    grids = list(space.storages)
+    families = []
+    for method in space.methods:
+        for symmetric in grids[:1] if method == BEST else grids:
+            clip = "mse" if method == "awq" and "mse" in space.clips else "none"
+            samples = None if method == "rtn" and clip == "none" else everything
+            families.append(Family(method, symmetric, clip, 0.01, False, samples))
+    span = space.high_bits - space.low_bits
+    found = [Proposal(family, None, space.high_bits) for family in families]
+    for family in families:
+        if family.method == BEST:
+            continue
+        storages = [name for name in space.storages[family.symmetric] if name]
+        found += [Proposal(family, name, None) for name in storages[::-1][:_MOST_UNIFORM_PRIORS]]
+    best = [family for family in families if family.method == BEST] or families[:1]
+    if span > 0:
+        found += [
+            Proposal(family, None, space.low_bits + share * span)
+            for family in best
+            for share in (0.75, 0.5, 0.25, 0.0)
+        ]
+    return found
+
+
+def families_needed(space: Space, options: Sequence[Scheme]) -> dict[str, tuple[Scheme, ...]]:
+    """Return each prior family's description and the schemes that it scores."""
+    return {
+        proposal.family.describe(): tuple(
+            scheme
+            for method in proposal.family.methods
+            for scheme in schemes_of(proposal.family, options, method)
+        )
+        for proposal in priors(space)
+    }

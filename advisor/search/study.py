@@ -1,0 +1,227 @@
+"""The Optuna study: persistent, resumable, reproducible. The only file that imports optuna."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import TrialState
+
+from advisor.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from advisor.search.space import Choice, Suggester
+
+SAMPLER = "TPE (multivariate, grouped, constrained)"
+_STARTUP_TRIALS = 12
+_UNCLAIMED_SECONDS = 60.0
+_ELSEWHERE_SECONDS = 3600.0
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a proposal.
+
+    Attributes:
+        value: The objective, to be minimised; infinite for rejected proposals.
+        constraints: Each is met where it is zero or negative.
+        attributes: What to remember of the trial (JSON values).
+        rejected: Why arithmetic ruled it out before it cost anything, or None.
+    """
+
+    value: float
+    constraints: tuple[float, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One finished trial, as the study stores it.
+
+    Attributes:
+        number: Its number in the study.
+        parameters: What was proposed.
+        value: The objective; None for rejected ones.
+        feasible: Whether every constraint was met.
+        rejected: Why it was rejected, or None.
+        attributes: What was remembered.
+    """
+
+    number: int
+    parameters: Mapping[str, Any]
+    value: float | None
+    feasible: bool
+    rejected: str | None
+    attributes: Mapping[str, Any]
+
+
+def storage_url(storage: str | Path | None, workdir: Path) -> str:
+    """Return the URL of the study's database; a path or nothing means an SQLite file."""
+    if storage is None:
+        storage = workdir / "study.db"
+    text = str(storage)
+    if "://" in text:
+        return text
+    Path(text).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{Path(text).expanduser().resolve()}"
+
+
+def run_study(
+    *,
+    name: str,
+    url: str,
+    seed: int,
+    trials: int,
+    propose_and_score: Callable[[Suggester], Outcome],
+    priors: Sequence[Mapping[str, Choice]],
+    stop: Callable[[], bool],
+    report: Callable[[TrialRecord, int], None] | None = None,
+) -> list[TrialRecord]:
+    """Run trials until the study holds ``trials`` finished ones; return them all.
+
+    The same call resumes a study: finished trials stay, trials that a dead process left are
+    queued again. With one worker the trials are a function of the arguments alone, also across
+    interruptions, because the sampler is seeded anew for every trial.
+
+    Args:
+        name: Study's name, made of the content that its scores depend on.
+        url: Database.
+        seed: Seed of the sampler.
+        trials: Finished trials wanted, those of earlier runs included.
+        propose_and_score: Asks the trial for its choices and scores them.
+        priors: Parameters tried first, in a new study.
+        stop: Asked before each trial; True ends the run.
+        report: Called after each trial with its record and the number of finished trials.
+
+    Raises:
+        InputError: The storage cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = _open(name, url, seed)
+    if not study.get_trials(deepcopy=False):
+        for parameters in priors:
+            study.enqueue_trial(dict(parameters), skip_if_exists=True)
+    _requeue_dead(study)
+    while (finished := len(_finished(study))) < trials and not stop():
+        study.sampler = _sampler(seed + finished)
+        trial = study.ask()
+        trial.set_user_attr("worker", _worker())
+        try:
+            outcome = propose_and_score(trial)
+        except BaseException:
+            study.enqueue_trial(dict(trial.params), user_attrs={"retries": trial.number})
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        _tell(study, trial, outcome)
+        if report is not None:
+            report(_record(study.get_trials(deepcopy=False)[trial.number]), finished + 1)
+    return [_record(trial) for trial in _finished(study)]
+
+
+def _open(name: str, url: str, seed: int) -> optuna.Study:
+    """Open or create the study."""
+    try:
+        arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+        return optuna.create_study(
+            study_name=name,
+            storage=storage,
+            sampler=_sampler(seed),
+            direction="minimize",
+            load_if_exists=True,
+        )
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # SQLAlchemy and each database driver have errors of their own
+        raise InputError(
+            f"--storage must be a database that can be opened, but {url.split('@')[-1]} gave: "
+            f"{str(error).splitlines()[0]}. Use a file path or sqlite:///study.db."
+        ) from error
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler of one trial; random until there is something to learn from."""
+    return optuna.samplers.TPESampler(
+        seed=seed,
+        n_startup_trials=_STARTUP_TRIALS,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        constraints_func=lambda trial: trial.user_attrs.get("constraints", (0.0,)),
+        warn_independent_sampling=False,
+    )
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, outcome: Outcome) -> None:
+    """Store an outcome."""
+    for key, value in outcome.attributes.items():
+        trial.set_user_attr(key, value)
+    trial.set_user_attr("constraints", list(outcome.constraints) or [0.0])
+    if outcome.rejected is not None:
+        trial.set_user_attr("rejected", outcome.rejected)
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, outcome.value)
+
+
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that have an outcome, in order."""
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    return list(study.get_trials(deepcopy=False, states=states))
+
+
+def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
+    constraints = trial.user_attrs.get("constraints", [0.0])
+    known = ("constraints", "rejected", "worker")
+    return TrialRecord(
+        number=trial.number,
+        parameters=dict(trial.params),
+        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        feasible=trial.state == TrialState.COMPLETE and all(value <= 0 for value in constraints),
+        rejected=trial.user_attrs.get("rejected"),
+        attributes={key: trial.user_attrs[key] for key in trial.user_attrs if key not in known},
+    )
+
+
+def _worker() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _requeue_dead(study: optuna.Study) -> None:
+    """Queue the trials again whose process died; those of live processes are left alone."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        started = trial.datetime_start
+        age = time.time() - started.timestamp() if started else float("inf")
+        if _is_alive(trial.user_attrs.get("worker"), age):
+            continue
+        _logger.info("trial %d was left unfinished: queued again", trial.number)
+        study.enqueue_trial(dict(trial.params), user_attrs={"retries": trial.number})
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _is_alive(worker: str | None, age: float) -> bool:
+    """Return whether a trial's process may still be at work."""
+    if worker is None:
+        return age < _UNCLAIMED_SECONDS
+    host, _, process = worker.rpartition(":")
+    if host != socket.gethostname():
+        return age < _ELSEWHERE_SECONDS
+    if int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
