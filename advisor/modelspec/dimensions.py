@@ -190,7 +190,13 @@ def attention_layers(
     """Return what each block caches per token, with its sliding window."""
     sizes = dimensions.sizes
     if sizes["kv_lora"]:
-        layer = AttentionLayer(sizes["kv_lora"] + sizes["rope"], None, 1, is_latent=True)
+        layer = AttentionLayer(
+            sizes["kv_lora"] + sizes["rope"],
+            None,
+            1,
+            is_latent=True,
+            expanded_elements=sizes["queries"] + sizes["latent_values"],
+        )
         return (layer,) * dimensions.blocks
     windows = _windows(config, family, dimensions.blocks)
     return tuple(

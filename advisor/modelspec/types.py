@@ -74,12 +74,15 @@ class AttentionLayer:
         window: Tokens kept at most (sliding-window attention); None keeps the whole context.
         kv_heads: KV heads, which tensor parallelism splits; 1 for a latent, which it copies.
         is_latent: Whether the cache is a latent (DeepSeek's multi-head latent attention).
+        expanded_elements: Numbers per token in an engine that caches the keys and values of every
+            head instead of the latent; 0 where there is no latent.
     """
 
     elements_per_token: int
     window: int | None
     kv_heads: int
     is_latent: bool = False
+    expanded_elements: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,31 @@ class ModelSpec:
             entry[1] += len(linear.name)
         return tuple(ShapeClass(*key, *entry) for key, entry in counted.items())
 
+    @cached_property
+    def unquantized_tensors(self) -> tuple[TensorSpec, ...]:
+        """Every tensor that no linear owns: embeddings, norms, biases, routers, vision towers."""
+        return tuple(tensor for tensor in self.tensors if tensor.role != "linear")
+
+    @cached_property
+    def inner_width(self) -> int:
+        """Widest set of vectors per token inside a block, of a mixture those of its own experts.
+
+        One and a half times the outputs of the linears that read one input: the gate's and the
+        up-projection's vectors are both there while their product, half as wide, is made.
+        """
+        groups: dict[tuple[int, str], float] = {}
+        ends = {self.linears[0].block, self.linears[-1].block} if self.linears else set()
+        for linear in self.linears:
+            if linear.block not in ends:
+                continue
+            if linear.is_expert and self.experts:
+                key = (linear.block, linear.fused_group)
+                width = linear.out_features * self.experts_per_token / self.experts
+            else:
+                key, width = (linear.block, linear.input_group), float(linear.out_features)
+            groups[key] = groups.get(key, 0.0) + width
+        return math.ceil(1.5 * max(groups.values(), default=0.0))
+
     @property
     def text_config(self) -> Mapping[str, Any]:
         """Configuration of the language model, inside a multimodal one or the whole."""
@@ -185,6 +213,13 @@ class ModelSpec:
     def vocabulary_size(self) -> int:
         """Rows of the embedding."""
         return next((t.shape[0] for t in self.tensors if t.role == "embedding"), 0)
+
+    @property
+    def longest_context(self) -> int | None:
+        """Positions that the model was made for; None where the config does not say."""
+        config = self.text_config
+        value = config.get("max_position_embeddings") or config.get("n_positions")
+        return int(value) if value else None
 
     @property
     def blocks(self) -> int:

@@ -202,14 +202,14 @@ def _outer_bytes(spec: ModelSpec, file_type: str) -> tuple[int, int, int]:
     """Return the bytes of the embedding, of the head, and of all that stays 32-bit."""
     base = _base_type(file_type)
     embedding = head = others = 0
-    for tensor in spec.tensors:
+    for tensor in spec.unquantized_tensors:
         if tensor.role == "embedding":
             kind = _head_type(spec, base, tensor.shape[1]) if spec.tied_embeddings else base
             embedding += tensor.shape[0] * row_bytes(kind, tensor.shape[1])
         elif tensor.role == "head":
             kind = _head_type(spec, base, tensor.shape[1])
             head += tensor.shape[0] * row_bytes(kind, tensor.shape[1])
-        elif tensor.role != "linear" and not tensor.name.startswith(_VISION):
+        elif not tensor.name.startswith(_VISION):
             others += 4 * tensor.parameters
     return embedding, head, others
 
@@ -233,5 +233,9 @@ def _header_bytes(spec: ModelSpec) -> int:
     per_token = _SENTENCEPIECE_BYTES if sentencepiece else _MERGES_BYTES
     blocks = max(1, spec.blocks)
     # Experts are stacked: a mixture has as many tensors as a dense model.
-    tensors = sum(1 for tensor in spec.tensors if ".experts." not in tensor.name) + 3 * blocks
+    tensors = (
+        len(spec.unquantized_tensors)
+        + 3 * blocks
+        + sum(not linear.is_expert for linear in spec.linears)
+    )
     return vocabulary * per_token + tensors * _TENSOR_INFO_BYTES + 1024

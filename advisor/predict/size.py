@@ -83,7 +83,7 @@ def checkpoint_size(
         quantizable += kind.count * sum(part.size_bytes for part in parts)
         header += sum(kind.count * _entry_bytes(part) + kind.name_characters for part in parts)
         entries += kind.count * len(parts)
-    others = [tensor for tensor in spec.tensors if tensor.role != "linear"]
+    others = spec.unquantized_tensors
     width = 4 if isinstance(schemes, Scheme) and schemes.weight == "fp32" else 2
     embedding = width * sum(t.parameters for t in others if t.role == "embedding")
     head = width * sum(t.parameters for t in others if t.role == "head")
