@@ -1,0 +1,145 @@
+"""``apply``: make the checkpoint that a plan describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advisor.errors import InputError
+from advisor.plan.files import load_plan, save_plan
+from advisor.plan.hashing import sha256_file
+from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
+
+if TYPE_CHECKING:
+    from advisor.calibration.store import StatisticsStore
+    from advisor.models.load import LoadedModel
+    from advisor.plan.schema import Plan
+
+PLAN_NAME = "advisor-plan.yaml"
+"""The plan's copy inside a checkpoint, with the hash of every file."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    """What was written.
+
+    Attributes:
+        plan_path: The plan, now with the hashes of the files.
+        plan: Its content.
+        output: The checkpoint's folder.
+        size_bytes: Bytes of its weight files.
+        files: Weight file to sha256.
+        quantized_modules: Number of modules in fewer than 16 bits.
+        warnings: What may make the result differ from the plan's.
+    """
+
+    plan_path: Path
+    plan: Plan
+    output: Path
+    size_bytes: int
+    files: dict[str, str]
+    quantized_modules: int
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document of ``advisor apply --json``."""
+        from advisor.predict.explain import serve_command
+
+        return {
+            "schema_version": 1,
+            "plan": str(self.plan_path),
+            "output": str(self.output),
+            "scheme": self.plan.scheme.name,
+            "format": self.plan.scheme.format,
+            "size_bytes": self.size_bytes,
+            "files": self.files,
+            "quantized_modules": self.quantized_modules,
+            "warnings": list(self.warnings),
+            "serve": serve_command(self.plan.engine.name, str(self.output), self.plan.serving.context),
+        }
+
+
+def apply(
+    plan: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> ApplyResult:
+    """Quantize as a plan says; the same plan gives byte-identical tensor files.
+
+    The statistics of the search are used where the cache still has them, and collected again from
+    the plan's text and seed where it has not. The plan file gets the hashes of the files.
+
+    Args:
+        plan: The plan's file.
+        output: Folder to create; must not exist or be empty.
+        model: Where the 16-bit model is, if not where the plan says.
+        progress: Called with events.
+
+    Raises:
+        InputError: The plan, the model or the text is not what it should be, or the output exists.
+    """
+    from advisor.formats.export import check_output, write_checkpoint
+    from advisor.models.load import load_model
+    from advisor.search.assignment import assignment_of, samples_of, settings_of
+    from advisor.search.realise import realise
+    from advisor.workflows.identity import check_model, version_warnings
+    from advisor.workflows.resolve import resolve_model_folder
+
+    report = progress or ignore_progress
+    plan_path, target = Path(plan), Path(output)
+    content = load_plan(plan_path)
+    check_output(target)
+    folder = resolve_model_folder(model or content.model.id)
+    check_model(content, folder)
+    loaded = load_model(folder)
+    store = statistics(content, loaded, report)
+    realised = realise(
+        loaded,
+        assignment_of(content, loaded.linears),
+        settings_of(content),
+        store,
+        samples=samples_of(content),
+        progress=stage(report, "Quantizing"),
+    )
+    files = write_checkpoint(
+        folder,
+        target,
+        format=content.scheme.format,
+        weights=realised.weights,
+        replaced=realised.replaced,
+        progress=stage(report, "Writing"),
+    )
+    hashes = files | {"config.json": sha256_file(target / "config.json")}
+    finished = content.model_copy(update={"outputs": hashes})
+    save_plan(finished, target / PLAN_NAME)
+    save_plan(finished, plan_path)
+    return ApplyResult(
+        plan_path=plan_path,
+        plan=finished,
+        output=target,
+        size_bytes=sum((target / name).stat().st_size for name in files),
+        files=dict(files),
+        quantized_modules=len(realised.weights),
+        warnings=version_warnings(content),
+    )
+
+
+def statistics(
+    plan: Plan, loaded: LoadedModel, progress: ProgressCallback
+) -> StatisticsStore | None:
+    """Return the plan's calibration statistics, collected again if the cache has lost them."""
+    if plan.calibration is None:
+        return None
+    from advisor.calibration.collect import collect_statistics, open_store
+    from advisor.workflows.texts import redraw
+
+    sequences = redraw(plan.calibration, loaded.tokenizer, "calibration")
+    store = open_store(loaded, sequences)
+    if not store.complete:
+        collect_statistics(loaded, sequences, store, progress=stage(progress, "Calibrating"))
+    if not store.complete:
+        raise InputError("the calibration statistics could not be completed; run apply again.")
+    return store

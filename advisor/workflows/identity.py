@@ -1,0 +1,68 @@
+"""Is this the model, and are these the versions, that a plan speaks of."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import TYPE_CHECKING
+
+import advisor
+from advisor.errors import InputError, join_errors
+from advisor.plan.hashing import hash_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from advisor.plan.schema import Plan
+
+_LIBRARIES = (
+    "torch", "transformers", "tokenizers", "safetensors", "optuna", "bitsandbytes",
+    "compressed-tensors",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a result."""
+    found = {"advisor": advisor.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def version_warnings(plan: Plan) -> tuple[str, ...]:
+    """Return a sentence for each version that differs from the plan's."""
+    here = versions()
+    return tuple(
+        f"{name} is {here.get(name, 'not installed')} here, the plan was made with {version}"
+        for name, version in plan.versions.items()
+        if here.get(name) != version
+    )
+
+
+def check_model(plan: Plan, folder: Path) -> None:
+    """Refuse a model that is not the plan's.
+
+    Raises:
+        InputError: Configuration, tokenizer or weights have another hash; all are listed.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no config.json: it is not a model folder.")
+    found = hash_model(folder)
+    pairs = {
+        "config.json": (found.config, plan.model.config_sha256),
+        "the tokenizer": (found.tokenizer, plan.model.tokenizer_sha256),
+        "the weights": (found.weights, plan.model.weights_sha256),
+    }
+    problems = [
+        f"{part} of {folder}: sha256 is {here[:16]}, the plan says {there[:16]}."
+        for part, (here, there) in pairs.items()
+        if here != there
+    ]
+    if problems:
+        raise InputError(
+            f"the model is not the one that the plan was made for. {join_errors(problems)}\n"
+            "Give the right one with --model, or tune this one."
+        )

@@ -1,0 +1,269 @@
+"""``verify``: is a checkpoint what its plan says; silent wrongness is an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advisor.errors import AdvisorError, InputError, VerificationError
+from advisor.plan.files import load_plan
+from advisor.plan.hashing import hash_model, sha256_file
+from advisor.schemes import parse_scheme
+from advisor.workflows.applying import PLAN_NAME
+from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from advisor.formats.read import Checkpoint
+    from advisor.models.load import LoadedModel
+    from advisor.plan.schema import Plan
+
+_KL_TOLERANCE = 0.02
+"""Measured KL may differ from the plan's by this share (other machines sum in other orders) ..."""
+_KL_FLOOR = 2e-5
+"""... or by this many nats, where KL itself is near rounding noise."""
+_RELATIVE_ERROR_LIMIT = 0.75
+"""A weight that differs more from its source, relative to the source's norm, is another weight.
+Two-bit rounding stays below; an unrelated weight of the same size is at 1.4."""
+_LISTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question and its answer."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Every check, in the order of their cost.
+
+    Attributes:
+        plan_path: The plan.
+        folder: The checkpoint.
+        checks: What was asked.
+        warnings: What could not be asked, or may explain a drift.
+        measured: KL, loss and agreement measured again; None where files are too broken.
+    """
+
+    plan_path: Path
+    folder: Path
+    checks: tuple[Check, ...]
+    warnings: tuple[str, ...]
+    measured: dict[str, Any] | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the checkpoint is what the plan says."""
+        return all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document of ``advisor verify --json``."""
+        return {
+            "schema_version": 1,
+            "plan": str(self.plan_path),
+            "folder": str(self.folder),
+            "passed": self.passed,
+            "checks": [
+                {"name": check.name, "passed": check.passed, "detail": check.detail}
+                for check in self.checks
+            ],
+            "warnings": list(self.warnings),
+            "measured": self.measured,
+        }
+
+
+def verify(
+    plan: str | Path,
+    folder: str | Path,
+    *,
+    model: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> VerifyReport:
+    """Re-read a checkpoint, compare every module with the plan, and measure it again.
+
+    Args:
+        plan: The plan's file.
+        folder: The checkpoint.
+        model: Where the 16-bit model is, if not where the plan says.
+        progress: Called with events.
+
+    Raises:
+        InputError: The plan, the model or the folder is not there or not the right one.
+    """
+    from advisor.models.load import load_model
+    from advisor.workflows.identity import check_model, version_warnings
+    from advisor.workflows.resolve import resolve_model_folder
+
+    report = progress or ignore_progress
+    plan_path, target = Path(plan), Path(folder)
+    content = load_plan(plan_path)
+    if not target.is_dir():
+        raise InputError(f"no checkpoint at {target}. Make it: advisor apply {plan_path} -o {target}")
+    source = resolve_model_folder(model or content.model.id)
+    check_model(content, source)
+    warnings = list(version_warnings(content))
+    checks = [_files(content, target, warnings), _tokenizer(content, target)]
+    try:
+        checkpoint = _read(target)
+    except AdvisorError as error:
+        checks.append(Check("structure", False, str(error)))
+        return VerifyReport(plan_path, target, tuple(checks), tuple(warnings))
+    loaded = load_model(source)
+    checks.append(Check("structure", True, f"{len(checkpoint.modules)} quantized modules are whole"))
+    checks.append(_schemes(content, checkpoint, loaded))
+    try:
+        checks.append(_weights(checkpoint, loaded, stage(report, "Comparing weights")))
+        check, measured = _measure(content, checkpoint, loaded, stage(report, "Measuring"))
+    except VerificationError as error:
+        checks.append(Check("weights", False, str(error)))
+        return VerifyReport(plan_path, target, tuple(checks), tuple(warnings))
+    checks.extend(check)
+    return VerifyReport(plan_path, target, tuple(checks), tuple(warnings), measured)
+
+
+def _read(folder: Path) -> Checkpoint:
+    from advisor.formats.read import read_checkpoint
+
+    return read_checkpoint(folder)
+
+
+def _files(plan: Plan, folder: Path, warnings: list[str]) -> Check:
+    """Compare every file's hash with the plan's, or with the plan inside the checkpoint."""
+    expected = plan.outputs
+    if not expected and (folder / PLAN_NAME).is_file():
+        expected = load_plan(folder / PLAN_NAME).outputs
+        warnings.append(f"the plan was not applied here; hashes are those of {PLAN_NAME}")
+    if not expected:
+        warnings.append("the plan holds no hashes: it was never applied")
+        return Check("files", True, "no hashes to compare")
+    wrong = []
+    for name, digest in expected.items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256_file(path) != digest:
+            wrong.append(f"{name} has changed since it was written")
+    extra = {path.name for path in folder.glob("*.safetensors")} - expected.keys()
+    wrong += [f"{name} is not of this checkpoint" for name in sorted(extra)]
+    return Check("files", not wrong, "; ".join(wrong) or f"{len(expected)} files have their hashes")
+
+
+def _tokenizer(plan: Plan, folder: Path) -> Check:
+    try:
+        same = hash_model(folder).tokenizer == plan.model.tokenizer_sha256
+    except (OSError, ValueError) as error:
+        return Check("tokenizer", False, f"config.json or a tokenizer file is unreadable: {error}")
+    return Check("tokenizer", same, "the model's own" if same else "differs from the model's")
+
+
+def _schemes(plan: Plan, checkpoint: Checkpoint, loaded: LoadedModel) -> Check:
+    """Compare each module's scheme, as loaders resolve it, with the plan."""
+    from advisor.formats.registry import get_format
+    from advisor.search.assignment import assignment_of
+
+    if checkpoint.format != plan.scheme.format:
+        return Check(
+            "schemes", False, f"the format is {checkpoint.format}, the plan says {plan.scheme.format}"
+        )
+    stored = get_format(plan.scheme.format)
+    wrong = []
+    for name, scheme in assignment_of(plan, loaded.linears).items():
+        expected = str(stored.storage_scheme(scheme)) if scheme.is_quantized else "bf16"
+        found = str(checkpoint.modules.get(name, parse_scheme("bf16")))
+        if found != expected:
+            wrong.append(f"{name} is {found}, the plan says {expected}")
+    unknown = checkpoint.modules.keys() - {linear.name for linear in loaded.linears}
+    wrong += [f"{name} is quantized, but no linear of the model" for name in sorted(unknown)]
+    return Check("schemes", not wrong, _list(wrong) or f"all {len(loaded.linears)} modules as planned")
+
+
+def _weights(
+    checkpoint: Checkpoint, loaded: LoadedModel, progress: Callable[[int, int], None]
+) -> Check:
+    """Compare every weight with its source: a swapped or damaged module does not resemble it."""
+    sources = dict(loaded.model.named_parameters())
+    wrong = []
+    worst = (0.0, "")
+    for done, name in enumerate(checkpoint.modules):
+        source = sources[f"{name}.weight"].detach()
+        error = relative_error(source, checkpoint.weight(name).dequantize())
+        worst = max(worst, (error, name))
+        if not error < _RELATIVE_ERROR_LIMIT:
+            wrong.append(f"{name} does not resemble its source (relative error {error:.2f})")
+        progress(done + 1, len(checkpoint.modules))
+    for name, tensor in checkpoint.other_tensors():
+        if name in sources and tensor.shape != sources[name].shape:
+            wrong.append(f"{name} has shape {list(tensor.shape)}")
+        elif name in sources and (error := relative_error(sources[name].detach(), tensor)) > 0.01:
+            if "norm" not in name:
+                wrong.append(f"{name} differs from its source (relative error {error:.2f})")
+    detail = f"largest relative error {worst[0]:.3f} ({worst[1]})" if worst[1] else "none quantized"
+    return Check("weights", not wrong, _list(wrong) or detail)
+
+
+def relative_error(source: Tensor, other: Tensor) -> float:
+    """Return ‖other - source‖ / ‖source‖, after the best rescaling of each input column.
+
+    Rescaling forgives what AWQ and SmoothQuant do on purpose: they scale columns.
+
+    Args:
+        source: [out, in] or [n].
+        other: The same shape.
+    """
+    source, other = source.to(torch.float32), other.to(torch.float32)
+    if source.dim() == 2:
+        numerator = (source * other).sum(0)
+        other = other * (numerator / other.square().sum(0).clamp_min(1e-30)).clamp_min(0.0)
+    return float((other - source).norm() / source.norm().clamp_min(1e-30))
+
+
+def _measure(
+    plan: Plan, checkpoint: Checkpoint, loaded: LoadedModel, progress: Callable[[int, int], None]
+) -> tuple[list[Check], dict[str, Any] | None]:
+    """Measure on the plan's evaluation text and compare with what the plan expects."""
+    if plan.evaluation is None:
+        return [], None
+    from advisor.calibration.store import cache_root
+    from advisor.evaluation.measure import measure
+    from advisor.evaluation.reference import Reference
+    from advisor.evaluation.runtime import quantized_model
+    from advisor.workflows.checkpoints import contents
+    from advisor.workflows.texts import redraw
+
+    sequences = redraw(plan.evaluation, loaded.tokenizer, "evaluation")
+    reference = Reference.compute(loaded, sequences, cache_root())
+    weights, replaced = contents(checkpoint, loaded)
+    with quantized_model(loaded.model, weights, replaced):
+        measurement = measure(loaded.model, reference, progress=progress)
+    measured = {
+        "kl": measurement.kl.model_dump(),
+        "loss": measurement.loss.model_dump(),
+        "top1_agreement": measurement.top1.model_dump(),
+        "perplexity": measurement.perplexity,
+    }
+    expected = plan.expected.kl
+    if expected is None or plan.expected.basis != "measured":
+        return [Check("quality", True, f"KL {measurement.kl.value:.5f}; the plan says none")], measured
+    drift = measurement.kl.value - expected.value
+    allowed = max(_KL_FLOOR, _KL_TOLERANCE * abs(expected.value))
+    detail = (
+        f"KL {measurement.kl.value:.5f}, the plan says {expected.value:.5f} "
+        f"(drift {drift:+.5f}, allowed {allowed:.5f}); loss {measurement.loss.value * 100:.2f}%"
+    )
+    return [Check("quality", abs(drift) <= allowed, detail)], measured
+
+
+def _list(problems: list[str]) -> str:
+    shown = "; ".join(problems[:_LISTED])
+    rest = len(problems) - _LISTED
+    return shown if rest <= 0 else f"{shown}; and {rest} more"
