@@ -46,7 +46,7 @@ class GgufSize:
     head_bytes: int
 
 
-def gguf_size(spec: ModelSpec, scheme: Scheme) -> GgufSize:
+def gguf_size(spec: ModelSpec, scheme: Scheme, *, before_2024: bool = False) -> GgufSize:
     """Compute the size of the file that llama.cpp's quantizer writes, without an importance matrix.
 
     Raises:
@@ -60,6 +60,8 @@ def gguf_size(spec: ModelSpec, scheme: Scheme) -> GgufSize:
         raise InputError(
             f"format 'gguf' cannot store {str(scheme)!r}. Use a scheme such as gguf-q4_k_m."
         )
+    if file_type == "q2_k" and before_2024:
+        file_type = "q2_k_2023"
     linear_bytes = sum(
         count * row_bytes(block_type, inputs) * outputs
         for (block_type, inputs, outputs), count in _linear_types(spec, file_type).items()
@@ -87,7 +89,7 @@ def row_bytes(block_type: str, inputs: int) -> int:
 
 def _base_type(file_type: str) -> str:
     """Return the block type of tensors that no rule names."""
-    for suffix in ("_s", "_m", "_l"):
+    for suffix in ("_2023", "_s", "_m", "_l"):
         file_type = file_type.removesuffix(suffix)
     return file_type
 
@@ -128,7 +130,7 @@ _KINDS = {
     "v_proj": "attn_v", "k_proj": "attn_k", "o_proj": "attn_output", "out_proj": "attn_output",
     "dense": "attn_output", "down_proj": "ffn_down", "w2": "ffn_down", "fc2": "ffn_down",
     "dense_4h_to_h": "ffn_down", "qkv_proj": "attn_qkv", "query_key_value": "attn_qkv",
-    "c_attn": "attn_qkv", "kv_b_proj": "attn_kv_b",
+    "c_attn": "attn_qkv", "q_proj": "attn_q",
 }  # fmt: skip
 
 
@@ -143,6 +145,8 @@ def _kind(name: str, fused: bool) -> str:
 def _linear_type(kind: str, layer: int, file_type: str, facts: _Facts) -> str:
     base = _base_type(file_type)
     more = _uses_more_bits(layer, facts.layers)
+    if file_type == "q2_k_2023" and kind not in ("attn_q", "attn_k"):
+        base = "q3_k"  # until January 2024 only queries and keys had two bits
     if kind == "attn_v":
         return _value_type(base, layer, file_type, facts, more)
     if kind == "attn_k" and facts.eight_experts and base.endswith("_k"):

@@ -51,6 +51,8 @@ def checkpoint_size(
     format: str,
     *,
     untied: bool = False,
+    head: Scheme | None = None,
+    gguf_before_2024: bool = False,
 ) -> SizeEstimate:
     """Compute the size of a checkpoint.
 
@@ -61,6 +63,9 @@ def checkpoint_size(
         format: Checkpoint format: ``gptq``, ``awq``, ``compressed-tensors``, ``bitsandbytes``,
             ``safetensors``, ``gguf``, ``auto-round``, ``fp8``, ``mxfp4`` or ``hqq``.
         untied: Store a tied head a second time, as some publishers do; ours stays tied.
+        head: Scheme of the head, for tools that quantize it too; ours stays 16-bit. A tied head
+            is then stored beside its embedding.
+        gguf_before_2024: Use llama.cpp's older mixture of q2_k.
 
     Returns:
         The size; embeddings, norms, biases, routers and vision towers are 16-bit (GGUF follows
@@ -72,7 +77,7 @@ def checkpoint_size(
     """
     name = canonical_format(format)
     if name == "gguf":
-        return _gguf(spec, schemes)
+        return _gguf(spec, schemes, gguf_before_2024)
     counted = list(_uses(spec, schemes))
     check_group_sizes(counted)
     entries = 0
@@ -86,11 +91,14 @@ def checkpoint_size(
     others = spec.unquantized_tensors
     width = 4 if isinstance(schemes, Scheme) and schemes.weight == "fp32" else 2
     embedding = width * sum(t.parameters for t in others if t.role == "embedding")
-    head = width * sum(t.parameters for t in others if t.role == "head")
-    other = width * sum(t.parameters for t in others)
-    if untied and spec.tied_embeddings:
-        head = embedding
-        other += head
+    plain_head = width * sum(t.parameters for t in others if t.role == "head")
+    head_bytes = plain_head
+    if head is not None:
+        parts = module_parts(head, name, spec.hidden_size, spec.vocabulary_size)
+        head_bytes = sum(part.size_bytes for part in parts)
+    elif untied and spec.tied_embeddings:
+        head_bytes = embedding
+    other = width * sum(t.parameters for t in others) - plain_head + head_bytes
     header += sum(_entry_bytes(Part("", "BF16", t.shape)) + len(t.name) for t in others)
     weight = quantizable + other
     header = _finish_header(header, entries + len(others), weight)
@@ -101,7 +109,7 @@ def checkpoint_size(
         header_bytes=header,
         quantizable_bytes=quantizable,
         embedding_bytes=embedding,
-        head_bytes=head,
+        head_bytes=head_bytes,
         format=name,
         decompressed_bytes=other + 2 * spec.quantizable_parameters,
     )
@@ -180,7 +188,9 @@ def _finish_header(characters: int, entries: int, weight_bytes: int) -> int:
     return characters + entries * 2 * digits + files * frame
 
 
-def _gguf(spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme]) -> SizeEstimate:
+def _gguf(
+    spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], before_2024: bool
+) -> SizeEstimate:
     if isinstance(schemes, Mapping):
         found = set(schemes.values())
         if len(found) != 1:
@@ -188,7 +198,7 @@ def _gguf(spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme]) -> SizeEstima
                 "a GGUF file is made with one scheme, whose mixture llama.cpp chooses."
             )
         schemes = found.pop()
-    size = gguf_size(spec, schemes)
+    size = gguf_size(spec, schemes, before_2024=before_2024)
     return SizeEstimate(
         total_bytes=size.tensor_bytes + size.header_bytes,
         weight_bytes=size.tensor_bytes,
