@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+
+from advisor.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +34,69 @@ class LayerStatistics:
     absolute_sum: Tensor
     gradient_tokens: int = 0
     gradient_moment: Tensor | None = None
+
+
+def merge(a: LayerStatistics, b: LayerStatistics) -> LayerStatistics:
+    """Return the statistics of the tokens of both; inputs are not modified.
+
+    A full gradient moment merged with a diagonal one gives the diagonal of the sum.
+
+    Raises:
+        InputError: They belong to linears of different shapes, or only one has gradients.
+    """
+    if a.second_moment.shape != b.second_moment.shape:
+        raise InputError(
+            "statistics of different linears cannot be merged: their second moments have shapes "
+            f"{tuple(a.second_moment.shape)} and {tuple(b.second_moment.shape)}."
+        )
+    return LayerStatistics(
+        tokens=a.tokens + b.tokens,
+        second_moment=a.second_moment + b.second_moment,
+        absolute_maximum=torch.maximum(a.absolute_maximum, b.absolute_maximum),
+        absolute_sum=a.absolute_sum + b.absolute_sum,
+        gradient_tokens=a.gradient_tokens + b.gradient_tokens,
+        gradient_moment=_merge_gradients(a.gradient_moment, b.gradient_moment),
+    )
+
+
+def _merge_gradients(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Add two gradient moments, on the diagonal where one has nothing else."""
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        raise InputError(
+            "statistics with and without gradients cannot be merged: collect both the same way."
+        )
+    if a.ndim != b.ndim:
+        a, b = (moment if moment.ndim == 1 else moment.diagonal() for moment in (a, b))
+    if a.shape != b.shape:
+        raise InputError(
+            "statistics of different linears cannot be merged: their gradient moments have shapes "
+            f"{tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    return a + b
+
+
+def scale_inputs(statistics: LayerStatistics, scales: Tensor) -> LayerStatistics:
+    """Return the statistics that a linear has after its inputs are divided by scales.
+
+    Args:
+        statistics: Statistics of the linear as it was.
+        scales: Positive divisor of every input channel, shape [in]; the weight's columns are
+            multiplied by the same scales, so outputs and their gradients stay.
+
+    Raises:
+        InputError: A scale is not positive and finite, or there are not ``in`` of them.
+    """
+    expected = statistics.absolute_maximum.shape
+    if scales.shape != expected:
+        raise InputError(f"scales must have shape {tuple(expected)}, got {tuple(scales.shape)}.")
+    if not bool((scales > 0).all() and scales.isfinite().all()):
+        raise InputError("scales of input channels must be positive and finite.")
+    inverse = 1.0 / scales.to(torch.float32)
+    return replace(
+        statistics,
+        second_moment=statistics.second_moment * inverse[:, None] * inverse[None, :],
+        absolute_maximum=statistics.absolute_maximum * inverse,
+        absolute_sum=statistics.absolute_sum * inverse,
+    )

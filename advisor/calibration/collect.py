@@ -1,0 +1,95 @@
+"""One calibration pass that every candidate is scored from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advisor.calibration.passes import Collector, Progress
+from advisor.calibration.settings import collection_settings
+from advisor.calibration.store import StatisticsStore, cache_root, statistics_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from advisor.calibration.tokens import TokenSequences
+    from advisor.models.load import LoadedModel
+
+
+def open_store(
+    loaded: LoadedModel,
+    sequences: TokenSequences,
+    *,
+    root: Path | None = None,
+    gradient: str = "full",
+    prefixes: Sequence[int] | None = None,
+    seed: int = 0,
+) -> StatisticsStore:
+    """Return the store of a model's statistics over some sequences, complete or not yet.
+
+    Args:
+        loaded: The unquantized model.
+        sequences: The calibration sequences.
+        root: Folder of the cache; the default is :func:`advisor.calibration.store.cache_root`.
+        gradient: See :class:`CollectionSettings`.
+        prefixes: Sample counts whose sums are kept; by default 8, 16, 32, ...
+        seed: Seed of the labels.
+    """
+    settings = collection_settings(
+        loaded, sequences, gradient=gradient, prefixes=prefixes, seed=seed
+    )
+    key = statistics_key(loaded.fingerprint, sequences.sha256, settings.to_dict())
+    return StatisticsStore(root or cache_root(), key)
+
+
+def collect_statistics(
+    loaded: LoadedModel,
+    sequences: TokenSequences,
+    store: StatisticsStore,
+    *,
+    gradients: bool = True,
+    gradient: str = "full",
+    prefixes: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    max_bytes: int | None = None,
+) -> None:
+    """Fill a store; returns at once when it is complete, goes on where a killed run stopped.
+
+    Blocks run one after another over all sequences, forward for the input moments, then (last
+    block first) again with a backward pass for the output gradients, so memory holds one block's
+    sums; hidden states lie in memory-mapped files. Labels are drawn from the model's own
+    distribution with one uniform number per token, seeded per sequence, so results depend neither
+    on batching nor on the order of sequences.
+
+    Args:
+        loaded: The unquantized model; its data type is the one computed in. Sums are float32.
+        sequences: Calibration sequences.
+        store: Where the sums go (see :func:`open_store`).
+        gradients: False is ``gradient="none"``: no backward pass.
+        gradient: ``full``, ``diagonal`` or ``none``.
+        prefixes: Sample counts whose sums are kept; by default 8, 16, 32, ... and all.
+        seed: Seed of the labels.
+        progress: Called with (steps done, steps in all).
+        max_bytes: Refuse to start when more disk than this is needed.
+
+    Raises:
+        InputError: Not enough disk, or a setting that breaks its rule.
+
+    Reference:
+        Martens and Grosse, Optimizing neural networks with Kronecker-factored approximate
+        curvature (2015): the Fisher needs labels from the model, not from the data.
+    """
+    if store.complete:
+        return
+    settings = collection_settings(
+        loaded,
+        sequences,
+        gradient=gradient if gradients else "none",
+        prefixes=prefixes,
+        seed=seed,
+    )
+    collector = Collector(loaded, sequences, store, settings, progress)
+    collector.check_disk(max_bytes)
+    collector.runner.check(sequences.tokens.to(loaded.device))
+    collector.run()

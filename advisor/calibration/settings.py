@@ -1,0 +1,119 @@
+"""Settings of a collection, and what it needs on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advisor.calibration.moments import packed_length
+from advisor.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.calibration.tokens import TokenSequences
+    from advisor.models.load import LoadedModel
+    from advisor.modelspec import LinearSpec
+
+GRADIENT_KINDS = ("full", "diagonal", "none")
+FULL_GRADIENT_LIMIT = 4096
+"""Outputs above which ``full`` keeps the diagonal: the moment would outgrow the weight."""
+SMALLEST_PREFIX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSettings:
+    """Everything beside weights and tokens that changes the sums.
+
+    Attributes:
+        prefixes: Sample counts whose sums are kept, ascending; the last is all.
+        gradient: ``full`` (diagonal above 4096 outputs), ``diagonal`` or ``none``.
+        seed: Seed of the labels drawn from the model.
+        dtype: Data type that the model computes in.
+    """
+
+    prefixes: tuple[int, ...]
+    gradient: str
+    seed: int
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as they enter the store's key."""
+        return {
+            "prefixes": list(self.prefixes),
+            "gradient": self.gradient,
+            "seed": self.seed if self.gradient != "none" else None,
+            "dtype": self.dtype,
+        }
+
+
+def default_prefixes(sequences: int) -> tuple[int, ...]:
+    """Return 8, 16, 32, ... and the number of sequences itself."""
+    prefixes = []
+    count = SMALLEST_PREFIX
+    while count < sequences:
+        prefixes.append(count)
+        count *= 2
+    return (*prefixes, sequences)
+
+
+def collection_settings(
+    loaded: LoadedModel,
+    sequences: TokenSequences,
+    *,
+    gradient: str = "full",
+    prefixes: Sequence[int] | None = None,
+    seed: int = 0,
+) -> CollectionSettings:
+    """Check and complete the settings of a collection.
+
+    Raises:
+        InputError: An unknown kind of gradient, or a prefix that the sequences do not have.
+    """
+    if gradient not in GRADIENT_KINDS:
+        raise InputError(f"gradient must be one of {', '.join(GRADIENT_KINDS)}, got {gradient!r}.")
+    total = sequences.sequences
+    chosen = sorted(set(prefixes)) if prefixes is not None else list(default_prefixes(total))
+    wrong = [count for count in chosen if not 1 <= count <= total]
+    if wrong:
+        raise InputError(f"sample prefixes must be between 1 and {total}, but got {wrong}.")
+    if not chosen or chosen[-1] != total:
+        chosen.append(total)
+    return CollectionSettings(
+        prefixes=tuple(chosen),
+        gradient=gradient,
+        seed=seed,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+    )
+
+
+def needed_bytes(
+    linears: Sequence[LinearSpec], settings: CollectionSettings, tokens: int, hidden_size: int
+) -> int:
+    """Return the bytes that a collection needs on disk at its peak, headers not counted.
+
+    Args:
+        linears: Every linear of the model.
+        settings: Of the collection.
+        tokens: Calibration tokens.
+        hidden_size: Width of the hidden states between blocks.
+    """
+    groups = {linear.input_group: linear.in_features for linear in linears}
+    inputs = sum(4 * (packed_length(size) + 2 * size) for size in groups.values())
+    total = inputs * len(settings.prefixes)
+    blocks = len({linear.block for linear in linears})
+    item = torch.empty(0, dtype=getattr(torch, settings.dtype)).element_size()
+    states = tokens * hidden_size * item
+    if settings.gradient == "none":
+        return total + 2 * states
+    for linear in linears:
+        full = keeps_full_gradient(linear, settings.gradient)
+        total += 4 * (packed_length(linear.out_features) if full else linear.out_features)
+    return total + (blocks + 3) * states
+
+
+def keeps_full_gradient(linear: LinearSpec, gradient: str) -> bool:
+    """Whether a linear's gradient moment is a matrix, or only its diagonal."""
+    return gradient == "full" and linear.out_features <= FULL_GRADIENT_LIMIT

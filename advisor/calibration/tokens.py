@@ -1,0 +1,173 @@
+"""Token sequences: which windows of a corpus calibrate or judge, by seed and by hash."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from advisor.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advisor.calibration.corpora import Corpus
+
+OVERLAP_WINDOW = 32
+"""Tokens in a row that two texts must share to be called overlapping."""
+OVERLAP_LIMIT = 0.01
+"""Largest share of the evaluation's windows that may also be in the calibration."""
+_HASH_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequences:
+    """Equally long token sequences.
+
+    Attributes:
+        tokens: int64 [sequences, sequence_length].
+        corpus: Name of the corpus they were cut from.
+        corpus_sha256: Hash of its text.
+        seed: Seed of the shuffle.
+        sha256: Hash of the tokens themselves.
+    """
+
+    tokens: Tensor
+    corpus: str
+    corpus_sha256: str
+    seed: int
+    sha256: str
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences."""
+        return self.tokens.shape[0]
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence."""
+        return self.tokens.shape[1]
+
+    def first(self, sequences: int) -> TokenSequences:
+        """Return the first sequences; a draw of that many would have given the same."""
+        tokens = self.tokens[:sequences]
+        return TokenSequences(
+            tokens, self.corpus, self.corpus_sha256, self.seed, hash_tokens(tokens)
+        )
+
+
+def hash_tokens(tokens: Tensor) -> str:
+    """Return the sha256 of a [sequences, sequence_length] table of tokens."""
+    digest = hashlib.sha256(f"{tuple(tokens.shape)}".encode())
+    digest.update(tokens.to(torch.int64).contiguous().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def draw_sequences(
+    corpus: Corpus,
+    tokenizer: Any,
+    *,
+    sequences: int,
+    sequence_length: int,
+    seed: int,
+    role: str,
+) -> TokenSequences:
+    """Cut a corpus into windows that do not overlap and draw some of them.
+
+    Documents are tokenized one by one and laid end to end. Where the tokenizer begins a text with
+    a special token, every sequence begins with it, as the model expects. The first ``k`` of ``n``
+    sequences are those that a draw of ``k`` gives.
+
+    Args:
+        corpus: The text.
+        tokenizer: The model's tokenizer.
+        sequences: How many to draw.
+        sequence_length: Tokens of each, a leading special token included; at least 2.
+        seed: Of the shuffle.
+        role: What they are for (``calibration`` or ``evaluation``): named in errors.
+
+    Raises:
+        InputError: The text is too short (says how many sequences it has), or a number is not
+            positive.
+    """
+    if sequences < 1 or sequence_length < 2:
+        raise InputError(
+            f"{role} needs at least 1 sequence of at least 2 tokens, but got {sequences} of "
+            f"{sequence_length}."
+        )
+    leading = _leading_tokens(tokenizer)
+    ids: list[int] = []
+    for document in corpus.documents:
+        ids.extend(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
+    width = sequence_length - len(leading)
+    available = len(ids) // width
+    if available < sequences:
+        raise InputError(
+            f"{role} text {corpus.name!r} has {len(ids)} tokens: enough for {available} sequences "
+            f"of {sequence_length} tokens, but {sequences} were asked for. Give more text, fewer "
+            "sequences or shorter ones."
+        )
+    windows = torch.tensor(ids[: available * width], dtype=torch.int64).view(available, width)
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
+    tokens = windows[order[:sequences]]
+    if leading:
+        start = torch.tensor(leading, dtype=torch.int64).expand(sequences, -1)
+        tokens = torch.cat([start, tokens], dim=1)
+    return TokenSequences(
+        tokens=tokens.contiguous(),
+        corpus=corpus.name,
+        corpus_sha256=corpus.sha256,
+        seed=seed,
+        sha256=hash_tokens(tokens),
+    )
+
+
+def _leading_tokens(tokenizer: Any) -> list[int]:
+    """Return the special token that the tokenizer puts in front of every text, if it does."""
+    beginning = getattr(tokenizer, "bos_token_id", None)
+    if beginning is None:
+        return []
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return [beginning] if ids[:1] == [beginning] else []
+
+
+def overlap(calibration: TokenSequences, evaluation: TokenSequences) -> float:
+    """Return the share of the evaluation's windows of 32 tokens that calibration has as well."""
+    width = min(OVERLAP_WINDOW, calibration.sequence_length, evaluation.sequence_length)
+    known = np.unique(_window_hashes(calibration.tokens, width))
+    asked = _window_hashes(evaluation.tokens, width)
+    return float(np.isin(asked, known).mean())
+
+
+def check_disjoint(calibration: TokenSequences, evaluation: TokenSequences) -> float:
+    """Refuse to judge on text that was calibrated on.
+
+    Returns:
+        The share of shared windows, for the plan.
+
+    Raises:
+        InputError: More than 1% of the evaluation's windows are also in the calibration.
+    """
+    share = overlap(calibration, evaluation)
+    if share > OVERLAP_LIMIT:
+        raise InputError(
+            f"evaluation text {evaluation.corpus!r} overlaps calibration text "
+            f"{calibration.corpus!r}: {share:.1%} of its windows of {OVERLAP_WINDOW} tokens are in "
+            f"both (at most {OVERLAP_LIMIT:.0%} is allowed). Give texts that share nothing."
+        )
+    return share
+
+
+def _window_hashes(tokens: Tensor, width: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Return a 64-bit hash of every window of every sequence."""
+    rows = tokens.numpy().astype(np.uint64)
+    factors = np.random.default_rng(0).integers(1, 2**63, width, dtype=np.uint64) * 2 + 1
+    windows = np.lib.stride_tricks.sliding_window_view(rows, width, axis=1).reshape(-1, width)
+    hashes = [
+        (windows[start : start + _HASH_CHUNK] * factors).sum(axis=1, dtype=np.uint64)
+        for start in range(0, len(windows), _HASH_CHUNK)
+    ]
+    return np.concatenate(hashes)

@@ -1,0 +1,108 @@
+"""Run a model block by block: what calibration needs to hold one block at a time."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advisor.errors import AdvisorError
+from advisor.models.inspect import architecture_of, find_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+_CHECK_TOKENS = 8
+_CHECK_TOLERANCE = 0.02
+
+
+class BlockRunner:
+    """The stages of a decoder model: embedding, each block, and the head.
+
+    Blocks get exactly the arguments (masks, rotary positions) that the model itself would pass:
+    they are recorded from the model with its blocks short-circuited. Sequences have no padding,
+    so the arguments depend only on the shape of a batch.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Find the stages.
+
+        Args:
+            model: A loaded model of a known architecture.
+
+        Raises:
+            InputError: The architecture is unknown.
+        """
+        architecture = architecture_of(model)
+        self.model = model
+        self.blocks = find_blocks(model)
+        self._base = model.get_submodule(architecture.blocks.split(".")[0])
+        self._final_norm = model.get_submodule(architecture.final_norm)
+        self._head = model.get_submodule(architecture.head)
+        config: Any = model.config
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self._arguments: dict[tuple[int, ...], list[Mapping[str, Any]]] = {}
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the first block's input, shape [batch, length, hidden]."""
+        recorded: list[tuple[Tensor, Mapping[str, Any]]] = []
+
+        def record(hidden_states: Tensor, **arguments: Any) -> Tensor:
+            recorded.append((hidden_states, arguments))
+            return hidden_states
+
+        with self._short_circuit(record), torch.no_grad():
+            self._base(input_ids=tokens, use_cache=False)
+        self._arguments[tuple(tokens.shape)] = [arguments for _, arguments in recorded]
+        return recorded[0][0]
+
+    @contextmanager
+    def _short_circuit(self, forward: Any) -> Iterator[None]:
+        """Replace every block's forward for a while."""
+        try:
+            for block in self.blocks:
+                block.forward = forward
+            yield
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+    def run(self, index: int, hidden: Tensor) -> Tensor:
+        """Return a block's output for the input of a batch whose shape was embedded before."""
+        arguments = self._arguments[tuple(hidden.shape[:2])][index]
+        output = self.blocks[index](hidden, **arguments)
+        # Some releases of transformers return a tuple that begins with the hidden states.
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the last block's output."""
+        logits: Tensor = self._head(self._final_norm(hidden))
+        if self._softcap is not None:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
+        return logits
+
+    def check(self, tokens: Tensor) -> None:
+        """Check that the stages together are the model, on the first few tokens of a batch.
+
+        Raises:
+            AdvisorError: They are not: this release of transformers runs the architecture in a
+                way that this version does not know.
+        """
+        tokens = tokens[:1, :_CHECK_TOKENS]
+        with torch.no_grad():
+            hidden = self.embed(tokens)
+            for index in range(len(self.blocks)):
+                hidden = self.run(index, hidden)
+            ours = self.head(hidden).float()
+            theirs = self.model(input_ids=tokens, use_cache=False).logits.float()
+        difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
+        if not difference <= _CHECK_TOLERANCE:
+            raise AdvisorError(
+                f"running {type(self.model).__name__} block by block gives other logits than the "
+                f"model (relative difference {difference:.2g}); this version of transformers runs "
+                "it in a way that is not known here. Please report the two versions."
+            )
