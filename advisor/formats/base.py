@@ -1,0 +1,168 @@
+"""What every checkpoint format does, and what they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from advisor.numerics.quantized_weight import QuantizedWeight
+    from advisor.schemes import Scheme
+
+HEAD = "lm_head"
+FUSED_ALIASES: tuple[tuple[str, frozenset[str]], ...] = (
+    ("qkv_proj", frozenset({"q_proj", "k_proj", "v_proj"})),
+    ("gate_up_proj", frozenset({"gate_proj", "up_proj"})),
+)
+"""Modules that engines load as one, and the name under which they then look for its rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """What a checkpoint's header says of one tensor.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its data type as safetensors names it: ``BF16``, ``I32``, ``F8_E4M3``, ...
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The tensors of a checkpoint, and how to read one.
+
+    Attributes:
+        headers: Header of every tensor, by name.
+        load: Returns one tensor by name.
+    """
+
+    headers: Mapping[str, TensorHeader]
+    load: Callable[[str], Tensor]
+
+    def modules_with(self, suffixes: Sequence[str]) -> tuple[str, ...]:
+        """Return, sorted, the modules that have a tensor of any of these names."""
+        found = set()
+        for name in self.headers:
+            for suffix in suffixes:
+                if name.endswith(f".{suffix}"):
+                    found.add(name[: -len(suffix) - 1])
+        return tuple(sorted(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Quantized modules of a checkpoint, as its loaders resolve them.
+
+    Attributes:
+        modules: Scheme by module path.
+        problems: One complaint per fault, naming the module.
+    """
+
+    modules: Mapping[str, Scheme]
+    problems: tuple[str, ...]
+
+
+class CheckpointFormat(Protocol):
+    """A format: a module with these names."""
+
+    NAME: str
+    SUFFIXES: tuple[str, ...]
+
+    def problems(self, weights: Mapping[str, QuantizedWeight]) -> list[str]:
+        """Return why these weights cannot be stored, one complaint per kind of offence."""
+        ...
+
+    def storage_scheme(self, scheme: Scheme) -> Scheme:
+        """Return what can be read back of a scheme: everything but how codes were chosen."""
+        ...
+
+    def quantization_config(
+        self, weights: Mapping[str, QuantizedWeight], unquantized: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return ``quantization_config`` of config.json; ``unquantized`` linears stay 16-bit."""
+        ...
+
+    def pack(
+        self, name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Return the stored tensors of one module, by full name."""
+        ...
+
+    def find_modules(self, config: Mapping[str, Any], stored: Stored) -> Found:
+        """Resolve every module as the loaders do, and check the shapes of its tensors."""
+        ...
+
+    def unpack(
+        self, name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored
+    ) -> QuantizedWeight:
+        """Return the weight of one module that :meth:`find_modules` found without fault."""
+        ...
+
+
+def exact_scales(scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return scales in the model's data type, or the smallest other one that holds them exactly.
+
+    Args:
+        scales: float32.
+        dtype: The model's data type.
+    """
+    for candidate in (dtype, torch.bfloat16, torch.float16):
+        stored = scales.to(candidate)
+        if torch.equal(stored.to(torch.float32), scales):
+            return stored.contiguous()
+    return scales.to(torch.float32).contiguous()
+
+
+def is_consecutive(weight: QuantizedWeight) -> bool:
+    """Return whether groups are runs of neighbouring inputs."""
+    if weight.group_index is None:
+        return True
+    width = weight.shape[1] // weight.scales.shape[1]
+    usual = torch.arange(weight.shape[1], device=weight.group_index.device) // width
+    return bool(torch.equal(weight.group_index.long(), usual))
+
+
+def group_size_of(scheme: Scheme) -> int:
+    """Return the group size as configuration files say it: -1 per channel."""
+    return int(scheme.group_size or -1) if scheme.granularity == "group" else -1
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Return how many modules are meant and the first of them."""
+    return f"{len(names)} module{'s' if len(names) != 1 else ''} (first: {names[0]})"
+
+
+def complain(complaints: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return one line per rule broken: the rule, then how many modules break it."""
+    return [f"{rule}, but {list_some(names)} cannot." for rule, names in complaints.items()]
+
+
+def check_tensor(
+    stored: Stored, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = ()
+) -> str | None:
+    """Return what is wrong with one tensor of a module, or None.
+
+    Args:
+        stored: The checkpoint.
+        name: Full name of the tensor.
+        shape: What its configuration and its neighbours demand.
+        dtypes: Data types that loaders accept; empty for any floating type.
+    """
+    header = stored.headers.get(name)
+    module, _, suffix = name.rpartition(".")
+    if header is None:
+        return f"{module} has no {suffix}: the tensor {name!r} is missing."
+    if header.shape != shape:
+        return f"{module}: {suffix} has shape {list(header.shape)}, expected {list(shape)}."
+    accepted = dtypes or ("F16", "BF16", "F32")
+    if header.dtype not in accepted:
+        return f"{module}: {suffix} is stored as {header.dtype}, expected {' or '.join(accepted)}."
+    return None

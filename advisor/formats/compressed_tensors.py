@@ -1,0 +1,226 @@
+"""compressed-tensors checkpoints, which vLLM, SGLang and transformers read.
+
+``pack-quantized``: integers of 2 to 8 bits as a dense stream of bits in int32 words, 16-bit (or
+8-bit) activations. ``int-quantized``: int8 as it is, int8 activations. ``float-quantized``: FP8
+(E4M3) as it is. A checkpoint may hold several ``config_groups``, each with its own format.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from advisor.formats.base import (
+    Found,
+    Stored,
+    check_tensor,
+    complain,
+    exact_scales,
+    is_consecutive,
+)
+from advisor.formats.compressed_tensors_config import (
+    INT,
+    PACKED,
+    build_config,
+    resolve_module,
+    scheme_format,
+)
+from advisor.numerics.packing import (
+    pack_compressed_tensors,
+    pack_compressed_tensors_zeros,
+    unpack_compressed_tensors,
+    unpack_compressed_tensors_zeros,
+)
+from advisor.numerics.quantized_weight import QuantizedWeight
+from advisor.schemes import Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+NAME = "compressed-tensors"
+SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight")
+
+
+def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+    """Return why these weights cannot be stored, one complaint per rule broken."""
+    broken: dict[str, list[str]] = {}
+    for name, weight in weights.items():
+        if rule := _broken_rule(weight):
+            broken.setdefault(rule, []).append(name)
+    return complain(broken)
+
+
+def _broken_rule(weight: QuantizedWeight) -> str | None:
+    """Return the rule that a weight breaks, or None."""
+    scheme = weight.scheme
+    if scheme.weight == "fp8":
+        if scheme.granularity not in ("channel", "tensor", "block"):
+            return f"format {NAME!r} holds FP8 scales per channel, tensor or block, not {scheme}"
+        if scheme.activation not in (None, "fp8"):
+            return f"format {NAME!r} pairs FP8 weights with FP8 activations, not {scheme}"
+        return None
+    if not scheme.is_integer or scheme.method == "llm.int8":
+        return f"format {NAME!r} holds integer and FP8 weights, not {scheme}; use bitsandbytes"
+    if scheme.granularity not in ("group", "channel"):
+        return f"format {NAME!r} holds integer scales per group or channel, not {scheme}"
+    if not is_consecutive(weight):
+        return (
+            f"format {NAME!r} has no act-order groups any more, as {scheme} has; "
+            "use static groups, or format gptq"
+        )
+    if scheme.activation not in (None, "int8"):
+        return f"format {NAME!r} pairs integer weights with int8 activations, not {scheme}"
+    if scheme.activation is not None and (not scheme.symmetric or scheme.bits not in (4, 8)):
+        return f"int8 activations need symmetric int4 or int8 weights, not {scheme}"
+    if scheme.activation is not None and scheme.bits == 8 and scheme.granularity != "channel":
+        return f"W8A8 kernels need one scale per channel, not {scheme}"
+    return None
+
+
+def storage_scheme(scheme: Scheme) -> Scheme:
+    """Return what can be read back: everything but how the codes were chosen."""
+    return Scheme(
+        "rtn",
+        scheme.weight,
+        granularity=scheme.granularity,
+        group_size=scheme.group_size,
+        symmetric=scheme.symmetric,
+        activation=scheme.activation,
+    )
+
+
+def quantization_config(
+    weights: Mapping[str, QuantizedWeight], unquantized: Sequence[str]
+) -> dict[str, Any]:
+    """Return ``quantization_config``: one config group per scheme."""
+    schemes = {name: storage_scheme(weight.scheme) for name, weight in weights.items()}
+    return build_config(schemes, unquantized)
+
+
+def pack(
+    name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return the tensors of one module in the format of its config group."""
+    del config
+    scales = exact_scales(weight.scales, dtype)
+    kind = scheme_format(weight.scheme)
+    if kind == PACKED:
+        bits = int(weight.scheme.bits)
+        tensors = {
+            f"{name}.weight_packed": pack_compressed_tensors(weight.codes, bits),
+            f"{name}.weight_scale": scales,
+            f"{name}.weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
+        }
+        if weight.zero_points is not None:
+            zeros = pack_compressed_tensors_zeros(weight.zero_points, bits)
+            tensors[f"{name}.weight_zero_point"] = zeros
+        return tensors
+    if kind == INT:
+        values = (weight.codes.to(torch.int16) - 128).to(torch.int8)
+        return {f"{name}.weight": values.contiguous(), f"{name}.weight_scale": scales}
+    if weight.scheme.granularity == "tensor":
+        scales = scales.reshape(1)
+    values = weight.codes.contiguous().view(torch.float8_e4m3fn)
+    return {f"{name}.weight": values, f"{name}.weight_scale": scales}
+
+
+def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
+    """Resolve every module by its config group, and check its tensors."""
+    modules: dict[str, Scheme] = {}
+    faults: list[str] = []
+    quantized = set(stored.modules_with(SUFFIXES[:-1]))
+    codes = ("I8", "U8", "F8_E4M3", "I32")
+    quantized.update(
+        name
+        for name in stored.modules_with(("weight",))
+        if stored.headers[f"{name}.weight"].dtype in codes
+    )
+    targets: set[str] = set()
+    for group in (config.get("config_groups") or {}).values():
+        targets.update(target for target in group.get("targets") or () if "." in target)
+    named = {target for target in targets if not target.startswith("re:")}
+    for name in sorted(quantized | named):
+        try:
+            resolved = resolve_module(name, config)
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+            continue
+        if resolved is None:
+            faults.append(f"{name}: config.json keeps it 16-bit, but its tensors are quantized.")
+            continue
+        scheme, kind = resolved
+        wrong = _check_module(name, scheme, kind, stored)
+        faults.extend(wrong)
+        if not wrong:
+            modules[name] = scheme
+    return Found(modules, tuple(faults))
+
+
+def _check_module(name: str, scheme: Scheme, kind: str, stored: Stored) -> list[str]:
+    """Return the faults of one module's tensors."""
+    main = f"{name}.weight_packed" if kind == PACKED else f"{name}.weight"
+    header = stored.headers.get(main)
+    if header is None or len(header.shape) != 2:
+        return [f"{name} has no {main.rpartition('.')[2]}: the tensor {main!r} is missing."]
+    out_features, in_features = header.shape
+    bits = int(scheme.bits)
+    wrong: list[str | None] = []
+    if kind == PACKED:
+        if wrong_shape := check_tensor(stored, f"{name}.weight_shape", (2,), ("I64", "I32")):
+            return [wrong_shape]
+        shape = stored.load(f"{name}.weight_shape").tolist()
+        words = -(-shape[1] * bits // 32)
+        wrong.append(check_tensor(stored, main, (shape[0], words), ("I32",)))
+        out_features, in_features = shape
+    else:
+        expected = ("I8",) if kind == INT else ("F8_E4M3",)
+        wrong.append(check_tensor(stored, main, header.shape, expected))
+    if scheme.granularity == "group" and in_features % int(scheme.group_size or 1):
+        return [
+            f"{name}: group_size={scheme.group_size} does not divide in_features={in_features}."
+        ]
+    scales = _scale_shape(scheme, out_features, in_features)
+    wrong.append(check_tensor(stored, f"{name}.weight_scale", scales))
+    if kind == PACKED and not scheme.symmetric:
+        zeros = (-(-out_features * bits // 32), scales[1])
+        wrong.append(check_tensor(stored, f"{name}.weight_zero_point", zeros, ("I32",)))
+    elif f"{name}.weight_zero_point" in stored.headers:
+        wrong.append(f"{name}: config.json says symmetric, but there is a weight_zero_point.")
+    return [f"{fault} (config.json says {scheme})" for fault in wrong if fault]
+
+
+def _scale_shape(scheme: Scheme, out_features: int, in_features: int) -> tuple[int, ...]:
+    """Return the shape of ``weight_scale``."""
+    if scheme.granularity == "tensor":
+        return (1,)
+    if scheme.granularity == "channel":
+        return (out_features, 1)
+    size = int(scheme.group_size or 1)
+    if scheme.granularity == "block":
+        return (-(-out_features // size), -(-in_features // size))
+    return (out_features, in_features // size)
+
+
+def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored) -> QuantizedWeight:
+    """Return the weight of one module."""
+    del config
+    scales = stored.load(f"{name}.weight_scale").to(torch.float32)
+    kind = scheme_format(scheme)
+    zero_points = None
+    if kind == PACKED:
+        bits = int(scheme.bits)
+        out_features, in_features = stored.load(f"{name}.weight_shape").tolist()
+        words = stored.load(f"{name}.weight_packed")
+        codes = unpack_compressed_tensors(words, bits, in_features)
+        if not scheme.symmetric:
+            zeros = stored.load(f"{name}.weight_zero_point")
+            zero_points = unpack_compressed_tensors_zeros(zeros, bits, out_features)
+    elif kind == INT:
+        codes = (stored.load(f"{name}.weight").to(torch.int16) + 128).to(torch.uint8)
+    else:
+        codes = stored.load(f"{name}.weight").view(torch.uint8)
+    if scheme.granularity == "tensor":
+        scales = scales.reshape(1, 1)
+    return QuantizedWeight(scheme=scheme, codes=codes, scales=scales, zero_points=zero_points)

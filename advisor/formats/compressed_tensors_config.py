@@ -1,0 +1,168 @@
+"""``quantization_config`` of compressed-tensors: config groups, targets and what is ignored."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from advisor.formats.base import HEAD
+from advisor.schemes import Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PACKED = "pack-quantized"
+INT = "int-quantized"
+FLOAT = "float-quantized"
+_MIXED = "mixed-precision"
+_STATUS = ("compressed",)
+_VERSION = "0.10.0"
+"""Oldest release of the library whose reader knows all that is written here."""
+
+
+def scheme_format(scheme: Scheme) -> str:
+    """Return the compression format of a scheme's tensors."""
+    if scheme.weight == "fp8":
+        return FLOAT
+    if scheme.activation is not None and scheme.bits == 8:
+        return INT
+    return PACKED
+
+
+def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> dict[str, Any]:
+    """Return ``quantization_config``.
+
+    Loaders look a module's own name up before its class. Where all linears but the head have one
+    scheme, the target is the class ``Linear``, as everybody writes it; otherwise each module is
+    named, since expressions that cover a fused module partly are what makes loaders fail.
+
+    Args:
+        schemes: Scheme of every quantized module.
+        unquantized: Linears that stay 16-bit.
+    """
+    members: dict[str, list[str]] = {}
+    for name, scheme in schemes.items():
+        members.setdefault(str(scheme), []).append(name)
+    kept = [name for name in unquantized if name != HEAD]
+    groups: dict[str, Any] = {}
+    for number, key in enumerate(sorted(members)):
+        scheme = schemes[members[key][0]]
+        uniform = len(members) == 1 and not kept
+        groups[f"group_{number}"] = {
+            "format": scheme_format(scheme),
+            "input_activations": _input_arguments(scheme),
+            "output_activations": None,
+            "targets": ["Linear"] if uniform else sorted(members[key]),
+            "weights": _weight_arguments(scheme),
+        }
+    formats = {group["format"] for group in groups.values()}
+    return {
+        "config_groups": groups,
+        "format": formats.pop() if len(formats) == 1 else _MIXED,
+        "global_compression_ratio": None,
+        "ignore": sorted({*kept, HEAD}),
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "version": _VERSION,
+    }
+
+
+def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
+    """Return how weights are stored."""
+    block = scheme.granularity == "block"
+    return {
+        "actorder": None,
+        "block_structure": [scheme.group_size, scheme.group_size] if block else None,
+        "dynamic": False,
+        "group_size": scheme.group_size if scheme.granularity == "group" else None,
+        "num_bits": int(scheme.bits),
+        "observer": "minmax",
+        "observer_kwargs": {},
+        "strategy": scheme.granularity,
+        "symmetric": scheme.symmetric is not False,
+        "type": "int" if scheme.is_integer else "float",
+    }
+
+
+def _input_arguments(scheme: Scheme) -> dict[str, Any] | None:
+    """Return how inputs are quantized at run time: dynamically, per token."""
+    if scheme.activation is None:
+        return None
+    block = scheme.granularity == "block"
+    return {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": True,
+        "group_size": scheme.group_size if block else None,
+        "num_bits": 8,
+        "observer": None,
+        "observer_kwargs": {},
+        "strategy": "group" if block else "token",
+        "symmetric": True,
+        "type": "int" if scheme.activation == "int8" else "float",
+    }
+
+
+def resolve_module(name: str, config: Mapping[str, Any]) -> tuple[Scheme, str] | None:
+    """Return the scheme and format that loaders give a linear; None where it stays 16-bit.
+
+    Raises:
+        ValueError: The configuration gives the module something that is not known here.
+    """
+    if any(_matches(name, pattern) for pattern in config.get("ignore") or ()):
+        return None
+    groups = list((config.get("config_groups") or {}).values())
+    for by_class in (False, True):
+        for group in groups:
+            for target in group.get("targets") or ():
+                if target == "Linear" if by_class else _matches(name, target):
+                    kind = group.get("format") or config.get("format")
+                    return _scheme_of(group), str(kind)
+    return None
+
+
+def _matches(name: str, target: str) -> bool:
+    """Return whether a target names this module, itself or by a regular expression."""
+    if target.startswith("re:"):
+        return re.match(target[3:], name) is not None
+    return target == name
+
+
+def _scheme_of(group: Mapping[str, Any]) -> Scheme:
+    """Return the scheme that a config group stands for."""
+    weights = group.get("weights") or {}
+    inputs = group.get("input_activations")
+    bits, kind = weights.get("num_bits"), weights.get("type", "int")
+    strategy = weights.get("strategy")
+    if (kind == "float" and bits != 8) or kind not in ("int", "float") or bits not in range(2, 9):
+        raise ValueError(f"weights of type {kind!r} with {bits} bits are unknown.")
+    if strategy not in ("tensor", "channel", "group", "block"):
+        raise ValueError(f"strategy {strategy!r} is unknown.")
+    if weights.get("actorder") in ("group", "dynamic"):
+        raise ValueError("act-order groups are no longer read by vLLM and compressed-tensors.")
+    size = weights.get("group_size")
+    if strategy == "block":
+        structure = weights.get("block_structure") or [None]
+        if len(set(structure)) != 1:
+            raise ValueError(f"blocks of {structure} are unknown: they must be square.")
+        size = structure[0]
+    elif strategy == "channel":
+        size = -1
+    elif strategy == "tensor":
+        size = None
+    if strategy in ("group", "block") and not isinstance(size, int):
+        raise ValueError(f"strategy {strategy!r} needs a group size, but has {size!r}.")
+    activation = None
+    if inputs:
+        if not inputs.get("dynamic") or inputs.get("num_bits") != 8:
+            raise ValueError("only dynamic 8-bit activations are known.")
+        activation = "int8" if inputs.get("type") == "int" else "fp8"
+    return Scheme(
+        "rtn",
+        f"int{bits}" if kind == "int" else "fp8",
+        granularity=strategy,
+        group_size=size,
+        symmetric=bool(weights.get("symmetric", True)) if kind == "int" else None,
+        activation=activation,
+    )

@@ -1,0 +1,284 @@
+"""GPTQ checkpoints, as auto-gptq began them and gptqmodel, vLLM and SGLang read them.
+
+A module has ``qweight`` int32 [in * bits / 32, out], ``qzeros`` int32 [groups, out * bits / 32],
+``scales`` [groups, out] and ``g_idx`` int32 [in]. ``checkpoint_format: gptq`` stores zero points
+minus one; since 0 - 1 does not fit, checkpoints with a zero point of 0 are ``gptq_v2``, which
+stores them as they are.
+
+Modules that differ from the most common scheme are in ``dynamic``: regular expressions, tried in
+order with ``re.match``; ``+:`` overrides, ``-:`` keeps 16 bits. vLLM looks fused modules up by
+their fused name (``qkv_proj``), gptqmodel each one by its own, so the expressions match both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from advisor.errors import VerificationError
+from advisor.formats.base import (
+    FUSED_ALIASES,
+    Found,
+    Stored,
+    check_tensor,
+    complain,
+    exact_scales,
+    group_size_of,
+    is_consecutive,
+)
+from advisor.numerics.packing import (
+    pack_gptq,
+    pack_gptq_zeros,
+    unpack_gptq,
+    unpack_gptq_zeros,
+)
+from advisor.numerics.quantized_weight import QuantizedWeight
+from advisor.schemes import Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+NAME = "gptq"
+SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+_BITS = (2, 3, 4, 8)
+
+
+def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+    """Return why these weights cannot be stored, one complaint per rule broken."""
+    broken: dict[str, list[str]] = {}
+    for name, weight in weights.items():
+        scheme = weight.scheme
+        if rule := _broken_rule(scheme, weight.shape):
+            broken.setdefault(rule, []).append(name)
+    return complain(broken)
+
+
+def _broken_rule(scheme: Scheme, shape: tuple[int, int]) -> str | None:
+    """Return the rule that a weight breaks, or None."""
+    if not scheme.is_integer or scheme.method == "llm.int8":
+        return f"format 'gptq' holds integer weights, not {scheme}"
+    if scheme.granularity not in ("group", "channel"):
+        return f"format 'gptq' holds scales per group or channel, not {scheme}"
+    if scheme.bits not in _BITS:
+        return f"format 'gptq' holds 2, 3, 4 or 8 bits, not {scheme}; compressed-tensors does"
+    if scheme.activation is not None:
+        return f"format 'gptq' keeps 16-bit activations, not {scheme}; use compressed-tensors"
+    if any(size * int(scheme.bits) % 32 for size in shape):
+        return f"format 'gptq' needs in and out features × {scheme.bits:g} bits to fill int32 words"
+    return None
+
+
+def storage_scheme(scheme: Scheme) -> Scheme:
+    """Return what can be read back; act-order changes nothing where there is one group a row."""
+    grouped = scheme.granularity == "group"
+    return Scheme(
+        "gptq",
+        scheme.weight,
+        granularity=scheme.granularity,
+        group_size=scheme.group_size,
+        symmetric=scheme.symmetric,
+        activation_order=scheme.activation_order and grouped,
+    )
+
+
+def quantization_config(
+    weights: Mapping[str, QuantizedWeight], unquantized: Sequence[str]
+) -> dict[str, Any]:
+    """Return ``quantization_config``, with the most common scheme as the default."""
+    rules = {name: _rule(weight) for name, weight in weights.items()}
+    keys = [tuple(sorted(rule.items())) for rule in rules.values()]
+    counts = Counter(keys)
+    default = dict(max(sorted(counts), key=counts.__getitem__))
+    dynamic: dict[str, dict[str, Any]] = {}
+    others: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for name, rule in rules.items():
+        if rule != default:
+            others.setdefault(tuple(sorted(rule.items())), []).append(name)
+    for key in sorted(others):
+        dynamic[f"+:{_pattern(others[key])}"] = dict(key)
+    if kept := [name for name in unquantized if name.rpartition(".")[2] != "lm_head"]:
+        dynamic[f"-:{_pattern(kept)}"] = {}
+    v2 = any(
+        weight.zero_points is not None and bool((weight.zero_points == 0).any())
+        for weight in weights.values()
+    )
+    config: dict[str, Any] = {
+        **default,
+        "checkpoint_format": "gptq_v2" if v2 else "gptq",
+        "damp_percent": 0.01,
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "quant_method": "gptq",
+        "static_groups": False,
+        "true_sequential": True,
+    }
+    if dynamic:
+        config["dynamic"] = dynamic
+    return dict(sorted(config.items()))
+
+
+def _rule(weight: QuantizedWeight) -> dict[str, Any]:
+    """Return the fields of the configuration that one weight needs."""
+    return {
+        "bits": int(weight.scheme.bits),
+        "desc_act": not is_consecutive(weight),
+        "group_size": group_size_of(weight.scheme),
+        "sym": weight.zero_points is None,
+    }
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """Return an expression that matches these modules, also under their fused names."""
+    matched = set(names)
+    parents: dict[str, set[str]] = {}
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        parents.setdefault(parent, set()).add(leaf)
+    for parent, leaves in parents.items():
+        matched.update(f"{parent}.{alias}" for alias, parts in FUSED_ALIASES if parts <= leaves)
+    return f"(?:{'|'.join(re.escape(name) for name in sorted(matched))})$"
+
+
+def pack(
+    name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return ``qweight``, ``qzeros``, ``scales`` and ``g_idx`` of one module."""
+    bits = int(weight.scheme.bits)
+    groups, in_features = weight.scales.shape[1], weight.shape[1]
+    zero_points = weight.zero_points
+    if zero_points is None:
+        zero_points = torch.full_like(weight.scales, 2 ** (bits - 1), dtype=torch.uint8)
+    if config["checkpoint_format"] == "gptq":
+        zero_points = zero_points - 1
+    index = weight.group_index
+    if index is None:
+        index = torch.arange(in_features) // (in_features // groups)
+    return {
+        f"{name}.qweight": pack_gptq(weight.codes, bits),
+        f"{name}.qzeros": pack_gptq_zeros(zero_points, bits),
+        f"{name}.scales": exact_scales(weight.scales, dtype).t().contiguous(),
+        f"{name}.g_idx": index.to(torch.int32).contiguous(),
+    }
+
+
+def _resolve(name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the fields that loaders use for a module; None where it stays 16-bit."""
+    rule = {key: config.get(key) for key in ("bits", "group_size", "desc_act", "sym")}
+    for pattern, override in (config.get("dynamic") or {}).items():
+        if pattern.startswith("-:"):
+            if re.match(pattern[2:], name):
+                return None
+        elif re.match(pattern.removeprefix("+:"), name):
+            return {**rule, **override}
+    return rule
+
+
+def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
+    """Resolve every module with GPTQ tensors, and check them against the configuration."""
+    modules: dict[str, Scheme] = {}
+    faults: list[str] = []
+    if config.get("checkpoint_format", "gptq") not in ("gptq", "gptq_v2"):
+        return Found({}, (f"unknown checkpoint_format {config['checkpoint_format']!r}.",))
+    for name in stored.modules_with(SUFFIXES):
+        rule = _resolve(name, config)
+        if rule is None:
+            faults.append(f"{name}: config.json keeps it 16-bit, but its tensors are quantized.")
+            continue
+        if rule["bits"] not in _BITS or not isinstance(rule["group_size"], int):
+            faults.append(
+                f"{name}: bits={rule['bits']}, group_size={rule['group_size']} is unknown."
+            )
+            continue
+        wrong = _check_module(name, rule, stored)
+        faults.extend(wrong)
+        if not wrong:
+            modules[name] = _scheme(rule)
+    return Found(modules, tuple(faults))
+
+
+def _scheme(rule: Mapping[str, Any]) -> Scheme:
+    """Return the scheme that a configuration stands for."""
+    grouped = rule["group_size"] > 0
+    return Scheme(
+        "gptq",
+        f"int{rule['bits']}",
+        granularity="group" if grouped else "channel",
+        group_size=rule["group_size"] if grouped else -1,
+        symmetric=bool(rule["sym"]),
+        activation_order=bool(rule["desc_act"]) and grouped,
+    )
+
+
+def _check_module(name: str, rule: Mapping[str, Any], stored: Stored) -> list[str]:
+    """Return the faults of one module's tensors."""
+    weight = stored.headers.get(f"{name}.qweight")
+    if weight is None or len(weight.shape) != 2:
+        return [f"{name} has no qweight: the tensor '{name}.qweight' is missing or no matrix."]
+    bits = rule["bits"]
+    in_features, out_features = weight.shape[0] * 32 // bits, weight.shape[1]
+    index = stored.headers.get(f"{name}.g_idx")
+    if index is not None and index.shape != (in_features,):
+        return [
+            f"{name}: qweight holds {in_features} inputs at {bits} bits, "
+            f"but g_idx counts {list(index.shape)}."
+        ]
+    group_size = rule["group_size"] if rule["group_size"] > 0 else in_features
+    if in_features % group_size:
+        return [f"{name}: group_size={group_size} does not divide in_features={in_features}."]
+    groups = in_features // group_size
+    wrong = [
+        check_tensor(stored, f"{name}.qweight", weight.shape, ("I32",)),
+        check_tensor(stored, f"{name}.scales", (groups, out_features)),
+        check_tensor(stored, f"{name}.qzeros", (groups, -(-out_features * bits // 32)), ("I32",)),
+    ]
+    if rule["desc_act"] and index is None:
+        wrong.append(f"{name} has no g_idx, which act-order needs.")
+    where = f" (config.json says bits={bits}, group_size={rule['group_size']})"
+    return [fault + where for fault in wrong if fault]
+
+
+def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored) -> QuantizedWeight:
+    """Return the weight of one module.
+
+    Raises:
+        VerificationError: Some loaders would read another weight than others: zero points of a
+            symmetric module that are not the middle of the grid, or group indices that are not
+            consecutive where the configuration says that there is no act-order.
+    """
+    bits = int(scheme.bits)
+    qweight = stored.load(f"{name}.qweight")
+    in_features, out_features = qweight.shape[0] * 32 // bits, qweight.shape[1]
+    scales = stored.load(f"{name}.scales").t().to(torch.float32).contiguous()
+    zero_points: Tensor | None = unpack_gptq_zeros(
+        stored.load(f"{name}.qzeros"), bits, out_features
+    )
+    if zero_points is not None and config.get("checkpoint_format", "gptq") == "gptq":
+        zero_points = (zero_points + 1) & (2**bits - 1)
+    if scheme.symmetric:
+        if zero_points is not None and bool((zero_points != 2 ** (bits - 1)).any()):
+            raise VerificationError(
+                f"{name}: config.json says sym, but qzeros are not all {2 ** (bits - 1)}."
+            )
+        zero_points = None
+    index = None
+    if f"{name}.g_idx" in stored.headers:
+        index = stored.load(f"{name}.g_idx").to(torch.int32)
+    weight = QuantizedWeight(
+        scheme=scheme,
+        codes=unpack_gptq(qweight, bits, in_features),
+        scales=scales,
+        zero_points=zero_points,
+        group_index=index,
+    )
+    if scheme.activation_order:
+        return weight
+    if not is_consecutive(weight):
+        raise VerificationError(
+            f"{name}: config.json says desc_act=false, but g_idx is not consecutive."
+        )
+    return replace(weight, group_index=None)

@@ -1,0 +1,98 @@
+"""Read a checkpoint back as the software that serves it will."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from advisor.errors import VerificationError, did_you_mean, join_errors
+from advisor.formats.registry import format_names, get_format
+from advisor.formats.stored import open_stored, read_config
+from advisor.models.checkpoint import weight_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from advisor.formats.base import Stored
+    from advisor.numerics.quantized_weight import QuantizedWeight
+    from advisor.schemes import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose modules were resolved and whose shapes were checked.
+
+    Attributes:
+        folder: Where it is.
+        format: Name of its format; ``safetensors`` where nothing is quantized.
+        config: Its ``quantization_config``.
+        modules: Scheme of each quantized module as loaders resolve it, sorted by name. Its method
+            is the format's own: how codes were chosen cannot be read from a file.
+        stored: Its tensors.
+        problems: Faults; empty unless it was opened with ``allow_faults``.
+    """
+
+    folder: Path
+    format: str
+    config: Mapping[str, Any]
+    modules: Mapping[str, Scheme]
+    stored: Stored
+    problems: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(path.stat().st_size for path in weight_files(self.folder))
+
+    def weight(self, name: str) -> QuantizedWeight:
+        """Return one quantized module's weight.
+
+        Raises:
+            VerificationError: It is not quantized, or its tensors contradict each other.
+        """
+        if name not in self.modules:
+            known = did_you_mean(name, self.modules)
+            raise VerificationError(f"{self.folder} has no quantized module {name!r}.{known}")
+        reader = get_format(self.format)
+        return reader.unpack(name, self.modules[name], self.config, self.stored)
+
+    def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor that is not part of a quantized module's weight, sorted by name."""
+        suffixes = get_format(self.format).SUFFIXES
+        owned = {f"{module}.{suffix}" for module in self.modules for suffix in suffixes}
+        for name in sorted(self.stored.headers):
+            if name not in owned:
+                yield name, self.stored.load(name)
+
+
+def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
+    """Open a checkpoint and resolve each module's scheme from config.json and shapes.
+
+    Args:
+        folder: A Hugging Face folder.
+        allow_faults: Return what could be resolved, with ``problems``, instead of raising.
+
+    Raises:
+        InputError: It is no model folder, or its files are damaged.
+        VerificationError: The format is unknown, or modules have faults; all are listed by name.
+    """
+    config = read_config(folder)
+    stored = open_stored(folder)
+    quantization = config.get("quantization_config") or {}
+    name = str(quantization.get("quant_method") or "") if quantization else "safetensors"
+    if name not in format_names():
+        raise VerificationError(
+            f"{folder}: quant_method {name!r} is unknown: "
+            f"{', '.join(format_names())} are.{did_you_mean(name, format_names())}"
+        )
+    found = get_format(name).find_modules(quantization, stored)
+    problems = found.problems
+    if not found.modules and not problems and quantization:
+        problems = (f"config.json says {name}, but no module is quantized.",)
+    if problems and not allow_faults:
+        raise VerificationError(f"{folder} is faulty. {join_errors(problems)}")
+    modules = dict(sorted(found.modules.items()))
+    return Checkpoint(folder, name, quantization, modules, stored, problems)

@@ -1,0 +1,61 @@
+"""Open a safetensors folder: headers first, one tensor at a time after."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from advisor.errors import InputError
+from advisor.formats.base import Stored, TensorHeader
+from advisor.models.checkpoint import check_weight_files, weight_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json of a model's folder.
+
+    Raises:
+        InputError: There is no such folder or file, or it is no JSON object.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}.")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json: it is no Hugging Face model folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}). Download or write it again.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must be a JSON object, but is a {type(config).__name__}.")
+    return config
+
+
+def open_stored(folder: Path) -> Stored:
+    """Return the headers of a folder's tensors and how to read one.
+
+    Raises:
+        InputError: Weights are missing, truncated, or in pickle files.
+    """
+    check_weight_files(folder)
+    headers: dict[str, TensorHeader] = {}
+    files: dict[str, Path] = {}
+    for path in weight_files(folder):
+        with safe_open(str(path), framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 - safe_open is no mapping
+                part = handle.get_slice(name)
+                headers[name] = TensorHeader(tuple(part.get_shape()), str(part.get_dtype()))
+                files[name] = path
+
+    def load(name: str) -> Tensor:
+        with safe_open(str(files[name]), framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(name)
+            return tensor
+
+    return Stored(headers, load)
