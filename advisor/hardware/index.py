@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _NAME_KEYS = ("id", "name", "aliases", "shared_names", "other_variants")
+_NAME_LINE = re.compile(rf"^({'|'.join(_NAME_KEYS)}):", re.MULTILINE)
 _FIGURES_LINE = re.compile(r"^figures:", re.MULTILINE)
 _MEMORY_LINE = re.compile(r"^  memory_gib:\s*\{?\s*(?:value:)?\s*([\d.]+)", re.MULTILINE)
 
@@ -78,14 +79,17 @@ def _entries(files: tuple[tuple[Path, int], ...]) -> tuple[Entry, ...]:
 def _read_entry(path: Path, order: int) -> Entry:
     text = _read_text(path)
     figures = _FIGURES_LINE.search(text)
-    content = _parse(path, text[: figures.start()]) if figures else {}
-    if not isinstance(content, dict) or not {"id", "name"} <= content.keys():
+    if figures and not _NAME_LINE.search(text, figures.start()):
+        content = _parse(path, text[: figures.start()])
+    else:
         # A file in another order than ours: read all of it.
         content = read_mapping(path)
+    if not isinstance(content, dict):
+        content = {}
     faults = [
         f"{path}: {key} must be {'a text' if key in ('id', 'name') else 'a list of texts'}"
         for key in _NAME_KEYS
-        if not _is_text(content.get(key, None), single=key in ("id", "name"))
+        if not _is_text(content.get(key), single=key in ("id", "name"))
     ]
     if faults:
         raise InputError(join_errors(faults) + ". Run `advisor profiles check` on its folder.")

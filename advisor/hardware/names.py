@@ -16,7 +16,7 @@ _MEMORY_ALONE = re.compile(r"^\d{1,3}$")
 _MEMORY_TYPE = re.compile(r"(?<![a-z0-9])(hbm\d?e?|l?p?g?ddr\d?x?)(?![a-z0-9])")
 _BUS = re.compile(r"(?<![a-z])(sxm\d?|pcie|pci-e|oam)(?![a-z0-9])|(?<=\d)(sxm\d?|pcie)(?![a-z0-9])")
 _NOISE = re.compile(r"\b(gpus?|card|graphics|accelerator|generation|tensor[ -]core|\(r\)|\(tm\))\b")
-_BRANDS = re.compile(r"^(nvidia|geforce|tesla|amd|radeon|instinct|intel|rtx|rx(?=\d))")
+_BRANDS = re.compile(r"^(nvidia|geforce|tesla|amd|radeon|instinct|intel|rtx)")
 
 
 @dataclass(frozen=True, slots=True)

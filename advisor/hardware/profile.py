@@ -28,7 +28,7 @@ Grade = Literal[
 """How a figure is known. The vendor's own papers come first; ``*-copy`` is a reprint of one;
 ``derived`` is arithmetic that the source states; ``reported`` is what a driver says."""
 
-SPARSE = re.compile(r"\bspars", re.IGNORECASE)
+WITH_SPARSITY = re.compile(r"\bwith (structured )?sparsity\b", re.IGNORECASE)
 
 
 class Figure(Strict):
@@ -37,6 +37,13 @@ class Figure(Strict):
     value: float = Field(gt=0, allow_inf_nan=False)
     grade: Grade
     source: str = Field(min_length=1)
+
+    @field_validator("source")
+    @classmethod
+    def _dense_only(cls, value: str) -> str:
+        if WITH_SPARSITY.search(value):
+            raise ValueError("rates must be dense, half of those with sparsity")
+        return value
 
 
 class Figures(Strict):
