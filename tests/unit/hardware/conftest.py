@@ -170,7 +170,7 @@ def linux(tmp_path: Path) -> Callable[..., Path]:
 
     def make(**files: str) -> Path:
         for name, text in files.items():
-            path = tmp_path / "root" / name.replace("__", "/").replace("--", ".")
+            path = tmp_path / "root" / name.replace("__", "/").replace("_DOT_", ".")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         return tmp_path / "root"
