@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError, did_you_mean
-from advisor.modelspec.architectures import BY_ARCHITECTURE, Family, Row
+from advisor.modelspec.architectures import BY_ARCHITECTURE
 from advisor.modelspec.dimensions import (
     Dimensions,
     attention_layers,
+    in_block,
     is_mixture_block,
     read_dimensions,
 )
 from advisor.modelspec.types import LinearSpec, ModelSpec, TensorRole, TensorSpec
 from advisor.modelspec.vision import vision_tensors
+
+if TYPE_CHECKING:
+    from advisor.modelspec.rows import Family, Row
 
 _ROLES: dict[str, TensorRole] = {
     "linear": "linear",
@@ -64,8 +68,9 @@ def build_modelspec(
     for block in range(dimensions.blocks):
         prefix = f"{family.blocks}.{block}."
         rows, expert_rows = _rows(text, family, dimensions, block)
+        own = in_block(text, dimensions, block)
         for row in rows:
-            _add(row, prefix, block, dimensions, tensors, linears)
+            _add(row, prefix, block, own, tensors, linears)
         _add_experts(expert_rows, prefix, block, dimensions, tensors, linears)
     for row in family.after:
         tensors.extend(_outside(row, dimensions))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError
@@ -11,7 +11,7 @@ from advisor.modelspec.types import AttentionLayer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from advisor.modelspec.architectures import Family
+    from advisor.modelspec.rows import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,8 @@ def _flags(reader: _Config, sizes: Mapping[str, int]) -> dict[str, bool]:
     new_falcon = reader.truth("new_decoder_architecture")
     norms = config.get("num_ln_in_parallel_attn")
     return flags | {
+        "has_attention": True,
+        "has_mlp": True,
         "projected": sizes["embedding"] != sizes["hidden"],
         "do_layer_norm_before": flags.get("do_layer_norm_before", True)
         and not reader.truth("_remove_final_layer_norm"),
@@ -184,6 +186,29 @@ def is_mixture_block(config: Mapping[str, Any], family: Family, experts: int, bl
     return bool(block >= first_dense and block % frequency == 0 and (block + 1) % step == 0)
 
 
+def in_block(config: Mapping[str, Any], dimensions: Dimensions, block: int) -> Dimensions:
+    """Return the sizes of one block, which ``block_configs`` (Nemotron's DeciLM) may change.
+
+    A part that the architecture search took out is left without its flag (``has_attention``,
+    ``has_mlp``).
+    """
+    blocks = config.get("block_configs")
+    if not isinstance(blocks, list) or block >= len(blocks):
+        return dimensions
+    sizes, flags = dict(dimensions.sizes), dict(dimensions.flags)
+    attention, mlp = blocks[block].get("attention") or {}, blocks[block].get("ffn") or {}
+    flags["has_attention"] = not (attention.get("no_op") or attention.get("replace_with_linear"))
+    flags["has_mlp"] = not (mlp.get("no_op") or mlp.get("replace_with_linear"))
+    if sharing := attention.get("n_heads_in_group"):
+        sizes["kv_heads"] = sizes["heads"] // sharing
+        sizes["keys"] = sizes["values"] = sizes["kv_heads"] * sizes["head"]
+    if multiple := mlp.get("ffn_mult"):
+        # Two thirds of the multiple, rounded up to 256, as for every gated feed-forward part.
+        width = int(2 * multiple * sizes["hidden"] / 3)
+        sizes["intermediate"] = -(-width // 256) * 256
+    return replace(dimensions, sizes=sizes, flags=flags)
+
+
 def attention_layers(
     config: Mapping[str, Any], family: Family, dimensions: Dimensions
 ) -> tuple[AttentionLayer, ...]:
@@ -199,10 +224,13 @@ def attention_layers(
         )
         return (layer,) * dimensions.blocks
     windows = _windows(config, family, dimensions.blocks)
-    return tuple(
-        AttentionLayer(sizes["keys"] + sizes["values"], window, sizes["kv_heads"])
-        for window in windows
-    )
+    layers = []
+    for block, window in enumerate(windows):
+        own = in_block(config, dimensions, block)
+        if own.flag("has_attention"):
+            elements = own.sizes["keys"] + own.sizes["values"]
+            layers.append(AttentionLayer(elements, window, own.sizes["kv_heads"]))
+    return tuple(layers)
 
 
 def _windows(config: Mapping[str, Any], family: Family, blocks: int) -> list[int | None]:
