@@ -10,7 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advisor.workflows import apply, compare, demo, doctor, inspect, profile, recommend, tune, verify
+    from advisor.workflows import (
+        apply,
+        compare,
+        demo,
+        doctor,
+        inspect,
+        profile,
+        recommend,
+        tune,
+        verify,
+    )
 
 __version__ = "0.1.0"
 __all__ = [

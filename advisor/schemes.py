@@ -130,10 +130,7 @@ class Scheme:
         """Print the canonical name, the inverse of :func:`parse_scheme`."""
         if self.method == "mixed":
             return f"mixed-{self.target_bits:g}bpw"
-        if self.method in _SINGLE_NAMES:
-            parts = [self.method]
-        else:
-            parts = [self.method, self.weight]
+        parts = [self.method] if self.method in _SINGLE_NAMES else [self.method, self.weight]
         if self.granularity == "channel":
             parts.append("gch")
         elif self.granularity == "tensor":
@@ -172,13 +169,15 @@ def parse_scheme(name: str) -> Scheme:
         return Scheme("mixed", "mixed", target_bits=float(match[1]))
     head, *rest = text.split("-")
     if head == "mixed":
-        raise InputError(f"a mixture is named mixed-<bits>bpw, for example mixed-4.25bpw: {name!r}.")
+        raise InputError(f"a mixture is named mixed-<bits>bpw, as mixed-4.25bpw, but got {name!r}.")
     if head in _SINGLE_NAMES:
         weight = "int8" if head == "llm.int8" else head
         fields = _parse_suffixes(name, rest, only_activation=True)
         return Scheme(head, weight, **fields)
     if head not in _WEIGHTS_OF_METHOD:
-        raise InputError(f"unknown method {head!r} in scheme {name!r}.{did_you_mean(head, METHODS)}")
+        raise InputError(
+            f"unknown method {head!r} in scheme {name!r}.{did_you_mean(head, METHODS)}"
+        )
     known = _WEIGHTS_OF_METHOD[head]
     if not rest:
         raise InputError(f"scheme {name!r} names no weight type. Use one of: {', '.join(known)}.")
@@ -191,10 +190,12 @@ def parse_scheme(name: str) -> Scheme:
     fields = _parse_suffixes(name, suffixes, only_activation=False)
     if weight.startswith("int"):
         if "granularity" not in fields:
-            raise InputError(f"scheme {name!r} needs a group size, for example {head}-{weight}-g128-sym.")
+            raise InputError(
+                f"scheme {name!r} needs a group size, for example {head}-{weight}-g128-sym."
+            )
         fields.setdefault("symmetric", True)
     elif "symmetric" in fields:
-        raise InputError(f"{weight} has no symmetric or asymmetric form (scheme {name!r}): drop it.")
+        raise InputError(f"{weight} has no sym or asym form (scheme {name!r}): drop it.")
     if weight == "fp8":
         fields.setdefault("granularity", "channel")
         if fields["granularity"] == "channel":
@@ -229,7 +230,8 @@ def _parse_suffixes(name: str, suffixes: list[str], *, only_activation: bool) ->
                 "The form is METHOD-WEIGHT[-gN|-gch][-sym|-asym][-actorder][-aACT]."
             )
         if only_activation and "activation" not in found:
-            raise InputError(f"{name.split('-')[0]!r} takes no part {suffix!r} (scheme {name!r}): drop it.")
+            head = name.split("-")[0]
+            raise InputError(f"{head!r} takes no part {suffix!r} (scheme {name!r}): drop it.")
         if repeated := fields.keys() & found.keys():
             raise InputError(f"scheme {name!r} gives {', '.join(sorted(repeated))} twice.")
         fields.update(found)

@@ -109,7 +109,9 @@ def install(backend: Backend, progress: Callable[[int, int], None] | None = None
             if progress is not None:
                 progress(done, len(steps))
             with log.open("ab") as handle:
-                result = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, check=False)
+                result = subprocess.run(
+                    command, stdout=handle, stderr=subprocess.STDOUT, check=False
+                )
             if result.returncode != 0:
                 raise BackendError(
                     f"installing {backend.name} failed (exit {result.returncode}); "

@@ -40,7 +40,9 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("gptqmodel", "gptqmodel", ("gptq", "awq"), "CPU (GPTQ), CUDA", no_isolation=True),
-        Backend("llmcompressor", "llmcompressor", ("gptq", "rtn", "smoothquant", "fp8"), "CPU, CUDA"),
+        Backend(
+            "llmcompressor", "llmcompressor", ("gptq", "rtn", "smoothquant", "fp8"), "CPU, CUDA"
+        ),
         Backend("bitsandbytes", "bitsandbytes", ("bnb", "llm.int8"), "CPU, CUDA"),
         Backend("hqq", "hqq", ("hqq",), "CPU, CUDA"),
         Backend("auto-round", "auto_round", ("autoround",), "CPU, CUDA"),

@@ -10,17 +10,13 @@ from advisor.cli import options as opt
 from advisor.cli import output
 from advisor.cli.errors import guarded
 
-app = typer.Typer(
-    no_args_is_help=True, help="Other libraries, each in an environment of its own."
-)
+app = typer.Typer(no_args_is_help=True, help="Other libraries, each in an environment of its own.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="One of advisor backends list.")]
 
 
 @app.command("list")
 @guarded
-def list_(
-    json: opt.Json = False, verbose: opt.Verbose = False, debug: opt.Debug = False
-) -> None:
+def list_(json: opt.Json = False, verbose: opt.Verbose = False, debug: opt.Debug = False) -> None:
     """List the backends, what each makes, and whether it is installed."""
     from advisor import workflows
 

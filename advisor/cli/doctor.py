@@ -10,9 +10,7 @@ from advisor.cli.errors import guarded
 
 
 @guarded
-def command(
-    json: opt.Json = False, verbose: opt.Verbose = False, debug: opt.Debug = False
-) -> None:
+def command(json: opt.Json = False, verbose: opt.Verbose = False, debug: opt.Debug = False) -> None:
     """Say which libraries, formats and devices work here, why others do not, what to install."""
     from advisor import workflows
 

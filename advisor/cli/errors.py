@@ -40,7 +40,12 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 raise
             _say("error", str(error), error.exit_code, type(error).__name__)
         except KeyboardInterrupt:
-            _say("stopped", "interrupted; finished work is kept, run the command again", 1, "Interrupted")
+            _say(
+                "stopped",
+                "interrupted; finished work is kept, run the command again",
+                1,
+                "Interrupted",
+            )
         except Exception as error:
             if state.debug:
                 raise

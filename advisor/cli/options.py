@@ -59,7 +59,7 @@ Debug = Annotated[
 Profiles = Annotated[
     list[Path],
     typer.Option("--profiles", callback=_extra_profiles, is_eager=True, rich_help_panel=_TARGET,
-                 metavar="DIR", help="A folder with hardware, model or engine profiles of your own."),
+                 metavar="DIR", help="A folder with profiles of your own."),
 ]  # fmt: skip
 
 Model = Annotated[
@@ -69,17 +69,19 @@ Model = Annotated[
 Gpu = Annotated[
     str,
     typer.Option("--gpu", rich_help_panel=_TARGET, metavar="NAME",
-                 help="A GPU as people name it (rtx-4090, 'A100 80GB PCIe', '2x L4'), cpu, or auto: "
-                 "what is in this machine."),
+                 help="A GPU as people name it (rtx-4090, 'A100 80GB PCIe', '2x L4'), cpu, or "
+                 "auto: what is in this machine."),
 ]  # fmt: skip
 Engine = Annotated[
     str,
     typer.Option("--engine", rich_help_panel=_TARGET, metavar="NAME",
-                 help="What will serve it: vllm, sglang, transformers, llama.cpp, tensorrt-llm, auto."),
+                 help="vllm, sglang, transformers, llama.cpp, tensorrt-llm or auto."),
 ]  # fmt: skip
 Context = Annotated[
     int,
-    typer.Option("--context", min=1, rich_help_panel=_TARGET, help="Tokens of context when serving."),
+    typer.Option(
+        "--context", min=1, rich_help_panel=_TARGET, help="Tokens of context when serving."
+    ),
 ]
 Batch = Annotated[
     int,

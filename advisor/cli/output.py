@@ -29,7 +29,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def show(document: Mapping[str, Any], render: Any) -> None:
-    """Print a result: the document with ``--json``, else what ``render(console, document)`` draws."""
+    """Print the document with ``--json``, else what ``render(console, document)`` draws."""
     if state.json:
         print_json(document)
     else:

@@ -29,9 +29,7 @@ def command(
     """Predict one scheme: size exactly, memory, speed and loss as intervals, and its kernel."""
     from advisor import workflows
 
-    result = workflows.predict(
-        model, scheme, gpu=gpu, engine=engine, context=context, batch=batch
-    )
+    result = workflows.predict(model, scheme, gpu=gpu, engine=engine, context=context, batch=batch)
     output.show(result.to_dict(), _render)
 
 
@@ -54,7 +52,9 @@ def _render(console: Any, document: dict[str, Any]) -> None:
     table.add_row("memory", f"{output.size(memory.get('total'))}: {parts}", "calculated")
     loss = candidate["loss"] or {}
     sources = ", ".join(loss.get("sources", ())[:2])
-    table.add_row("loss", output.interval(loss, middle="expected"), f"{loss.get('basis')}: {sources}")
+    table.add_row(
+        "loss", output.interval(loss, middle="expected"), f"{loss.get('basis')}: {sources}"
+    )
     table.add_row("decode tok/s", output.speed(candidate["decode_tokens_per_s"]), "modelled")
     table.add_row("prefill tok/s", output.speed(candidate["prefill_tokens_per_s"]), "modelled")
     gain = candidate["speedup_over_16bit"]

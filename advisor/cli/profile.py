@@ -43,5 +43,7 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         for row in measured["rows"]:
             figure = "-" if row["measured"] is None else f"{row['measured']:.1f}"
             known = "unknown" if row["table"] is None else f"{row['table']:.1f}"
-            table.add_row(row["name"], figure, known, row["unit"] if row["measured"] else row["problem"])
+            table.add_row(
+                row["name"], figure, known, row["unit"] if row["measured"] else row["problem"]
+            )
         console.print(table)

@@ -42,13 +42,21 @@ class _Lines:
         if event.total and event.done >= event.total:
             seconds = time.monotonic() - self._start
             note = f"; {event.note}" if event.note else ""
-            sys.stderr.write(f"{event.stage}: {event.done} of {event.total} in {seconds:.0f} s{note}\n")
+            sys.stderr.write(
+                f"{event.stage}: {event.done} of {event.total} in {seconds:.0f} s{note}\n"
+            )
         sys.stderr.flush()
 
 
 @contextmanager
 def _live() -> Iterator[Callable[[ProgressEvent], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from advisor.cli.output import console
 

@@ -65,7 +65,17 @@ def command(
     raise typer.Exit(0 if document["recommended"] else 3)
 
 
-_HEADINGS = ("", "scheme", "format", "size", "memory", "loss, 90% range", "tok/s", "vs 16-bit", "kernel")
+_HEADINGS = (
+    "",
+    "scheme",
+    "format",
+    "size",
+    "memory",
+    "loss, 90% range",
+    "tok/s",
+    "vs 16-bit",
+    "kernel",
+)
 
 
 def _cells(candidate: dict[str, Any]) -> tuple[str, ...]:
@@ -96,12 +106,16 @@ def render(console: Any, document: dict[str, Any]) -> None:
         table = output.table(*_HEADINGS, right=(3, 4, 6, 7))
         for row in feasible:
             chosen = row["name"] == document["recommended"]
-            table.add_row("[green]>[/]" if chosen else "", *_cells(row), style="bold" if chosen else "")
+            table.add_row(
+                "[green]>[/]" if chosen else "", *_cells(row), style="bold" if chosen else ""
+            )
         console.print(table)
         if why := document.get("why"):
             console.print(f"\n[bold]Why {document['recommended']}.[/] {why}")
     else:
-        console.print("\n[bold red]Nothing fits these budgets.[/] The smallest changes that would do:")
+        console.print(
+            "\n[bold red]Nothing fits these budgets.[/] The smallest changes that would do:"
+        )
         for change in document.get("relaxation") or []:
             console.print(f"  - {describe_relaxation(change)}")
     if ruled_out:

@@ -73,7 +73,15 @@ def render(console: Any, document: dict[str, Any]) -> None:
     from advisor.cli.recommend import describe_relaxation
 
     table = output.table(
-        "", "candidate", "size", "bits/weight", "KL, 95%", "loss, 95%", "top-1", "verdict", right=(2, 3)
+        "",
+        "candidate",
+        "size",
+        "bits/weight",
+        "KL, 95%",
+        "loss, 95%",
+        "top-1",
+        "verdict",
+        right=(2, 3),
     )
     for row in document["finalists"]:
         chosen = row["name"] == document["chosen"]

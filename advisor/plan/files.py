@@ -74,7 +74,9 @@ def load_plan(path: Path) -> Plan:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no plan at {path}. Make one with: advisor tune MODEL -o {path}") from None
+        raise InputError(
+            f"no plan at {path}. Make one with: advisor tune MODEL -o {path}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the plan {path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:

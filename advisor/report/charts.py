@@ -64,7 +64,8 @@ def frontier(points: Sequence[Point], size_limit: int | None = None) -> str:
     if size_limit is not None:
         at = x(size_limit / 1e6)
         parts.append(
-            f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+            f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" '
+            f'y2="{_HEIGHT - _BOTTOM}"/>'
             f'<text class="small" x="{at - 4:.1f}" y="{_TOP + 10}" text-anchor="end">budget</text>'
         )
     for point in points:
@@ -117,7 +118,8 @@ def bits_map(bits: Mapping[str, float]) -> str:
         if column % max(1, len(blocks) // 10) == 0:
             left = 146 + column * width + width / 2
             parts.append(
-                f'<text class="small" x="{left}" y="{bottom + 12}" text-anchor="middle">{block}</text>'
+                f'<text class="small" x="{left}" y="{bottom + 12}" '
+                f'text-anchor="middle">{block}</text>'
             )
     return _svg("".join(parts), "Bits per module", height=bottom + 20)
 

@@ -21,7 +21,8 @@ _STYLE = """
 background:var(--back);max-width:52rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.6rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
 .lead{font-size:1.05rem}.soft{color:var(--soft)}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.8rem;margin:1rem 0}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.8rem;
+margin:1rem 0}
 .figures div{border:1px solid var(--line);border-radius:8px;padding:.6rem .8rem}
 .figures b{display:block;font-size:1.25rem}.figures small{color:var(--soft)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
@@ -62,16 +63,25 @@ def render_report(plan: Plan) -> str:
 def _answer(plan: Plan) -> str:
     expected = plan.expected
     words = [f"<b>{escape(plan.scheme.name)}</b>, stored as {escape(plan.scheme.format)}"]
-    words.append(f"takes {_size(expected.size_bytes)} ({expected.bits_per_weight:.2f} bits a weight)")
+    words.append(
+        f"takes {_size(expected.size_bytes)} ({expected.bits_per_weight:.2f} bits a weight)"
+    )
     if expected.loss is not None:
         words.append(f"and costs {_percent(expected.loss)} of perplexity on held-out text")
-    known = {"measured": "Measured.", "score": "Predicted by the search.", "evidence": "From evidence."}
+    known = {
+        "measured": "Measured.",
+        "score": "Predicted by the search.",
+        "evidence": "From evidence.",
+    }
     return f"{', '.join(words[:2])} {' '.join(words[2:])}. {known[expected.basis]}"
 
 
 def _figures(plan: Plan) -> str:
     expected = plan.expected
-    cards = [("size", _size(expected.size_bytes)), ("bits a weight", f"{expected.bits_per_weight:.2f}")]
+    cards = [
+        ("size", _size(expected.size_bytes)),
+        ("bits a weight", f"{expected.bits_per_weight:.2f}"),
+    ]
     if expected.kl is not None:
         cards.append(("KL per token, nats", f"{expected.kl.value:.4f}"))
     if expected.loss is not None:
@@ -80,7 +90,10 @@ def _figures(plan: Plan) -> str:
         cards.append(("top-1 agreement", f"{expected.top1_agreement.value * 100:.1f}%"))
     if expected.perplexity is not None and expected.reference_perplexity is not None:
         cards.append(
-            ("perplexity, 16-bit", f"{expected.perplexity:.2f}, {expected.reference_perplexity:.2f}")
+            (
+                "perplexity, 16-bit",
+                f"{expected.perplexity:.2f}, {expected.reference_perplexity:.2f}",
+            )
         )
     items = "".join(f"<div><b>{value}</b><small>{label}</small></div>" for label, value in cards)
     return f'<div class="figures">{items}</div>'
@@ -95,7 +108,14 @@ def _frontier(plan: Plan) -> str:
     chosen = plan.expected.kl
     if chosen is not None:
         points.append(
-            Point(plan.scheme.name, plan.expected.size_bytes, chosen.value, chosen.low, chosen.high, True)
+            Point(
+                plan.scheme.name,
+                plan.expected.size_bytes,
+                chosen.value,
+                chosen.low,
+                chosen.high,
+                True,
+            )
         )
     return frontier(points, plan.budgets.max_size_bytes)
 
@@ -145,7 +165,9 @@ def _texts(plan: Plan) -> list[tuple[str, str]]:
         search = plan.search
         rows.append(("search", f"{search.trials} trials, {search.sampler}, seed {search.seed}"))
         if search.score_spearman is not None:
-            rows.append(("rank correlation", f"{search.score_spearman:.2f} of predicted and measured KL"))
+            rows.append(
+                ("rank correlation", f"{search.score_spearman:.2f} of predicted and measured KL")
+            )
     return rows
 
 

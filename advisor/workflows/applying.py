@@ -56,7 +56,9 @@ class ApplyResult:
             "files": self.files,
             "quantized_modules": self.quantized_modules,
             "warnings": list(self.warnings),
-            "serve": serve_command(self.plan.engine.name, str(self.output), self.plan.serving.context),
+            "serve": serve_command(
+                self.plan.engine.name, str(self.output), self.plan.serving.context
+            ),
         }
 
 

@@ -67,7 +67,9 @@ def check_profiles(folder: str | Path) -> dict[str, Any]:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise InputError(f"no folder at {place}. Give one with hardware/, models/ or engines/ in it.")
+        raise InputError(
+            f"no folder at {place}. Give one with hardware/, models/ or engines/ in it."
+        )
     from advisor.engines.rules import load_engine_file
     from advisor.hardware.catalogue import check_profiles as check_hardware
     from advisor.predict.models import load_profile
@@ -124,7 +126,7 @@ def _engines() -> list[dict[str, str]]:
     from advisor.engines import engine_names, load_engine
 
     return [
-        {"id": name, "name": engine.title, "note": f"{len(engine.rules)} kernel rules"}
+        {"id": name, "name": engine.title, "note": f"{len(engine.kernels)} kernel rules"}
         for name, engine in ((name, load_engine(name)) for name in engine_names())
     ]
 

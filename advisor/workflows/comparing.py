@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from advisor.errors import InputError
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from advisor.plan.schema import Interval
 
 
@@ -122,11 +123,15 @@ def compare(
                 f"but {list(source.shape)} in the reference."
             )
         error = relative_error(source, weight.dequantize())
-        rows.append({"name": name, "scheme": str(checkpoint.modules[name]), "relative_error": error})
+        rows.append(
+            {"name": name, "scheme": str(checkpoint.modules[name]), "relative_error": error}
+        )
     with quantized_model(loaded.model, weights, replaced):
         result = measure(loaded.model, base, progress=stage(report, "Measuring"))
     rows.sort(key=lambda row: -float(row["relative_error"]))
-    sizes = tuple(sum(file.stat().st_size for file in f.glob("*.safetensors")) for f in (first, second))
+    sizes = tuple(
+        sum(file.stat().st_size for file in f.glob("*.safetensors")) for f in (first, second)
+    )
     return Comparison(
         reference=first,
         other=second,

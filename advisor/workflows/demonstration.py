@@ -94,7 +94,9 @@ def demo(
     callback = progress or ignore_progress
     target = Path(folder)
     if (target / "quantized").exists():
-        raise InputError(f"{target}/quantized exists already. Remove it, or give another -o FOLDER.")
+        raise InputError(
+            f"{target}/quantized exists already. Remove it, or give another -o FOLDER."
+        )
     source = example_model()
     size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     budgets = Budgets(max_size_bytes=round(size * _SHARE_OF_16_BIT))

@@ -89,7 +89,7 @@ def doctor() -> Diagnosis:
     if machine.gpus and not _torch_sees_gpu():
         steps.append(
             "torch does not see the GPU: this is a CPU build, or its CUDA is newer than the driver "
-            f"(CUDA {machine.cuda_version or 'unknown'}). Install the build for it from pytorch.org."
+            f"(CUDA {machine.cuda_version or 'unknown'}). Install the one for it."
         )
     return Diagnosis(libraries, machine, tuple(steps))
 
@@ -103,7 +103,9 @@ def _try(name: str, module: str, purpose: str) -> Library:
     try:
         importlib.import_module(module)
     except Exception as error:  # a library may fail at import in any way; saying how is the point
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        reason = (
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        )
         return Library(name, version, False, purpose, reason, optional)
     return Library(name, version, True, purpose, "", optional)
 

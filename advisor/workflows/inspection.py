@@ -110,7 +110,9 @@ def inspect(path: str | Path, *, gpu: str = "auto", engine: str = "auto") -> Ins
             engine_name, hardware.name,
         )  # fmt: skip
     parameters: Counter[str] = Counter()
-    modules = {linear.name: str(checkpoint.modules.get(linear.name, "bf16")) for linear in spec.linears}
+    modules = {
+        linear.name: str(checkpoint.modules.get(linear.name, "bf16")) for linear in spec.linears
+    }
     for linear in spec.linears:
         parameters[modules[linear.name]] += linear.parameters
     rows = []

@@ -19,7 +19,11 @@ class ReportResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``advisor report --json``."""
-        return {"schema_version": 1, "output": str(self.output), "bytes": self.output.stat().st_size}
+        return {
+            "schema_version": 1,
+            "output": str(self.output),
+            "bytes": self.output.stat().st_size,
+        }
 
 
 def report(plan: str | Path, output: str | Path = "report.html") -> ReportResult:
@@ -30,6 +34,8 @@ def report(plan: str | Path, output: str | Path = "report.html") -> ReportResult
     """
     target = Path(output)
     if target.is_dir():
-        raise InputError(f"--output must be a file, but {target} is a folder. Use {target}/report.html.")
+        raise InputError(
+            f"--output must be a file, but {target} is a folder. Use {target}/report.html."
+        )
     write_atomically(target, render_report(load_plan(Path(plan))))
     return ReportResult(target)

@@ -108,7 +108,9 @@ def verify(
     plan_path, target = Path(plan), Path(folder)
     content = load_plan(plan_path)
     if not target.is_dir():
-        raise InputError(f"no checkpoint at {target}. Make it: advisor apply {plan_path} -o {target}")
+        raise InputError(
+            f"no checkpoint at {target}. Make it: advisor apply {plan_path} -o {target}"
+        )
     source = resolve_model_folder(model or content.model.id)
     check_model(content, source)
     warnings = list(version_warnings(content))
@@ -119,7 +121,9 @@ def verify(
         checks.append(Check("structure", False, str(error)))
         return VerifyReport(plan_path, target, tuple(checks), tuple(warnings))
     loaded = load_model(source)
-    checks.append(Check("structure", True, f"{len(checkpoint.modules)} quantized modules are whole"))
+    checks.append(
+        Check("structure", True, f"{len(checkpoint.modules)} quantized modules are whole")
+    )
     checks.append(_schemes(content, checkpoint, loaded))
     try:
         checks.append(_weights(checkpoint, loaded, stage(report, "Comparing weights")))
@@ -173,7 +177,9 @@ def _schemes(plan: Plan, checkpoint: Checkpoint, loaded: LoadedModel) -> Check:
 
     if checkpoint.format != plan.scheme.format:
         return Check(
-            "schemes", False, f"the format is {checkpoint.format}, the plan says {plan.scheme.format}"
+            "schemes",
+            False,
+            f"the format is {checkpoint.format}, the plan says {plan.scheme.format}",
         )
     stored = get_format(plan.scheme.format)
     wrong = []
@@ -184,7 +190,9 @@ def _schemes(plan: Plan, checkpoint: Checkpoint, loaded: LoadedModel) -> Check:
             wrong.append(f"{name} is {found}, the plan says {expected}")
     unknown = checkpoint.modules.keys() - {linear.name for linear in loaded.linears}
     wrong += [f"{name} is quantized, but no linear of the model" for name in sorted(unknown)]
-    return Check("schemes", not wrong, _list(wrong) or f"all {len(loaded.linears)} modules as planned")
+    return Check(
+        "schemes", not wrong, _list(wrong) or f"all {len(loaded.linears)} modules as planned"
+    )
 
 
 def _weights(
@@ -204,8 +212,9 @@ def _weights(
     for name, tensor in checkpoint.other_tensors():
         if name in sources and tensor.shape != sources[name].shape:
             wrong.append(f"{name} has shape {list(tensor.shape)}")
-        elif name in sources and (error := relative_error(sources[name].detach(), tensor)) > 0.01:
-            if "norm" not in name:
+        elif name in sources and "norm" not in name:
+            error = relative_error(sources[name].detach(), tensor)
+            if error > 0.01:
                 wrong.append(f"{name} differs from its source (relative error {error:.2f})")
     detail = f"largest relative error {worst[0]:.3f} ({worst[1]})" if worst[1] else "none quantized"
     return Check("weights", not wrong, _list(wrong) or detail)
@@ -253,7 +262,9 @@ def _measure(
     }
     expected = plan.expected.kl
     if expected is None or plan.expected.basis != "measured":
-        return [Check("quality", True, f"KL {measurement.kl.value:.5f}; the plan says none")], measured
+        return [
+            Check("quality", True, f"KL {measurement.kl.value:.5f}; the plan says none")
+        ], measured
     drift = measurement.kl.value - expected.value
     allowed = max(_KL_FLOOR, _KL_TOLERANCE * abs(expected.value))
     detail = (
