@@ -1,0 +1,168 @@
+"""Words: why the first is first, why the others are not, and the commands that follow."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from advisor.engines import load_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.budgets import Budgets
+    from advisor.predict.candidate import Candidate, Violation
+
+_BUDGETS = {
+    "max_size": "size", "max_memory": "memory", "max_loss": "expected loss",
+    "max_kl": "expected KL", "max_accuracy_drop": "expected accuracy drop", "min_speed": "speed",
+}  # fmt: skip
+
+
+def why(ranked: Sequence[Candidate], tied: Sequence[Candidate], prefer: str) -> str | None:
+    """Say in two sentences why the first candidate is first."""
+    feasible = [candidate for candidate in ranked if candidate.feasible]
+    if not feasible:
+        return None
+    best = feasible[0]
+    loss = best.loss
+    what = "loses nothing" if not best.scheme.is_quantized else (
+        f"costs {percent(loss.expected)} of perplexity (90% range {percent(loss.low)} to "
+        f"{percent(loss.high)}, published evidence)"
+    )  # fmt: skip
+    gain = ""
+    if best.speedup is not None and best.scheme.is_quantized:
+        gain = f", decodes {best.speedup:.2g}x as fast as 16 bits"
+    first = (
+        f"Of {len(feasible)} schemes that fit, {best.name} is best by {prefer}: "
+        f"{size(best.size_bytes)}{gain} and {what}."
+    )
+    if tied:
+        names = ", ".join(candidate.name for candidate in tied[:3])
+        more = f" and {len(tied) - 3} more" if len(tied) > 3 else ""
+        second = f"It is a tie with {names}{more}: only `advisor tune` can tell them apart."
+    elif best.speed.words:
+        second = f"On this workload {best.speed.words} ({best.kernel.name})."
+    else:
+        second = f"{best.kernel.reason}."
+    return f"{first} {second}"
+
+
+def why_not(candidate: Candidate) -> str | None:
+    """Say why a candidate is ruled out: rule, number, source; None if it is not."""
+    if candidate.kernel.support == "none":
+        source = f" [{candidate.kernel.source}]" if candidate.kernel.source else ""
+        return f"{candidate.kernel.reason}{source}"
+    if candidate.problem is not None:
+        return candidate.problem
+    if not candidate.violations:
+        return None
+    return "; ".join(_violation(entry) for entry in candidate.violations)
+
+
+def _violation(entry: Violation) -> str:
+    name = _BUDGETS[entry.budget]
+    if entry.budget == "min_speed":
+        value = "is not known" if entry.value is None else f"{entry.value:.3g} tokens/s"
+        return f"{name} {value}, the budget asks {entry.limit:.3g}"
+    return f"{name} {amount(entry.budget, entry.value)}, the limit is {amount(entry.budget, entry.limit)}"
+
+
+def amount(budget: str, value: float | None) -> str:
+    """Print a budget's value in its own unit."""
+    if value is None:
+        return "unknown"
+    if budget in ("max_size", "max_memory"):
+        return size(value)
+    if budget == "max_loss":
+        return percent(value)
+    if budget == "max_accuracy_drop":
+        return f"{100 * value:.2g} points"
+    return f"{value:.3g}"
+
+
+def size(value: float | None) -> str:
+    """Print bytes in decimal units."""
+    if value is None:
+        return "unknown size"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def percent(value: float) -> str:
+    """Print a fraction as a percentage of two digits."""
+    return f"{100 * value:.2g}%"
+
+
+def serve_command(
+    engine: str,
+    path: str,
+    context: int,
+    batch: int = 1,
+    *,
+    devices: int = 1,
+    dtype: str | None = None,
+) -> str:
+    """Return the command that serves a checkpoint.
+
+    Args:
+        engine: Name of the engine.
+        path: Folder of the checkpoint (for llama.cpp, the GGUF file).
+        context: Tokens of each sequence.
+        batch: Sequences at once.
+        devices: Devices in tensor parallel.
+        dtype: 16-bit data type where the kernel allows one only.
+
+    Raises:
+        InputError: Unknown engine.
+    """
+    profile = load_engine(engine)
+    parallel = ""
+    if devices > 1:
+        option = {"vllm": "--tensor-parallel-size", "sglang": "--tp", "tensorrt-llm": "--tp_size"}
+        parallel = f" {option[engine]} {devices}" if engine in option else ""
+    short = {"float16": "half"}.get(dtype or "", dtype)
+    return profile.serve.format(
+        path=shlex.quote(path),
+        context=context,
+        context_total=context * batch,
+        batch=batch,
+        tensor_parallel=parallel,
+        dtype=f" --dtype {short}" if dtype == "float16" else "",
+    )
+
+
+def tune_command(
+    model: str, hardware: str, engine: str, budgets: Budgets, context: int, batch: int, prefer: str
+) -> str:
+    """Return the command that measures and refines the answer."""
+    parts = ["advisor", "tune", model, "--gpu", hardware, "--engine", engine]
+    if budgets.max_size_bytes is not None:
+        parts += ["--max-size", _exact(budgets.max_size_bytes)]
+    if budgets.max_memory_bytes is not None:
+        parts += ["--max-memory", _exact(budgets.max_memory_bytes)]
+    if budgets.max_loss is not None:
+        parts += ["--max-loss", f"{100 * budgets.max_loss:g}%"]
+    if budgets.max_kl is not None:
+        parts += ["--max-kl", f"{budgets.max_kl:g}"]
+    if budgets.max_accuracy_drop is not None:
+        parts += ["--max-accuracy-drop", f"{100 * budgets.max_accuracy_drop:g}pp"]
+        parts += ["--task", budgets.task or ""]
+    if budgets.min_tokens_per_s is not None:
+        parts += ["--min-speed", f"{budgets.min_tokens_per_s:g}"]
+    if context != 4096:
+        parts += ["--context", str(context)]
+    if batch != 1:
+        parts += ["--batch", str(batch)]
+    if prefer != "balanced":
+        parts += ["--prefer", prefer]
+    return shlex.join([*parts, "-o", "plan.yaml"])
+
+
+def _exact(value: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("GiB", 2**30), ("MiB", 2**20)):
+        if value % (factor // 100 or 1) == 0 and value >= factor:
+            return f"{value / factor:g}{unit}"
+    return str(value)

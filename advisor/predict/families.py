@@ -1,0 +1,52 @@
+"""Which family a model is of, for evidence: from its configuration alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from advisor.modelspec import ModelSpec
+
+_BY_ARCHITECTURE: tuple[tuple[str, str], ...] = (
+    ("qwen", "qwen"),
+    ("mixtral", "mistral"),
+    ("mistral", "mistral"),
+    ("ministral", "mistral"),
+    ("gemma", "gemma"),
+    ("phi", "phi"),
+    ("opt", "opt"),
+    ("bloom", "bloom"),
+    ("falcon", "falcon"),
+    ("gpt2", "gpt2"),
+    ("gptneox", "gptneox"),
+    ("deepseek", "deepseek"),
+)
+_LLAMA3_VOCABULARY = 128_000
+_LLAMA2_VOCABULARY = 32_000
+
+
+def family_of(spec: ModelSpec) -> str:
+    """Return the family: ``llama2``, ``llama3``, ``qwen``, ... or ``other``.
+
+    Many fine-tuned and unrelated models carry the Llama architecture, so the vocabulary and the
+    context length tell the generations apart.
+    """
+    architecture = spec.architecture.lower()
+    if "llama" in architecture:
+        return _llama(spec)
+    for part, family in _BY_ARCHITECTURE:
+        if part in architecture:
+            return family
+    return "other"
+
+
+def _llama(spec: ModelSpec) -> str:
+    name = spec.id.lower()
+    if any(part in name for part in ("smol", "tiny", "yi-", "vicuna-v0")):
+        return "other"
+    if _LLAMA3_VOCABULARY <= spec.vocabulary_size <= _LLAMA3_VOCABULARY + 1000:
+        return "llama3"
+    if _LLAMA2_VOCABULARY <= spec.vocabulary_size <= _LLAMA2_VOCABULARY + 100:
+        positions = spec.text_config.get("max_position_embeddings")
+        return "llama1" if positions == 2048 and "llama-2" not in name else "llama2"
+    return "other"

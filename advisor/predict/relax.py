@@ -1,0 +1,209 @@
+"""When nothing fits: the smallest changes that would, sorted by how little they ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from advisor.predict.candidate import (
+    Candidate,
+    Violation,
+    Workload,
+    judge,
+    make_candidate,
+    memory_limit,
+)
+from advisor.predict.explain import amount, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.budgets import Budgets
+    from advisor.hardware.profile import HardwareProfile
+    from advisor.modelspec import ModelSpec
+
+_OTHER_GPUS = (
+    "l4", "rtx4090", "rtx5090", "l40s", "rtx6000ada", "a100-sxm-80", "h100-sxm", "h200-sxm", "b200",
+)  # fmt: skip
+_FIELDS = {
+    "max_size": "max_size_bytes", "max_memory": "max_memory_bytes", "max_loss": "max_loss",
+    "max_kl": "max_kl", "max_accuracy_drop": "max_accuracy_drop", "min_speed": "min_tokens_per_s",
+}  # fmt: skip
+_WORDS = {
+    "max_size": "size", "max_memory": "memory", "max_loss": "loss", "max_kl": "KL",
+    "max_accuracy_drop": "accuracy drop", "min_speed": "speed",
+}  # fmt: skip
+_MOST = 6
+_LARGEST_ASK = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """One change after which something fits.
+
+    Attributes:
+        budget: What changes: a budget, ``context``, ``batch`` or ``gpu``.
+        before: Its value now.
+        after: The value that would do.
+        candidate: Scheme that fits then.
+        ask: Relative size of the change: 0.1 asks a tenth more.
+        text: The change in words.
+    """
+
+    budget: str
+    before: float | str | None
+    after: float | str
+    candidate: str
+    ask: float
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the relaxation for JSON."""
+        return {
+            "budget": self.budget,
+            "from": self.before,
+            "to": self.after,
+            "candidate": self.candidate,
+            "text": self.text,
+        }
+
+
+def relaxations(
+    spec: ModelSpec,
+    candidates: Sequence[Candidate],
+    hardware: HardwareProfile,
+    engine: str,
+    budgets: Budgets,
+    workload: Workload,
+) -> tuple[Relaxation, ...]:
+    """Return the smallest single changes that make a candidate feasible, the least first."""
+    runnable = [c for c in candidates if c.kernel.support != "none" and c.problem is None]
+    found = _budget_changes(runnable)
+    found += _smaller_workloads(spec, runnable, hardware, engine, budgets, workload)
+    found += _other_gpus(spec, runnable, hardware, engine, budgets, workload)
+    if not found:
+        found = _two_budgets(runnable)
+    found = [entry for entry in found if entry.ask <= _LARGEST_ASK]
+    return tuple(sorted(found, key=lambda entry: entry.ask)[:_MOST])
+
+
+def _ask(violation: Violation) -> float:
+    if violation.value is None or not violation.limit:
+        return float("inf") if violation.value is None else 10.0
+    ratio = violation.value / violation.limit
+    return (1 / ratio if ratio < 1 else ratio) - 1 if ratio > 0 else float("inf")
+
+
+def _budget_changes(candidates: Sequence[Candidate]) -> list[Relaxation]:
+    """For each budget, the candidate that breaks it alone and by the least."""
+    best: dict[str, Relaxation] = {}
+    for candidate in candidates:
+        if len(candidate.violations) != 1:
+            continue
+        violation = candidate.violations[0]
+        ask = _ask(violation)
+        known = best.get(violation.budget)
+        if violation.value is not None and (known is None or ask < known.ask):
+            best[violation.budget] = Relaxation(
+                violation.budget, violation.limit, violation.value, candidate.name, ask,
+                _in_words(candidate.name, (violation,)),
+            )  # fmt: skip
+    return list(best.values())
+
+
+def _two_budgets(candidates: Sequence[Candidate]) -> list[Relaxation]:
+    """Several budgets at once, where no single one is enough."""
+    found = []
+    for candidate in candidates:
+        broken = candidate.violations
+        if len(broken) < 2 or any(entry.value is None for entry in broken):
+            continue
+        asks = [_ask(entry) for entry in broken]
+        largest = broken[asks.index(max(asks))]
+        found.append(
+            Relaxation(
+                largest.budget, largest.limit, largest.value or 0.0, candidate.name, sum(asks),
+                _in_words(candidate.name, broken),
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda entry: entry.ask)[:2]
+
+
+def _in_words(name: str, violations: Sequence[Violation]) -> str:
+    parts = []
+    for entry in violations:
+        more = ""
+        if entry.budget in ("max_size", "max_memory"):
+            more = f" (+{size((entry.value or 0) - (entry.limit or 0))})"
+        now, then = amount(entry.budget, entry.limit), amount(entry.budget, entry.value)
+        parts.append(f"{_WORDS[entry.budget]} {then} instead of {now}{more}")
+    return f"{' and '.join(parts)}, with {name}"
+
+
+def _smaller_workloads(
+    spec: ModelSpec,
+    candidates: Sequence[Candidate],
+    hardware: HardwareProfile,
+    engine: str,
+    budgets: Budgets,
+    workload: Workload,
+) -> list[Relaxation]:
+    """Less context or fewer sequences, for candidates that fail on memory or speed alone."""
+    stuck = [
+        c for c in candidates
+        if c.violations and all(v.budget in ("max_memory", "min_speed") for v in c.violations)
+    ]  # fmt: skip
+    found: list[Relaxation] = []
+    limit = memory_limit(budgets, hardware)
+    for what, start in (("context", workload.context), ("batch", workload.batch)):
+        best: Relaxation | None = None
+        for candidate in stuck:
+            value = start
+            while value > (256 if what == "context" else 1):
+                # Contexts in steps of a quarter: finer ones say nothing to a person.
+                value = max(1, value * 3 // 4)
+                if best is not None and value <= int(best.after):
+                    break
+                smaller = replace(workload, **{what: value})
+                again = make_candidate(spec, candidate.scheme, hardware, engine, smaller)
+                if judge(again, budgets, limit).feasible:
+                    ask = start / value - 1
+                    text = f"{what} {value} instead of {start}, with {candidate.name}"
+                    best = Relaxation(what, start, value, candidate.name, ask, text)
+                    break
+        if best is not None:
+            found.append(best)
+    return found
+
+
+def _other_gpus(
+    spec: ModelSpec,
+    candidates: Sequence[Candidate],
+    hardware: HardwareProfile,
+    engine: str,
+    budgets: Budgets,
+    workload: Workload,
+) -> list[Relaxation]:
+    """The same on a larger or faster GPU, for candidates that fail on memory or speed."""
+    from advisor.hardware.catalogue import find_profile
+
+    stuck = [
+        c for c in candidates
+        if c.violations and all(v.budget in ("max_memory", "min_speed") for v in c.violations)
+    ]  # fmt: skip
+    if budgets.max_memory_bytes is not None or hardware.kind == "cpu":
+        return []
+    stuck.sort(key=lambda c: c.loss.expected)
+    for name in _OTHER_GPUS:
+        other = find_profile(name)
+        if (other.memory_bytes or 0) <= (hardware.memory_bytes or 0):
+            continue
+        for candidate in stuck:
+            again = make_candidate(spec, candidate.scheme, other, engine, workload)
+            if judge(again, budgets, memory_limit(budgets, other)).feasible:
+                ask = (other.memory_bytes or 0) / max(1, hardware.memory_bytes or 1)
+                text = f"the same on {other.name}, with {candidate.name}"
+                return [
+                    Relaxation("gpu", hardware.id, other.id, candidate.name, max(0.5, ask), text)
+                ]
+    return []
