@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from advisor.errors import InputError, did_you_mean, join_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 Part = Literal["calibration", "evaluation"]
 
@@ -49,7 +51,7 @@ def builtin_part(topic: str) -> Part:
     return "calibration" if number < CALIBRATION_PERCENT else "evaluation"
 
 
-def builtin_documents(part: Part) -> dict[str, str]:
+def builtin_documents(part: str) -> dict[str, str]:
     """Return the built-in documents of one part, by topic.
 
     The text is the reference that CPython 3.11 ships as ``pydoc_data.topics``, as a fixed copy, so
@@ -65,10 +67,10 @@ def builtin_documents(part: Part) -> dict[str, str]:
         )
     file = importlib.resources.files("advisor.calibration") / "texts" / f"{part}.txt"
     marked = _decode(file.read_bytes()).split(_DOCUMENT_MARK)[1:]
-    return dict(document.split("\n", maxsplit=1) for document in marked)  # type: ignore[misc]
+    return dict(document.split("\n", maxsplit=1) for document in marked)
 
 
-def builtin_corpus(part: Part) -> Corpus:
+def builtin_corpus(part: str) -> Corpus:
     """Return the built-in text for ``"calibration"`` or ``"evaluation"``: disjoint by construction.
 
     Raises:
@@ -109,7 +111,7 @@ def load_corpus(sources: Sequence[str] | str) -> Corpus:
 
 def _read_source(name: str) -> list[str]:
     if name.startswith(BUILTIN_PREFIX):
-        return list(builtin_documents(name.removeprefix(BUILTIN_PREFIX)).values())  # type: ignore[arg-type]
+        return list(builtin_documents(name.removeprefix(BUILTIN_PREFIX)).values())
     path = Path(name)
     if path.is_dir():
         files = [
