@@ -1,0 +1,163 @@
+"""Measure a model against the unquantized one, sequence by sequence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from advisor.errors import AdvisorError
+from advisor.evaluation.intervals import CONFIDENCE, mean_interval
+from advisor.evaluation.logits import iterate_log_probabilities
+from advisor.plan.schema import Interval
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from advisor.evaluation.reference import Reference
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Per-sequence results of a quantized model, paired with the unquantized one.
+
+    Attributes:
+        sequence_kl: float64 [sequences], mean KL(reference ‖ quantized) per token, nats.
+        sequence_nll: float64 [sequences], mean negative log-likelihood of the text, nats per token.
+        sequence_reference_nll: The same of the unquantized model.
+        sequence_agreement: float64 [sequences], share of tokens where both models' likeliest next
+            token is the same.
+    """
+
+    sequence_kl: NDArray[np.float64]
+    sequence_nll: NDArray[np.float64]
+    sequence_reference_nll: NDArray[np.float64]
+    sequence_agreement: NDArray[np.float64]
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences measured."""
+        return len(self.sequence_kl)
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity of the quantized model."""
+        return float(np.exp(self.sequence_nll.mean()))
+
+    @property
+    def reference_perplexity(self) -> float:
+        """Perplexity of the unquantized model on the same sequences."""
+        return float(np.exp(self.sequence_reference_nll.mean()))
+
+    @property
+    def loss(self) -> Interval:
+        """Relative perplexity increase (0.03 = 3%) and its paired 95% interval."""
+        return self.loss_interval()
+
+    def loss_interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Return the relative perplexity increase with a paired interval of that confidence."""
+        interval = mean_interval(self.sequence_nll - self.sequence_reference_nll, confidence)
+        return Interval(
+            value=_expm1(interval.value), low=_expm1(interval.low), high=_expm1(interval.high)
+        )
+
+    @property
+    def kl(self) -> Interval:
+        """Mean KL(reference ‖ quantized) per token, nats, and its 95% interval."""
+        return mean_interval(self.sequence_kl)
+
+    @property
+    def top1(self) -> Interval:
+        """Top-1 agreement and its 95% interval, cut at 1."""
+        interval = mean_interval(self.sequence_agreement)
+        return interval.model_copy(
+            update={"low": max(interval.low, 0.0), "high": min(interval.high, 1.0)}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a report shows."""
+        return {
+            "sequences": self.sequences,
+            "perplexity": self.perplexity,
+            "reference_perplexity": self.reference_perplexity,
+            "loss": self.loss.model_dump(),
+            "kl": self.kl.model_dump(),
+            "top1_agreement": self.top1.model_dump(),
+        }
+
+
+def _expm1(value: float) -> float:
+    """Return exp(value) - 1, infinite where a float cannot hold it."""
+    return math.inf if value > 700.0 else math.expm1(value)
+
+
+def measure(
+    model: nn.Module,
+    reference: Reference,
+    *,
+    progress: Progress | None = None,
+    stop: Callable[[Measurement], bool] | None = None,
+) -> Measurement:
+    """Measure a model on the reference's sequences, in their order.
+
+    Args:
+        model: The model as it is to be judged, for example inside
+            :func:`advisor.evaluation.runtime.quantized_model`.
+        reference: What the unquantized model says of the same sequences.
+        progress: Called with (sequences done, sequences in all).
+        stop: Called after each sequence with what is measured so far; True ends the measurement,
+            for pruning a hopeless candidate or when a decision is clear.
+
+    Raises:
+        AdvisorError: The stored reference is damaged, or the model's outputs are not finite.
+    """
+    rows: list[tuple[float, float, float]] = []
+    result = _measurement(rows, reference)
+    for index, tokens in enumerate(reference.sequences.tokens):
+        rows.append(_measure_sequence(model, tokens, reference.log_probabilities(index)))
+        result = _measurement(rows, reference)
+        if progress is not None:
+            progress(index + 1, reference.count)
+        if stop is not None and stop(result):
+            break
+    return result
+
+
+def _measurement(rows: list[tuple[float, float, float]], reference: Reference) -> Measurement:
+    table = np.array(rows, dtype=np.float64).reshape(-1, 3)
+    return Measurement(
+        sequence_kl=table[:, 0],
+        sequence_nll=table[:, 1],
+        sequence_reference_nll=reference.nll[: len(rows)],
+        sequence_agreement=table[:, 2],
+    )
+
+
+def _measure_sequence(
+    model: nn.Module, tokens: Tensor, stored: Tensor
+) -> tuple[float, float, float]:
+    """Return mean KL, mean negative log-likelihood and agreement of one sequence."""
+    divergence = likelihood = 0.0
+    agreed = 0
+    for start, ours in iterate_log_probabilities(model, tokens):
+        part = slice(start, start + len(ours))
+        theirs = torch.log_softmax(stored[part].to(ours.device, torch.float32), dim=-1)
+        labels = tokens[start + 1 : start + 1 + len(ours)].to(ours.device)
+        likelihood -= float(ours.gather(1, labels[:, None]).sum(dtype=torch.float64))
+        agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        # float32 sums over the vocabulary err by 1e-7 of terms that add up to about KL itself.
+        divergence += float((theirs.exp() * (theirs - ours)).sum(-1).sum(dtype=torch.float64))
+    count = len(tokens) - 1
+    if not (math.isfinite(divergence) and math.isfinite(likelihood)):
+        raise AdvisorError(
+            "the quantized model's outputs are not finite: a scale or a weight overflowed. "
+            "Use another scheme, or a wider data type for scales."
+        )
+    return divergence / count, likelihood / count, agreed / count
