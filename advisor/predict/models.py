@@ -122,7 +122,7 @@ def find_model_file(name: str) -> Path | None:
         return files[wanted]
     shorts = [path for key, path in files.items() if key.rpartition("/")[2] == wanted]
     if not shorts:
-        by_alias = {path: _aliases(path) for path in files.values()}
+        by_alias = {path: _aliases(path, wanted) for path in files.values()}
         shorts = [path for path, names in by_alias.items() if wanted in names]
         shorts = shorts or [
             path
@@ -156,9 +156,14 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def _aliases(path: Path) -> set[str]:
-    # Aliases stand on one line, so that no file must be parsed to find a name.
-    match = _ALIASES.search(path.read_text(encoding="utf-8"))
+def _aliases(path: Path, wanted: str) -> set[str]:
+    """Return a file's aliases, or nothing where the wanted name cannot be among them."""
+    # Aliases stand on one line near the top, so that no file must be parsed to find a name.
+    with open(path, "rb") as file:
+        text = file.read(4096)
+    if wanted.encode() not in text.lower().replace(b"_", b"-"):
+        return set()
+    match = _ALIASES.search(text.decode("utf-8", "replace"))
     if match is None:
         return set()
     return {_plain(alias.strip(" \"'\n")) for alias in match["names"].split(",")}
