@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as NVML describes them; each thing that fails becomes a sentence, never a crash."""
+"""NVIDIA GPUs as NVML describes them; each thing that fails becomes a sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ _LIBRARY_NOT_FOUND = 12
 _FUNCTION_NOT_FOUND = 13
 _GPU_IS_LOST = 15
 _VERSION_MISMATCH = 18
-
 _INIT_REASONS = {
     _NO_PERMISSION: "this user may not open the NVIDIA device files. Ask for access to "
     "/dev/nvidia*, or start the container with --gpus all",
@@ -298,4 +297,4 @@ def _text(value: str | bytes | None) -> str | None:
 def _reason(error: Exception) -> str:
     if getattr(error, "value", None) == _GPU_IS_LOST:
         return "the GPU has fallen off the bus; restart the machine"
-    return f"{str(error).rstrip('.') or type(error).__name__}"
+    return str(error).rstrip(".") or type(error).__name__
