@@ -29,6 +29,8 @@ class Family:
         clip: ``none`` or ``mse``: search the range of each group.
         damping: GPTQ's damping; ignored by the others.
         activation_order: GPTQ's act-order; ignored by the others.
+        static_groups: GPTQ: act-order's order of work with groups of consecutive inputs, which
+            every kernel runs; ignored by the others.
         samples: Calibration sequences used (a prefix of the statistics); None for all.
     """
 
@@ -37,6 +39,7 @@ class Family:
     clip: str = "none"
     damping: float = 0.01
     activation_order: bool = False
+    static_groups: bool = False
     samples: int | None = None
 
     @property
@@ -46,7 +49,7 @@ class Family:
 
     def settings(self, base: QuantizationSettings) -> QuantizationSettings:
         """Return the method's settings with this family's choices in place."""
-        return replace(base, damping=self.damping, clip=self.clip)
+        return replace(base, damping=self.damping, clip=self.clip, static_groups=self.static_groups)
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
         """Return the choices by name."""
@@ -57,6 +60,8 @@ class Family:
         parts = [self.method, "sym" if self.symmetric else "asym"]
         if self.activation_order:
             parts.append("actorder")
+        if self.static_groups:
+            parts.append("static groups")
         if self.clip != "none":
             parts.append(f"clip {self.clip}")
         if "gptq" in self.methods:
@@ -112,7 +117,7 @@ def relevant_settings(
     every = settings.to_dict()
     names = {
         "rtn": ("clip", "scale_dtype"),
-        "gptq": ("clip", "scale_dtype", "damping"),
+        "gptq": ("clip", "scale_dtype", "damping", "static_groups"),
         "awq": ("clip", "scale_dtype", "scale_steps"),
     }.get(scheme.method)
     if not scheme.is_quantized:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from advisor.search.families import BEST, WEIGHT_METHODS, Family, is_searchable, schemes_of
+from advisor.search.families import BEST, WEIGHT_METHODS, Family, is_searchable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,16 +128,18 @@ def suggest(trial: Suggester, space: Space) -> Proposal:
     method = str(_choose(trial, "method", space.methods))
     symmetric = bool(_choose(trial, "symmetric", tuple(space.storages)))
     clip = str(_choose(trial, "clip", space.clips))
-    damping, ordered = 0.01, False
+    damping, ordered, static = 0.01, False, False
     if method in ("gptq", BEST):
         damping = float(_choose(trial, "damping", space.dampings) or 0.01)
         if space.ordered:
             ordered = bool(_choose(trial, "activation_order", (False, True)))
+        if not ordered:
+            static = bool(_choose(trial, "static_groups", (False, True)))
     samples: int | None = None
     if method != "rtn" or clip != "none":
         chosen = _choose(trial, "samples", space.samples)
         samples = None if chosen is None else int(chosen)
-    family = Family(method, symmetric, clip, damping, ordered, samples)
+    family = Family(method, symmetric, clip, damping, ordered, static, samples)
     if _choose(trial, "allocation", ("mixture", "uniform")) == "uniform":
         name = "uniform_symmetric" if symmetric else "uniform_asymmetric"
         return Proposal(family, str(_choose(trial, name, space.storages[symmetric])), None)
@@ -163,6 +165,8 @@ def parameters_of(proposal: Proposal, space: Space) -> dict[str, Choice]:
         wanted["damping"] = family.damping
         if space.ordered:
             wanted["activation_order"] = family.activation_order
+        if not family.activation_order:
+            wanted["static_groups"] = family.static_groups
     if family.method != "rtn" or family.clip != "none":
         wanted["samples"] = family.samples
     if proposal.uniform is None:
@@ -186,7 +190,8 @@ def priors(space: Space) -> list[Proposal]:
         for symmetric in grids[:1] if method == BEST else grids:
             clip = "mse" if method == "awq" and "mse" in space.clips else "none"
             samples = None if method == "rtn" and clip == "none" else everything
-            families.append(Family(method, symmetric, clip, 0.01, False, samples))
+            static = method in ("gptq", BEST)
+            families.append(Family(method, symmetric, clip, 0.01, False, static, samples))
     span = space.high_bits - space.low_bits
     found = [Proposal(family, None, space.high_bits) for family in families]
     for family in families:
@@ -202,15 +207,3 @@ def priors(space: Space) -> list[Proposal]:
             for share in (0.75, 0.5, 0.25, 0.0)
         ]
     return found
-
-
-def families_needed(space: Space, options: Sequence[Scheme]) -> dict[str, tuple[Scheme, ...]]:
-    """Return each prior family's description and the schemes that it scores."""
-    return {
-        proposal.family.describe(): tuple(
-            scheme
-            for method in proposal.family.methods
-            for scheme in schemes_of(proposal.family, options, method)
-        )
-        for proposal in priors(space)
-    }

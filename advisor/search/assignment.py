@@ -1,0 +1,93 @@
+"""Between a plan's words and what :func:`advisor.search.realise.realise` takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from advisor.errors import InputError, did_you_mean, join_errors
+from advisor.methods.settings import QuantizationSettings
+from advisor.plan.schema import SchemeChoice
+from advisor.schemes import parse_scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from advisor.modelspec import LinearSpec
+    from advisor.plan.schema import Plan
+    from advisor.schemes import Scheme
+
+_SAMPLES = "samples"
+
+
+def assignment_of(plan: Plan, linears: Sequence[LinearSpec]) -> dict[str, Scheme]:
+    """Return the scheme of every quantizable module, as the plan says.
+
+    Raises:
+        InputError: The plan names a module that the model does not have, or no known scheme.
+    """
+    names = [linear.name for linear in linears]
+    unknown = sorted(plan.scheme.modules.keys() - set(names))
+    if unknown:
+        raise InputError(
+            join_errors(
+                [
+                    f"the plan names module {name!r}, which the model does not have."
+                    f"{did_you_mean(name, names)}"
+                    for name in unknown
+                ]
+            )
+        )
+    parsed = {
+        name: parse_scheme(name) for name in {plan.scheme.default, *plan.scheme.modules.values()}
+    }
+    default = parsed[plan.scheme.default]
+    chosen = plan.scheme.modules
+    return {name: parsed[chosen[name]] if name in chosen else default for name in names}
+
+
+def settings_of(plan: Plan) -> QuantizationSettings:
+    """Return the methods' settings of a plan.
+
+    Raises:
+        InputError: A setting is unknown.
+    """
+    given = {name: value for name, value in plan.settings.items() if name != _SAMPLES}
+    known = [field.name for field in fields(QuantizationSettings)]
+    if unknown := sorted(given.keys() - set(known)):
+        raise InputError(
+            f"unknown setting {unknown[0]!r} in the plan.{did_you_mean(unknown[0], known)}"
+        )
+    return QuantizationSettings(**given)  # type: ignore[arg-type]
+
+
+def samples_of(plan: Plan) -> int | None:
+    """Return how many calibration sequences the codes use; None for all."""
+    value = plan.settings.get(_SAMPLES)
+    return None if value is None else int(value)
+
+
+def plan_settings(
+    settings: QuantizationSettings, samples: int | None
+) -> dict[str, str | int | float | bool | None]:
+    """Return settings as a plan holds them; the inverse of the two functions above."""
+    known: dict[str, str | int | float | bool | None] = {}
+    for name, value in settings.to_dict().items():
+        if not isinstance(value, (str, int, float, bool, type(None))):
+            raise TypeError(f"setting {name} has a value that no plan can hold: {value!r}")
+        known[name] = value
+    return {**known, _SAMPLES: samples}
+
+
+def scheme_choice(name: str, format_name: str, assignment: Mapping[str, Scheme]) -> SchemeChoice:
+    """Return an assignment as a plan holds it: the commonest scheme, and the modules beside it."""
+    counted = Counter(str(scheme) for scheme in assignment.values() if scheme.is_quantized)
+    default = counted.most_common(1)[0][0] if counted else "bf16"
+    others = {module: str(scheme) for module, scheme in assignment.items()}
+    return SchemeChoice(
+        name=name,
+        default=default,
+        format=format_name,
+        modules={module: scheme for module, scheme in others.items() if scheme != default},
+    )

@@ -1,0 +1,287 @@
+"""Compose candidates: a family's scores and a size or KL limit in, an assignment of modules out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from advisor.errors import InputError
+from advisor.plan.hashing import sha256_json
+from advisor.predict.size import SizeEstimate, checkpoint_size
+from advisor.schemes import BF16, Scheme
+from advisor.search.allocation import (
+    Allocation,
+    Groups,
+    Option,
+    allocate,
+    allocate_for_score,
+)
+from advisor.search.families import (
+    BEST,
+    Family,
+    is_searchable,
+    relevant_settings,
+    schemes_of,
+    with_16_bit,
+)
+from advisor.search.scores import ScoreBook, fits
+from advisor.search.space import storage_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from advisor.methods.settings import QuantizationSettings
+    from advisor.modelspec import LinearSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A candidate answer: a scheme for every module, and what is known of it without measuring.
+
+    Attributes:
+        name: The scheme's name where all modules share one, else ``mixed-<bits>bpw``.
+        family: The settings that its scores belong to.
+        assignment: Module path to scheme, every quantizable module named.
+        size_bytes: Bytes of the checkpoint's weight files.
+        bits_per_weight: Bits per quantizable weight, scales and zero points included.
+        predicted_kl: Sum of the modules' scores, nats per token.
+    """
+
+    name: str
+    family: Family
+    assignment: Mapping[str, Scheme]
+    size_bytes: int
+    bits_per_weight: float
+    predicted_kl: float
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every module has the same scheme."""
+        return not self.name.startswith("mixed-")
+
+    def identity(self, settings: QuantizationSettings) -> str:
+        """Return a hash of all that its codes depend on, the statistics aside."""
+        used = sorted(set(map(str, self.assignment.values())))
+        own = self.family.settings(settings)
+        needs = {
+            str(scheme): relevant_settings(scheme, own, self.family.samples)
+            for scheme in set(self.assignment.values())
+        }
+        named = {name: str(scheme) for name, scheme in self.assignment.items()}
+        return sha256_json({"modules": named, "settings": [needs[name] for name in used]})
+
+
+class Composer:
+    """Knows what each option costs and scores, for one model, engine and format."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        linears: Sequence[LinearSpec],
+        options: Sequence[Scheme],
+        format_name: str,
+        book: ScoreBook,
+        settings: QuantizationSettings,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            spec: The model's tensors.
+            linears: Its quantizable modules, fused as the engine does.
+            options: What the engine mixes in one checkpoint.
+            format_name: Checkpoint format.
+            book: Scores.
+            settings: The methods' settings that families refine.
+        """
+        # Quantized inputs change the output too, which weight scores do not see: such options
+        # save no bytes over weight-only ones and are left to uniform candidates of their own.
+        self.options = tuple(s for s in with_16_bit(options) if s.activation is None)
+        if not any(scheme.is_quantized for scheme in self.options):
+            raise InputError(
+                f"the engine offers no weight-only scheme in format {format_name!r} that fits this "
+                "model: choose another --engine."
+            )
+        self.linears = tuple(linears)
+        self.settings = settings
+        self.format_name = format_name
+        self._spec = spec
+        self._book = book
+        self._cost = lru_cache(maxsize=None)(self._cost_of)
+
+    def size(self, assignment: Mapping[str, Scheme]) -> SizeEstimate:
+        """Return the exact size of a checkpoint."""
+        quantized = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
+        return checkpoint_size(self._spec, quantized, self.format_name)
+
+    def schemes(self, family: Family) -> tuple[Scheme, ...]:
+        """Return every scheme whose scores a family needs."""
+        found = [
+            scheme
+            for method in family.methods
+            for scheme in schemes_of(family, self.options, method)
+        ]
+        return tuple(dict.fromkeys(found))
+
+    def is_scored(self, family: Family) -> bool:
+        """Whether the family's scores are known already."""
+        return not self._book.missing(
+            self.schemes(family), family.settings(self.settings), family.samples
+        )
+
+    def groups(self, family: Family, progress: Callable[[int, int], None] | None = None) -> Groups:
+        """Return the knapsack's groups, scoring the family where it is not known yet."""
+        schemes = self.schemes(family)
+        scores = self._book.scores(
+            schemes, family.settings(self.settings), family.samples, progress
+        )
+        result: dict[str, list[Option]] = {}
+        for key, members in self._ties(family).items():
+            options = []
+            for scheme in schemes:
+                if not all(linear.name in scores[scheme] for linear in members):
+                    continue
+                cost = sum(
+                    self._cost(scheme, m.in_features, m.out_features, len(m.name)) for m in members
+                )
+                score = sum(scores[scheme][linear.name].kl for linear in members)
+                options.append(Option(str(scheme), cost, score))
+            result[key] = options
+        return result
+
+    def mixture(self, family: Family, max_bytes: int) -> Mixture:
+        """Return the best mixture within a size.
+
+        Raises:
+            InfeasibleError: Even the smallest mixture is larger.
+        """
+        groups = self.groups(family)
+        limit = max_bytes - self._base_bytes()
+        while True:
+            found = self._named(family, allocate(groups, limit))
+            excess = found.size_bytes - max_bytes
+            if excess <= 0:
+                return found
+            limit -= excess  # the file header's offsets are a few digits longer than assumed
+
+    def mixture_for(self, family: Family, max_kl: float) -> Mixture:
+        """Return the smallest mixture within a predicted KL.
+
+        Raises:
+            InfeasibleError: Even 16-bit scores more, which cannot be unless ``max_kl`` < 0.
+        """
+        return self._named(family, allocate_for_score(self.groups(family), max_kl))
+
+    def uniform(self, family: Family, storage: str) -> Mixture | None:
+        """Return the candidate of one scheme for all modules; None where it fits not all.
+
+        Args:
+            family: A family of one method.
+            storage: As :func:`advisor.search.space.storage_name` prints it.
+        """
+        schemes = [s for s in self.schemes(family) if storage_name(s) == storage]
+        found = [s for s in schemes if all(fits(s, linear) for linear in self.linears)]
+        if not found:
+            return None
+        candidates = [self._uniform(family, scheme) for scheme in found]
+        return min(candidates, key=lambda candidate: candidate.predicted_kl)
+
+    def uniforms(self, family: Family) -> list[Mixture]:
+        """Return all uniform candidates of a family, by rising size."""
+        if family.method == BEST:
+            return []
+        storages = [storage_name(s) for s in self.schemes(family) if s.is_quantized]
+        found = [self.uniform(family, storage) for storage in dict.fromkeys(storages)]
+        present = [candidate for candidate in found if candidate is not None]
+        return sorted(present, key=lambda candidate: candidate.size_bytes)
+
+    def smallest_and_largest(self) -> tuple[SizeEstimate, SizeEstimate]:
+        """Return the sizes of the smallest checkpoint, and of the largest quantized one."""
+        schemes = [s for s in self.options if s.is_quantized]
+        least: dict[str, Scheme] = {}
+        most: dict[str, Scheme] = {}
+        for members in self._ties(Family(BEST)).values():
+            fitting = [s for s in schemes if all(fits(s, linear) for linear in members)] or [BF16]
+            width = (members[0].in_features, members[0].out_features, len(members[0].name))
+            low = min(fitting, key=lambda s: self._cost(s, *width))
+            high = max(fitting, key=lambda s: self._cost(s, *width))
+            least |= {linear.name: low for linear in members}
+            most |= {linear.name: high for linear in members}
+        return self.size(least), self.size(most)
+
+    def fallback(self, max_bytes: int | None) -> Mixture | None:
+        """Return the largest plainly rounded uniform candidate within a size, never scored."""
+        best: Mixture | None = None
+        for scheme in self.options:
+            method = "rtn" if is_searchable(scheme) else scheme.method
+            family = Family("rtn", scheme.symmetric is not False)
+            for rounded in schemes_of(family, [scheme], "rtn"):
+                if rounded.method != method or not all(fits(rounded, m) for m in self.linears):
+                    continue
+                assignment = dict.fromkeys((linear.name for linear in self.linears), rounded)
+                size = self.size(assignment)
+                fitting = max_bytes is None or size.total_bytes <= max_bytes
+                if (
+                    rounded.is_quantized
+                    and fitting
+                    and (best is None or size.total_bytes > best.size_bytes)
+                ):
+                    best = Mixture(
+                        str(rounded), family, assignment, size.total_bytes, size.bits_per_weight, 0
+                    )
+        return best
+
+    def _uniform(self, family: Family, scheme: Scheme) -> Mixture:
+        scores = self._book.scores([scheme], family.settings(self.settings), family.samples)
+        assignment = {linear.name: scheme for linear in self.linears}
+        size = self.size(assignment)
+        predicted = sum(scores[scheme][linear.name].kl for linear in self.linears)
+        return Mixture(
+            str(scheme), family, assignment, size.total_bytes, size.bits_per_weight, predicted
+        )
+
+    def _named(self, family: Family, allocation: Allocation) -> Mixture:
+        schemes = {str(scheme): scheme for scheme in self.schemes(family)}
+        assignment = {}
+        for key, members in self._ties(family).items():
+            for linear in members:
+                assignment[linear.name] = schemes[allocation.choice[key]]
+        size = self.size(assignment)
+        used = set(assignment.values())
+        name = str(used.pop()) if len(used) == 1 else f"mixed-{size.bits_per_weight:.2f}bpw"
+        return Mixture(
+            name, family, assignment, size.total_bytes, size.bits_per_weight, allocation.score
+        )
+
+    def _ties(self, family: Family) -> dict[str, list[LinearSpec]]:
+        """Return the modules that must share a scheme, by a common key.
+
+        Engines fuse some; under AWQ all that read one input share its scales.
+        """
+        fused: dict[str, set[str]] = {}
+        for linear in self.linears:
+            fused.setdefault(linear.input_group, set()).add(linear.fused_group)
+        ties: dict[str, list[LinearSpec]] = {}
+        for linear in self.linears:
+            split = len(fused[linear.input_group]) > 1 and "awq" in family.methods
+            key = linear.input_group if split else linear.fused_group
+            ties.setdefault(key, []).append(linear)
+        return ties
+
+    def _base_bytes(self) -> int:
+        """Return the bytes of the checkpoint beside the quantizable modules."""
+        largest = checkpoint_size(self._spec, {}, self.format_name)
+        return largest.total_bytes - sum(2 * linear.parameters for linear in self.linears)
+
+    def _cost_of(self, scheme: Scheme, inputs: int, outputs: int, characters: int) -> int:
+        """Return what a module of this shape and length of name adds to the file."""
+        if not scheme.is_quantized:
+            return 2 * inputs * outputs
+        linear = next(
+            m
+            for m in self.linears
+            if (m.in_features, m.out_features, len(m.name)) == (inputs, outputs, characters)
+        )
+        plain = checkpoint_size(self._spec, {}, self.format_name).total_bytes
+        changed = checkpoint_size(self._spec, {linear.name: scheme}, self.format_name).total_bytes
+        return max(0, 2 * inputs * outputs + changed - plain)
