@@ -21,6 +21,13 @@ _BY_ARCHITECTURE: tuple[tuple[str, str], ...] = (
     ("gptneox", "gptneox"),
     ("deepseek", "deepseek"),
 )
+_TRAINING_TOKENS = {
+    "gpt2": 0.01, "opt": 0.18, "bloom": 0.366, "gptneox": 0.4, "llama1": 1.2, "falcon": 1.5,
+    "llama2": 2.0, "gemma": 6.0, "phi": 6.0, "mistral": 8.0, "deepseek": 10.0, "llama3": 15.0,
+    "qwen": 16.0,
+}  # fmt: skip
+"""10^12 tokens, as the families' model cards and papers say; Mistral's is a guess."""
+_UNKNOWN_TOKENS = 4.0
 _LLAMA3_VOCABULARY = 128_000
 _LLAMA2_VOCABULARY = 32_000
 
@@ -50,3 +57,8 @@ def _llama(spec: ModelSpec) -> str:
         positions = spec.text_config.get("max_position_embeddings")
         return "llama1" if positions == 2048 and "llama-2" not in name else "llama2"
     return "other"
+
+
+def training_tokens(family: str) -> float:
+    """Return about how many tokens a family was trained on, in 10^12."""
+    return _TRAINING_TOKENS.get(family, _UNKNOWN_TOKENS)

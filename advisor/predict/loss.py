@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.engines.rules import read_yaml
 from advisor.plan.data import data_folders
-from advisor.predict.families import family_of
-from advisor.schemes import GGUF_BITS_PER_WEIGHT
+from advisor.predict.families import family_of, training_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from advisor.modelspec import ModelSpec
     from advisor.schemes import Scheme
+
+GGUF_MIXTURE_BITS: dict[str, float] = {
+    "q2_k": 3.0, "q3_k_s": 3.5, "q3_k_m": 3.9, "q3_k_l": 4.2, "q4_0": 4.5, "q4_1": 5.0,
+    "q4_k_s": 4.6, "q4_k_m": 4.85, "q5_0": 5.5, "q5_1": 6.0, "q5_k_s": 5.6, "q5_k_m": 5.85,
+    "q6_k": 6.5625, "q8_0": 8.5,
+}  # fmt: skip
+"""Bits per weight of llama.cpp's mixtures, as measured on files of 7B models."""
 
 _Z90 = 1.645
 _LARGEST = 1e6
@@ -79,6 +85,8 @@ class LossModel:
     kl_per_loss: float
     accuracy_per_loss: dict[str, float]
     sources: dict[str, tuple[str, ...]]
+    corrections: dict[str, float]
+    """What a family's own cells of one method and bit width say beyond the regression."""
 
 
 def predict_loss(spec: ModelSpec, scheme: Scheme) -> LossEstimate:
@@ -98,7 +106,9 @@ def estimate_loss(family: str, billions: float, scheme: Scheme) -> LossEstimate:
     model = load_loss_model()
     known = family in model.families
     center = model.families.get(family, 0.0)
-    center += linear_predictor(model, scheme_features(scheme), billions)
+    features = scheme_features(scheme)
+    center += linear_predictor(model, family, billions, features)
+    center += model.corrections.get(correction_key(family, evidence_key(scheme), features), 0.0)
     spread = model.residual[bits_class(scheme)]
     if not known:
         spread = math.hypot(spread, model.family_spread)
@@ -115,16 +125,30 @@ def estimate_loss(family: str, billions: float, scheme: Scheme) -> LossEstimate:
         accuracy_drop=drop,
         accuracy_drop_high=drop_high,
         basis="evidence",
-        sources=model.sources.get(source_key(scheme), ()),
+        sources=model.sources.get(evidence_key(scheme), ()),
         known_family=known,
     )
 
 
-def linear_predictor(model: LossModel, features: dict[str, float], billions: float) -> float:
-    """Return the expected log(log(perplexity ratio)) without the family's effect."""
-    size = math.log10(max(0.03, billions) / 7.0)
-    values = {**features, "log_size": size, "log_size*low_bits": size * features["low_bits"]}
+def linear_predictor(
+    model: LossModel, family: str, billions: float, features: dict[str, float]
+) -> float:
+    """Return the expected log(log(perplexity ratio)) without the family's own effect."""
+    values = {**features, **model_features(family, billions, features)}
     return sum(model.coefficients.get(name, 0.0) * value for name, value in values.items())
+
+
+def model_features(family: str, billions: float, features: dict[str, float]) -> dict[str, float]:
+    """Return the features of a model: its size, and how much text it was trained on.
+
+    Models trained on more text use their weights more fully, and lose more by rounding.
+    """
+    size = math.log10(max(0.03, billions) / 7.0)
+    return {
+        "log_size": size,
+        "log_size*low_bits": size * features["low_bits"],
+        "modern": max(0.0, math.log10(training_tokens(family) / 2.0)),
+    }
 
 
 def scheme_features(scheme: Scheme) -> dict[str, float]:
@@ -135,7 +159,7 @@ def scheme_features(scheme: Scheme) -> dict[str, float]:
     method = scheme.method
     weight = scheme.weight
     if method == "gguf":
-        return features_of("gguf", _gguf_bits(weight), 32, None, 16, k_quants="_k" in weight)
+        return features_of("gguf", GGUF_MIXTURE_BITS[weight], 32, None, 16, k_quants="_k" in weight)
     if method == "mixed":
         return features_of("gptq", scheme.bits - 0.2, 128, True, 16)
     activation = {"int8": 8, "fp8": 8.5, "mxfp8": 8.5}.get(scheme.activation or "", 16)
@@ -197,13 +221,17 @@ def features_of(
     if group_size < 0:
         features["per_channel"] = 1.0
         features["per_channel*low_bits"] = low
-        features["per_channel*rtn"] = float(method in ("rtn", "hqq", "llm.int8"))
+        rounding = float(method in ("rtn", "hqq"))
+        features["per_channel*rounding"] = rounding
+        features["per_channel*rounding*low_bits"] = rounding * min(1.0, low)
         features["per_tensor"] = float(group_size == -2)
     elif method not in ("gguf", "nf4", "fp4", "nvfp4", "mxfp4"):
         features["log_group"] = math.log2(group_size / 128)
         features["log_group*low_bits"] = math.log2(group_size / 128) * low
     if symmetric is not None:
         features["symmetric"] = 0.5 if symmetric else -0.5
+        if group_size < 0:
+            features["symmetric*per_channel"] = features["symmetric"]
     if activation_bits < 16:
         key = {8: "activation:int8", 8.5: "activation:fp8"}.get(activation_bits, "activation:4bit")
         features[key] = 1.0
@@ -212,13 +240,18 @@ def features_of(
     return features
 
 
+def correction_key(family: str, key: str, features: dict[str, float]) -> str:
+    """Return the key of a family's correction."""
+    return f"{family} {key} {'channel' if 'per_channel' in features else 'group'}"
+
+
 def bits_class(scheme: Scheme) -> str:
     """Return the class of bits that the residual spread is told by: ``2``, ``3``, ``4``, ``8``."""
     bits = scheme.bits
     return "2" if bits < 2.75 else "3" if bits < 3.75 else "4" if bits < 5 else "8"
 
 
-def source_key(scheme: Scheme) -> str:
+def evidence_key(scheme: Scheme) -> str:
     """Return the key of the evidence's sources for a scheme."""
     method = _evidence_method(scheme)[0]
     if scheme.activation == "int8" and method in ("rtn", "gptq"):
@@ -252,14 +285,8 @@ def loss_model(document: dict[str, Any]) -> LossModel:
         kl_per_loss=document["kl_per_loss"],
         accuracy_per_loss=document["accuracy_per_loss"],
         sources=sources,
+        corrections=document["corrections"],
     )
-
-
-def _gguf_bits(name: str) -> float:
-    base = name.removesuffix("_s").removesuffix("_m").removesuffix("_l")
-    bits = GGUF_BITS_PER_WEIGHT.get(name, GGUF_BITS_PER_WEIGHT.get(base, 4.5))
-    # The larger mixtures store some matrices in a finer type: measured bits per weight.
-    return bits + {"_m": 0.35, "_l": 0.6}.get(name[-2:], 0.1 if name.endswith("_s") else 0.0)
 
 
 def _to_loss(value: float) -> float:
