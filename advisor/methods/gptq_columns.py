@@ -99,7 +99,8 @@ def quantize_columns(
     if order is not None:
         loop.choose_static(source, order)
         source = source[order]
-    working = source.expand(columns, len(grids), rows).contiguous()
+    working = weight.new_empty(columns, len(grids), rows)
+    working.copy_(source)  # not contiguous(), which may return the caller's own memory
     steps = torch.empty_like(working, dtype=torch.int16)
     width = columns if order is not None else grids[0].width
     blocks = blocks_of(columns, width, settings.column_block)
@@ -154,6 +155,7 @@ class _Loop:
         columns, count, rows = working.shape
         flat = working.view(columns, count * rows)
         self.scale, self.low, self.high = (working.new_empty(count, rows) for _ in range(3))
+        self.change = working.new_empty(_INNER_BLOCK, count * rows)
         size = max(edges[-1] - edges[0] for edges in blocks)
         errors, rounded = (working.new_empty(size, count, rows) for _ in range(2))
         for edges in blocks:
@@ -185,10 +187,15 @@ class _Loop:
             torch.div(values, scale, out=nearest)
             nearest.round_()
             torch.clamp(nearest, low, high, out=nearest)
-            torch.addcmul(values, nearest, scale, value=-1, out=error)
+            # Products are rounded before they are subtracted: a fused kernel may do so or not,
+            # depending on where in a vector an element lies, and so on the neighbouring grids.
+            torch.mul(nearest, scale, out=error)
+            torch.sub(values, error, out=error)
             if column + 1 < last:
                 following = slice(column + 1, last)
-                flat[following].addr_(factor[column, following], error, alpha=-1)
+                change = self.change[: last - column - 1]
+                torch.mul(factor[column, following].unsqueeze(1), error, out=change)
+                flat[following].sub_(change)
 
     def _start_groups(self, working: Tensor, column: int) -> None:
         """Choose the scales of the groups that start at a column."""
