@@ -38,15 +38,21 @@ svg .strong{fill:var(--strong);font-weight:600}
 """
 
 
-def render_report(plan: Plan) -> str:
-    """Return the page of a plan: no script, no network, one file."""
+def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
+    """Return the page of a plan: no script, no network, one file.
+
+    Args:
+        plan: What to show.
+        modules: Every quantizable module, for the map of bits; a plan names only those that
+            differ from its default scheme.
+    """
     title = f"{plan.scheme.name} for {plan.model.id} on {plan.hardware.name}"
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{_answer(plan)}</p>',
         _figures(plan),
         _chart("Loss against size", _frontier(plan)),
-        _chart("Bits per module", bits_map(_bits(plan))),
+        _chart("Bits per module", bits_map(_bits(plan, modules))),
         _candidates(plan),
         _section("Kernel", [("engine", plan.engine.name), *_kernel(plan)]),
         _section("How it was judged", _texts(plan)),
@@ -120,8 +126,9 @@ def _frontier(plan: Plan) -> str:
     return frontier(points, plan.budgets.max_size_bytes)
 
 
-def _bits(plan: Plan) -> dict[str, float]:
-    return {name: parse_scheme(scheme).bits for name, scheme in plan.scheme.modules.items()}
+def _bits(plan: Plan, modules: Sequence[str]) -> dict[str, float]:
+    chosen = dict.fromkeys(modules, plan.scheme.default) | plan.scheme.modules
+    return {name: parse_scheme(scheme).bits for name, scheme in chosen.items()}
 
 
 def _candidates(plan: Plan) -> str:

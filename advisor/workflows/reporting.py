@@ -37,5 +37,16 @@ def report(plan: str | Path, output: str | Path = "report.html") -> ReportResult
         raise InputError(
             f"--output must be a file, but {target} is a folder. Use {target}/report.html."
         )
-    write_atomically(target, render_report(load_plan(Path(plan))))
+    content = load_plan(Path(plan))
+    write_atomically(target, render_report(content, _modules(content.model.id)))
     return ReportResult(target)
+
+
+def _modules(model: str) -> tuple[str, ...]:
+    """Return the model's linears; none where the model is not at hand any more."""
+    from advisor.predict.models import load_modelspec
+
+    try:
+        return tuple(linear.name for linear in load_modelspec(model).linears)
+    except InputError:
+        return ()
