@@ -81,7 +81,9 @@ class Reference:
         size = rows * self.vocabulary
         path = self.folder / _VALUES
         try:
-            stored = np.memmap(path, np.float16, "r", index * size * 2, (rows, self.vocabulary))
+            stored: Any = np.memmap(
+                path, np.float16, "r", index * size * 2, (rows, self.vocabulary)
+            )
         except (OSError, ValueError) as error:
             raise self._damaged(path) from error
         if hashlib.sha256(memoryview(stored)).hexdigest() != self.checksums[index]:

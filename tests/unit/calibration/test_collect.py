@@ -233,7 +233,7 @@ def test_damage_is_found_when_read(random_llama, sequences, tmp_path):
     path.write_bytes(data)
     fresh = open_store(random_llama, sequences, root=tmp_path, gradient="none")
     fresh.layer(random_llama.linears[0])
-    with pytest.raises(AdvisorError, match="damaged.*Delete the folder"):
+    with pytest.raises(AdvisorError, match=r"damaged.*Delete the folder"):
         fresh.layer(random_llama.linears[-1])
 
 
