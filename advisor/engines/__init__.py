@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from advisor.engines.options import MixtureOptions, default_engine, mixture_options
 from advisor.engines.rules import EngineProfile, engine_names, load_engine
+from advisor.engines.shapes import ModuleVerdict
 from advisor.engines.verdict import (
-    ModuleVerdict,
     Rejection,
     Verdict,
     format_for,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -12,6 +11,9 @@ from pydantic import Field, ValidationError, model_validator
 from advisor.errors import InputError, did_you_mean
 from advisor.plan.data import data_files
 from advisor.plan.schema import Strict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Support = Literal["native", "weight-only", "emulated", "none"]
 Platform = Literal["cuda", "rocm", "xpu", "metal", "vulkan", "cpu"]
@@ -99,6 +101,8 @@ class KernelRule(Strict):
     """Optional packages: without a known installation the kernel is passed over."""
     source: str
     note: str | None = None
+    experimental: bool = False
+    """The engine itself calls it experimental: advised only where nothing else fits."""
     conflict: Conflict | None = None
     speed: str = "default"
     """Key of the speed coefficients."""

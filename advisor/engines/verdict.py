@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,11 @@ from advisor.engines.rules import (
     Support,
     load_engine,
 )
+from advisor.engines.shapes import ModuleVerdict, in_words, place_modules, refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import LinearSpec
     from advisor.schemes import Scheme
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 _PLATFORM_OF_VENDOR: dict[str, Platform] = {
     "nvidia": "cuda", "amd": "rocm", "intel": "xpu", "apple": "metal",
 }  # fmt: skip
-_ORDER: dict[str, int] = {"none": 0, "emulated": 1, "weight-only": 2, "native": 3}
-_LARGEST_SHARE_LEFT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +35,6 @@ class Rejection:
     kernel: str
     reasons: tuple[str, ...]
     source: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleVerdict:
-    """What happens to one module.
-
-    Attributes:
-        name: Module path.
-        kernel: Kernel that runs it; None where it must stay in 16 bits.
-        reason: The shape rule that decided, where another kernel than the first runs it.
-    """
-
-    name: str
-    kernel: str | None
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +66,7 @@ class Verdict:
     speed: str = "default"
     rejected: tuple[Rejection, ...] = ()
     conflict: str | None = None
+    experimental: bool = False
 
     @property
     def kept_16bit(self) -> tuple[str, ...]:
@@ -160,7 +146,7 @@ def verdict(
         return _no_kernel(profile, scheme, hardware, carried, rejected)
     if not linears or not scheme.is_quantized:
         return _describe(profile, fitting[0], carried, rejected, ())
-    return _judge_shapes(profile, scheme, fitting, carried, rejected, linears)
+    return _with_shapes(profile, scheme, fitting, carried, rejected, linears)
 
 
 def _engine_refusal(
@@ -249,9 +235,8 @@ def _device_reasons(rule: KernelRule, hardware: HardwareProfile) -> list[str]:
     if hardware.kind == "cpu" and rule.instruction_sets:
         if not set(rule.instruction_sets) & set(hardware.instruction_sets):
             reasons.append(f"needs one of {', '.join(rule.instruction_sets)}")
-    elif hardware.kind == "gpu" and rule.targets and hardware.isa:
-        if hardware.isa not in rule.targets:
-            reasons.append(f"needs one of {', '.join(rule.targets)}, this GPU is {hardware.isa}")
+    elif rule.targets and hardware.isa and hardware.isa not in rule.targets:
+        reasons.append(f"needs one of {', '.join(rule.targets)}, this GPU is {hardware.isa}")
     return reasons
 
 
@@ -308,10 +293,11 @@ def _describe(
         speed=rule.speed,
         rejected=tuple(rejected),
         conflict=conflict,
+        experimental=rule.experimental,
     )
 
 
-def _judge_shapes(
+def _with_shapes(
     profile: EngineProfile,
     scheme: Scheme,
     fitting: Sequence[KernelRule],
@@ -320,108 +306,11 @@ def _judge_shapes(
     linears: Sequence[LinearSpec],
 ) -> Verdict:
     """Give every (fused) module the first kernel that takes its shape."""
-    indivisible = _indivisible(scheme, linears)
-    if indivisible:
-        first = indivisible[0]
-        reason = (
-            f"group_size must divide in_features, but {scheme.group_size} does not for "
-            f"{len(indivisible)} modules (first: {first.name} with in_features="
-            f"{first.in_features}); use a smaller group size"
-        )
-        return Verdict("none", None, reason, None, format=carried, rejected=tuple(rejected))
-    weights: dict[str, int] = {}
-    chosen: list[tuple[LinearSpec, KernelRule | None, str | None]] = []
-    outs = _fused_outs(profile, linears)
-    for linear in linears:
-        out = outs[linear.fused_group] if profile.fuses_modules else linear.out_features
-        rule, why = _first_for_shape(fitting, linear.in_features, out)
-        chosen.append((linear, rule, why))
-        weights[rule.name if rule else ""] = (
-            weights.get(rule.name if rule else "", 0) + linear.parameters
-        )
-    left = weights.pop("", 0)
-    total = left + sum(weights.values())
-    if not weights or left > _LARGEST_SHARE_LEFT * total:
-        _, _, why = next(entry for entry in chosen if entry[1] is None)
-        count = sum(1 for _, rule, _ in chosen if rule is None)
-        reason = f"shapes: {why}; {count} of {len(chosen)} modules fit no kernel"
-        return Verdict(
-            "none", None, reason, profile.source(fitting[0].source), format=carried,
-            rejected=tuple(rejected),
-        )  # fmt: skip
-    main = max(weights, key=lambda name: weights[name])
-    rule = next(r for r in fitting if r.name == main)
-    others = tuple(
-        ModuleVerdict(linear.name, r.name if r else None, why)
-        for linear, r, why in chosen
-        if r is None or r.name != main
-    )
-    for passed in fitting[: fitting.index(rule)]:
-        reasons = (_shape_reason(passed, linears, outs, profile.fuses_modules),)
-        rejected.append(Rejection(passed.name, reasons, profile.source(passed.source)))
-    return _describe(profile, rule, carried, rejected, others, _others_in_words(others))
-
-
-def _indivisible(scheme: Scheme, linears: Sequence[LinearSpec]) -> list[LinearSpec]:
-    size = scheme.group_size
-    if scheme.granularity != "group" or not size or size < 1:
-        return []
-    return [linear for linear in linears if linear.in_features % size]
-
-
-def _fused_outs(profile: EngineProfile, linears: Sequence[LinearSpec]) -> dict[str, int]:
-    outs: dict[str, int] = {}
-    if profile.fuses_modules:
-        for linear in linears:
-            outs[linear.fused_group] = outs.get(linear.fused_group, 0) + linear.out_features
-    return outs
-
-
-def _first_for_shape(
-    rules: Sequence[KernelRule], in_features: int, out_features: int
-) -> tuple[KernelRule | None, str | None]:
-    whys: list[str] = []
-    for rule in rules:
-        why = _shape_problem(rule, in_features, out_features)
-        if why is None:
-            return rule, "; ".join(whys) or None
-        whys.append(why)
-    return None, "; ".join(whys)
-
-
-def _shape_problem(rule: KernelRule, in_features: int, out_features: int) -> str | None:
-    if in_features % rule.in_multiple:
-        return f"{rule.name} needs in_features % {rule.in_multiple} == 0, but it is {in_features}"
-    if out_features % rule.out_multiple:
-        return (
-            f"{rule.name} needs out_features % {rule.out_multiple} == 0, but it is {out_features}"
-        )
-    return None
-
-
-def _shape_reason(
-    rule: KernelRule, linears: Sequence[LinearSpec], outs: dict[str, int], fused: bool
-) -> str:
-    for linear in linears:
-        out = outs[linear.fused_group] if fused else linear.out_features
-        if why := _shape_problem(rule, linear.in_features, out):
-            return f"{why} ({linear.name})"
-    return "shapes"
-
-
-def _others_in_words(others: Sequence[ModuleVerdict]) -> str:
-    if not others:
-        return ""
-    kept = [module for module in others if module.kernel is None]
-    moved = [module for module in others if module.kernel is not None]
-    parts = []
-    if moved:
-        kernels = ", ".join(sorted({module.kernel or "" for module in moved}))
-        parts.append(
-            f"{len(moved)} modules run on {kernels} (first: {moved[0].name}: {moved[0].reason})"
-        )
-    if kept:
-        parts.append(
-            f"{len(kept)} modules stay in 16 bits (first: {kept[0].name}: {kept[0].reason})"
-        )
-    return "; " + "; ".join(parts)
+    placed = place_modules(fitting, linears, fused=profile.fuses_modules)
+    if reason := refusal(scheme, placed):
+        source = profile.source(fitting[0].source)
+        return Verdict("none", None, reason, source, format=carried, rejected=tuple(rejected))
+    main = placed.main
+    for rule, why in placed.passed:
+        rejected.append(Rejection(rule.name, (why,), profile.source(rule.source)))
+    return _describe(profile, main, carried, rejected, placed.others, in_words(placed.others))

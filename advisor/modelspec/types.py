@@ -221,7 +221,7 @@ class ModelSpec:
         value = config.get("max_position_embeddings") or config.get("n_positions")
         return int(value) if value else None
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Number of transformer blocks."""
         return 1 + max((linear.block for linear in self.linears), default=-1)

@@ -160,36 +160,52 @@ def make_candidate(
     decided = verdict(engine, scheme, hardware, spec.linears)
     carried = decided.format or format_for(engine, scheme)
     size, problem = _size(spec, scheme, carried, decided)
-    memory = None
-    speed = SpeedEstimate(None, None, None, "")
-    if size is not None:
-        serving = Serving(
-            engine,
-            tensor_parallel=hardware.count if hardware.kind == "gpu" else 1,
-            device=hardware.kind,
-        )
-        memory = serving_memory(spec, size, serving, workload.context, workload.batch)
-        speed = predict_speed(
-            spec, scheme, decided, hardware, engine,
-            linear_bytes=size.quantizable_bytes, context=workload.context, batch=workload.batch,
-        )  # fmt: skip
-    candidate = Candidate(
+    bare = Candidate(
         scheme=scheme,
         format=carried,
         kernel=decided,
         size=size,
-        memory=memory,
+        memory=None,
         loss=predict_loss(spec, scheme),
-        speed=speed,
+        speed=SpeedEstimate(None, None, None, ""),
         speedup=None,
         cost=quantization_cost(spec, scheme, hardware),
         problem=problem,
     )
+    candidate = served(bare, spec, hardware, engine, workload)
+    speed = candidate.speed
     if baseline is None:
         baseline = speed if scheme == BF16 else baseline_speed(spec, hardware, engine, workload)
     if speed.decode is not None and baseline.decode is not None:
         return replace(candidate, speedup=speed.decode.expected / baseline.decode.expected)
     return candidate
+
+
+def served(
+    candidate: Candidate,
+    spec: ModelSpec,
+    hardware: HardwareProfile,
+    engine: str,
+    workload: Workload,
+) -> Candidate:
+    """Return the candidate with its memory and speed on another device or workload.
+
+    Its kernel is taken as it is: decide that anew before another device.
+    """
+    size = candidate.size
+    if size is None:
+        return candidate
+    serving = Serving(
+        engine,
+        tensor_parallel=hardware.count if hardware.kind == "gpu" else 1,
+        device=hardware.kind,
+    )
+    memory = serving_memory(spec, size, serving, workload.context, workload.batch)
+    speed = predict_speed(
+        spec, candidate.scheme, candidate.kernel, hardware, engine,
+        linear_bytes=size.quantizable_bytes, context=workload.context, batch=workload.batch,
+    )  # fmt: skip
+    return replace(candidate, memory=memory, speed=speed, speedup=None)
 
 
 def baseline_speed(

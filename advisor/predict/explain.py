@@ -65,7 +65,8 @@ def _violation(entry: Violation) -> str:
     if entry.budget == "min_speed":
         value = "is not known" if entry.value is None else f"{entry.value:.3g} tokens/s"
         return f"{name} {value}, the budget asks {entry.limit:.3g}"
-    return f"{name} {amount(entry.budget, entry.value)}, the limit is {amount(entry.budget, entry.limit)}"
+    value, limit = amount(entry.budget, entry.value), amount(entry.budget, entry.limit)
+    return f"{name} {value}, the limit is {limit}"
 
 
 def amount(budget: str, value: float | None) -> str:

@@ -17,7 +17,7 @@ _LOSS_UNIT = 0.02
 _COLLAPSE_PRICE = 4.0
 _TIES = {"accuracy": 0.01, "size": 0.01, "speed": 0.05, "balanced": 0.1}
 _EMULATED_PRICE = 1.0
-_SUPPORT = {"native": 0, "weight-only": 1, "emulated": 2, "none": 3}
+"""Doublings that an emulated or experimental kernel must win to be preferred."""
 
 
 def rank(candidates: Sequence[Candidate], prefer: str) -> list[Candidate]:
@@ -54,7 +54,7 @@ def merit(candidate: Candidate, base: Candidate | None) -> float:
         smaller = math.log2(base.size_bytes / size)
     faster = math.log2(candidate.speedup) if candidate.speedup else 0.0
     price = candidate.loss.expected / _LOSS_UNIT + _COLLAPSE_PRICE * candidate.loss.collapse_risk
-    if candidate.kernel.support == "emulated":
+    if candidate.kernel.support == "emulated" or candidate.kernel.experimental:
         price += _EMULATED_PRICE
     return smaller + faster - price
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from advisor.engines import verdict
 from advisor.predict.candidate import (
     Candidate,
     Violation,
     Workload,
     judge,
-    make_candidate,
     memory_limit,
+    served,
 )
 from advisor.predict.explain import amount, size
 
@@ -165,7 +166,7 @@ def _smaller_workloads(
                 if best is not None and value <= int(best.after):
                     break
                 smaller = replace(workload, **{what: value})
-                again = make_candidate(spec, candidate.scheme, hardware, engine, smaller)
+                again = served(candidate, spec, hardware, engine, smaller)
                 if judge(again, budgets, limit).feasible:
                     ask = start / value - 1
                     text = f"{what} {value} instead of {start}, with {candidate.name}"
@@ -199,7 +200,9 @@ def _other_gpus(
         if (other.memory_bytes or 0) <= (hardware.memory_bytes or 0):
             continue
         for candidate in stuck:
-            again = make_candidate(spec, candidate.scheme, other, engine, workload)
+            kernel = verdict(engine, candidate.scheme, other, spec.linears)
+            moved = replace(candidate, kernel=kernel)
+            again = served(moved, spec, other, engine, workload)
             if judge(again, budgets, memory_limit(budgets, other)).feasible:
                 ask = (other.memory_bytes or 0) / max(1, hardware.memory_bytes or 1)
                 text = f"the same on {other.name}, with {candidate.name}"

@@ -78,6 +78,12 @@ class _Engine:
     combine: str
     spread: float
     kernels: dict[str, _Kernel]
+    parallel: str = "tensor"
+    """``tensor``: devices share every product; ``layers``: they take turns."""
+    cache_factor: float = 1.0
+    """Times that a step moves the KV cache: transformers copies and repeats it."""
+    generations: dict[int, float] | None = None
+    """Compute capability -> factor on the fixed costs: low clocks make launches dear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +186,10 @@ def _step_seconds(
     bandwidth: float,
 ) -> tuple[float, float | None, float]:
     """Return the seconds that one decode step spends on memory, arithmetic and everything fixed."""
-    devices = hardware.count
+    devices = hardware.count if coefficients.parallel == "tensor" else 1
     sixteen = coefficients.kernels["16-bit"].efficiency
     memory = work.linear_bytes / constants.efficiency + work.other_bytes / sixteen
-    memory += work.cache_bytes / _ATTENTION_EFFICIENCY
+    memory += coefficients.cache_factor * work.cache_bytes / _ATTENTION_EFFICIENCY
     if constants.dequantizes and batch > 1:
         memory += work.unpacked_bytes / sixteen
     memory /= bandwidth * devices
@@ -201,7 +207,12 @@ def _step_seconds(
     if devices > 1:
         layer += 2 * _ALLREDUCE_US
     overhead = (coefficients.step_us + layer * max(1, spec.blocks)) * 1e-6
+    overhead *= _generation(coefficients, hardware)
     return memory, compute, overhead
+
+
+def _generation(coefficients: _Engine, hardware: HardwareProfile) -> float:
+    return (coefficients.generations or {}).get(hardware.sm or 0, 1.0)
 
 
 def compute_rate(hardware: HardwareProfile, compute: str) -> float | None:
@@ -253,6 +264,8 @@ def _prefill(
     if constants.dequantizes and hardware.bandwidth_gb_s:
         overhead += work.unpacked_bytes / (hardware.bandwidth_gb_s * 1e9)
     seconds = (linear + attention) / hardware.count + overhead
+    if coefficients.parallel != "tensor":
+        seconds = linear + attention + overhead
     # Few of the published figures say how prompts were fed: the interval is wide on purpose.
     return _range(rows / seconds, max(0.5, coefficients.spread))
 
@@ -295,7 +308,7 @@ def _load(folders: tuple[Path, ...]) -> dict[str, _Engine]:
     for name, entry in document.items():
         if "like" not in entry:
             kernels = {key: _Kernel(**values) for key, values in entry["kernels"].items()}
-            engines[name] = _Engine(entry["step_us"], entry["combine"], entry["spread"], kernels)
+            engines[name] = _Engine(**{**entry, "kernels": kernels})
     for name, entry in document.items():
         if "like" in entry:
             base = engines[entry["like"]]

@@ -1,0 +1,183 @@
+"""Shape rules: which kernel takes each module, and which modules none takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.engines.rules import KernelRule
+    from advisor.modelspec import LinearSpec
+    from advisor.schemes import Scheme
+
+_LARGEST_SHARE_LEFT = 0.5
+"""Share of the weights that may stay in 16 bits before the scheme counts as not supported."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleVerdict:
+    """What happens to one module.
+
+    Attributes:
+        name: Module path.
+        kernel: Kernel that runs it; None where it must stay in 16 bits.
+        reason: The shape rule that decided, where another kernel than the first runs it.
+    """
+
+    name: str
+    kernel: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Modules that are alike to a kernel."""
+
+    in_features: int
+    out_features: int
+    linears: tuple[LinearSpec, ...]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the modules went.
+
+    Attributes:
+        main: Kernel that runs most weights; the first one tried where none runs any.
+        others: Modules that another kernel runs, or none.
+        passed: Kernels before ``main`` that a shape stopped, with the shape rule.
+        share_left: Share of the weights that no kernel takes.
+        shapes: The shapes themselves, for messages.
+    """
+
+    main: KernelRule
+    others: tuple[ModuleVerdict, ...]
+    passed: tuple[tuple[KernelRule, str], ...]
+    share_left: float
+    shapes: tuple[_Shape, ...]
+
+
+class _Identity:
+    """Key of a sequence by identity: tens of thousands of linears are not hashed again."""
+
+    def __init__(self, linears: Sequence[LinearSpec]) -> None:
+        self.linears = linears
+
+    def __hash__(self) -> int:
+        return id(self.linears)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.linears is self.linears
+
+
+def place_modules(
+    rules: Sequence[KernelRule], linears: Sequence[LinearSpec], *, fused: bool
+) -> Placement:
+    """Give every shape the first kernel that takes it.
+
+    Args:
+        rules: Kernels that run the scheme on the device, in the engine's order; at least one.
+        linears: The model's modules; at least one.
+        fused: Whether modules of one fused group run as one product of their summed outputs.
+    """
+    shapes = _shapes(_Identity(linears), fused)
+    weights: dict[str, int] = {}
+    chosen: list[tuple[_Shape, KernelRule | None, str | None]] = []
+    for shape in shapes:
+        rule, why = _first(rules, shape)
+        chosen.append((shape, rule, why))
+        name = rule.name if rule else ""
+        weights[name] = weights.get(name, 0) + shape.parameters
+    left = weights.pop("", 0)
+    total = left + sum(weights.values())
+    name = max(weights, key=lambda key: weights[key]) if weights else rules[0].name
+    main = next(rule for rule in rules if rule.name == name)
+    others = tuple(
+        ModuleVerdict(linear.name, rule.name if rule else None, why)
+        for shape, rule, why in chosen
+        if rule is None or rule.name != name
+        for linear in shape.linears
+    )
+    passed = tuple((rule, _stopped(rule, shapes)) for rule in rules[: rules.index(main)])
+    return Placement(main, others, passed, left / max(1, total), shapes)
+
+
+def refusal(scheme: Scheme, placed: Placement) -> str | None:
+    """Say why shapes rule the scheme out altogether, or return None."""
+    size = scheme.group_size
+    if scheme.granularity == "group" and size:
+        bad = [shape for shape in placed.shapes if shape.in_features % size]
+        if bad:
+            first = bad[0].linears[0]
+            return (
+                f"group_size must divide in_features, but {size} does not for "
+                f"{sum(len(shape.linears) for shape in bad)} modules (first: {first.name} with "
+                f"in_features={first.in_features}); use a smaller group size"
+            )
+    if placed.share_left > _LARGEST_SHARE_LEFT:
+        left = [module for module in placed.others if module.kernel is None]
+        count = sum(len(shape.linears) for shape in placed.shapes)
+        return f"shapes: {left[0].reason}; {len(left)} of {count} modules fit no kernel"
+    return None
+
+
+def in_words(others: Sequence[ModuleVerdict]) -> str:
+    """Say which modules run elsewhere or stay in 16 bits."""
+    kept = [module for module in others if module.kernel is None]
+    moved = [module for module in others if module.kernel is not None]
+    parts = []
+    if moved:
+        kernels = ", ".join(sorted({module.kernel or "" for module in moved}))
+        first = f"first: {moved[0].name}: {moved[0].reason}"
+        parts.append(f"; {len(moved)} modules run on {kernels} ({first})")
+    if kept:
+        first = f"first: {kept[0].name}: {kept[0].reason}"
+        parts.append(f"; {len(kept)} modules stay in 16 bits ({first})")
+    return "".join(parts)
+
+
+@lru_cache(maxsize=8)
+def _shapes(key: _Identity, fused: bool) -> tuple[_Shape, ...]:
+    outs: dict[str, int] = {}
+    if fused:
+        for linear in key.linears:
+            outs[linear.fused_group] = outs.get(linear.fused_group, 0) + linear.out_features
+    grouped: dict[tuple[int, int], list[LinearSpec]] = {}
+    for linear in key.linears:
+        out = outs[linear.fused_group] if fused else linear.out_features
+        grouped.setdefault((linear.in_features, out), []).append(linear)
+    return tuple(
+        _Shape(inputs, outputs, tuple(found), sum(linear.parameters for linear in found))
+        for (inputs, outputs), found in grouped.items()
+    )
+
+
+def _first(rules: Sequence[KernelRule], shape: _Shape) -> tuple[KernelRule | None, str | None]:
+    whys: list[str] = []
+    for rule in rules:
+        why = _problem(rule, shape)
+        if why is None:
+            return rule, "; ".join(whys) or None
+        whys.append(why)
+    return None, "; ".join(whys)
+
+
+def _problem(rule: KernelRule, shape: _Shape) -> str | None:
+    for name, value, multiple in (
+        ("in_features", shape.in_features, rule.in_multiple),
+        ("out_features", shape.out_features, rule.out_multiple),
+    ):
+        if value % multiple:
+            return f"{rule.name} needs {name} % {multiple} == 0, but it is {value}"
+    return None
+
+
+def _stopped(rule: KernelRule, shapes: Sequence[_Shape]) -> str:
+    for shape in shapes:
+        if why := _problem(rule, shape):
+            return f"{why} ({shape.linears[0].name})"
+    return "shapes"
