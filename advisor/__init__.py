@@ -7,6 +7,7 @@ whose ``to_dict()`` equals the document that the command prints with ``--json``.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,7 +41,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the workflows only when one is used: ``import advisor`` stays light."""
     if name in __all__:
-        from advisor import workflows
-
-        return getattr(workflows, name)
+        return getattr(importlib.import_module("advisor.workflows"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,6 +59,20 @@ def parse_points(text: str | float, option: str = "points") -> float:
     return value
 
 
+def parse_duration(text: str | float, option: str = "duration") -> float:
+    """Parse ``90s``, ``10m``, ``2h`` or a number of seconds.
+
+    Raises:
+        InputError: Not a positive duration.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(s|m|min|h)?\s*", str(text))
+    factor = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+    seconds = 0.0 if match is None else float(match[1]) * factor[match[2]]
+    if seconds <= 0:
+        raise InputError(f"{option} must be a duration such as 90s, 10m or 2h, but got {text!r}.")
+    return seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Budgets:
     """Limits on an answer; None means no limit.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from typing import TYPE_CHECKING
 
-import advisor
 from advisor.errors import InputError, join_errors
 from advisor.plan.hashing import hash_model
 
@@ -15,25 +12,11 @@ if TYPE_CHECKING:
 
     from advisor.plan.schema import Plan
 
-_LIBRARIES = (
-    "torch", "transformers", "tokenizers", "safetensors", "optuna", "bitsandbytes",
-    "compressed-tensors",
-)  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of everything that can change a result."""
-    found = {"advisor": advisor.__version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
 
 def version_warnings(plan: Plan) -> tuple[str, ...]:
     """Return a sentence for each version that differs from the plan's."""
+    from advisor.search.planning import versions
+
     here = versions()
     return tuple(
         f"{name} is {here.get(name, 'not installed')} here, the plan was made with {version}"

@@ -1,0 +1,240 @@
+"""``tune``: search, measure the finalists, write the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advisor.budgets import Budgets, parse_duration
+from advisor.errors import InputError, join_errors
+from advisor.plan.files import save_plan
+from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
+from advisor.workflows.resolve import (
+    check_preference,
+    resolve_engine,
+    resolve_hardware,
+    resolve_model_folder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.search.finalists import Finalist
+    from advisor.search.tune import SearchEvent, TuneResult
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The search's result and the plan's place.
+
+    Attributes:
+        result: What the search found.
+        plan_path: The plan: of the answer, or of the nearest candidate.
+    """
+
+    result: TuneResult
+    plan_path: Path
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the answer meets the budgets."""
+        return self.result.feasible
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document of ``advisor tune --json``."""
+        result, plan = self.result, self.result.plan
+        return {
+            "schema_version": 1,
+            "feasible": result.feasible,
+            "chosen": plan.scheme.name,
+            "why": _why(result),
+            "plan_path": str(self.plan_path),
+            "plan": plan.model_dump(mode="json"),
+            "finalists": [_finalist(row) for row in _in_order(result)],
+            "relaxation": [change.to_dict() for change in result.relaxation],
+            "search": {
+                "study": plan.search.study if plan.search else None,
+                "trials": len(result.trials),
+                "stopped": plan.search.stopped if plan.search else "completed",
+                "score_spearman": result.quality.spearman,
+                "score_ratio": result.quality.ratio,
+            },
+            "seconds": result.seconds,
+        }
+
+
+def tune(
+    model: str | Path,
+    *,
+    gpu: str = "auto",
+    engine: str = "auto",
+    budgets: Budgets | None = None,
+    context: int = 4096,
+    batch: int = 1,
+    prefer: str = "balanced",
+    output: str | Path = "plan.yaml",
+    calibration: Sequence[str] = (),
+    evaluation: Sequence[str] = (),
+    samples: int = 32,
+    sequence_length: int = 256,
+    evaluation_sequences: int = 32,
+    trials: int = 60,
+    time_budget: str | float | None = None,
+    seed: int = 0,
+    storage: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> Tuning:
+    """Find the quantization that meets the budgets best, measure it, and write its plan.
+
+    The study lives beside the plan in ``<plan>.search``; the same call goes on where a stopped one
+    was. Ctrl-C ends the search with a plan of the best so far.
+
+    Args:
+        model: A folder with weights, or a Hugging Face id, which is downloaded.
+        gpu: A device as people name it, ``cpu``, or ``auto`` for this machine's.
+        engine: What will serve it, or ``auto``.
+        budgets: Limits; without any, at most 1% loss is aimed at.
+        context: Tokens of context when serving, at least 1.
+        batch: Sequences served at once, at least 1.
+        prefer: What breaks ties: accuracy, size, speed or balanced.
+        output: The plan's file.
+        calibration: Text to calibrate on; the built-in one by default.
+        evaluation: Text to judge on, disjoint from the calibration; the built-in one by default.
+        samples: Calibration sequences.
+        sequence_length: Tokens of a sequence.
+        evaluation_sequences: Sequences that finalists are measured on.
+        trials: Candidates scored.
+        time_budget: Seconds, or text such as ``10m``, after which nothing new is started.
+        seed: Of every random choice.
+        storage: RDB URL of the study.
+        progress: Called with events.
+
+    Raises:
+        InputError: A value breaks its rule; nothing is written then.
+    """
+    check_preference(prefer)
+    seconds = None if time_budget is None else parse_duration(time_budget, "--time-budget")
+    target = Path(output)
+    _check_output(target)
+    hardware = resolve_hardware(gpu)
+    engine_name = resolve_engine(engine, hardware)
+    folder = resolve_model_folder(model)
+
+    from advisor.models.load import check_model_folder, load_model
+    from advisor.predict.models import load_modelspec
+    from advisor.search.tune import tune as search
+    from advisor.workflows.texts import draw
+
+    check_model_folder(folder)
+    report = progress or ignore_progress
+    spec = load_modelspec(folder)
+    loaded = load_model(folder)
+    result = search(
+        loaded,
+        spec,
+        hardware,
+        engine_name,
+        budgets or Budgets(),
+        calibration=draw(
+            calibration,
+            loaded.tokenizer,
+            role="calibration",
+            sequences=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+        ),
+        evaluation=draw(
+            evaluation,
+            loaded.tokenizer,
+            role="evaluation",
+            sequences=evaluation_sequences,
+            sequence_length=sequence_length,
+            seed=seed,
+        ),
+        workdir=target.with_name(f"{target.name}.search"),
+        trials=trials,
+        time_budget_s=seconds,
+        seed=seed,
+        storage=storage,
+        context=context,
+        batch=batch,
+        prefer=prefer,
+        progress=_forward(report),
+    )
+    save_plan(result.plan, target)
+    return Tuning(result, target)
+
+
+def _check_output(target: Path) -> None:
+    """Refuse, before any work, a place where no plan can be written."""
+    problems = []
+    if target.is_dir():
+        problems.append(
+            f"--output must be a file, but {target} is a folder: use {target}/plan.yaml."
+        )
+    parent = next((folder for folder in target.resolve().parents if folder.exists()), None)
+    if parent is not None and not parent.is_dir():
+        problems.append(f"--output {target} lies under {parent}, which is a file. Name another.")
+    if problems:
+        raise InputError(join_errors(problems))
+
+
+def _forward(report: ProgressCallback) -> Any:
+    def forward(event: SearchEvent) -> None:
+        report(ProgressEvent(event.stage, event.done, event.total, event.note))
+
+    return forward
+
+
+def _in_order(result: TuneResult) -> list[Finalist]:
+    """The answer first, then as the plan ranks the others."""
+    order = {name: place for place, name in enumerate(row.name for row in result.plan.runners_up)}
+    chosen = result.plan.expected.size_bytes, result.plan.scheme.name
+    return sorted(
+        result.finalists,
+        key=lambda row: (
+            (row.mixture.size_bytes, row.name) != chosen,
+            order.get(row.name, len(order)),
+            row.measured_kl,
+        ),
+    )
+
+
+def _finalist(row: Finalist) -> dict[str, Any]:
+    measured = row.measurement
+    return {
+        "name": row.name,
+        "settings": row.mixture.family.describe(),
+        "size_bytes": row.mixture.size_bytes,
+        "bits_per_weight": row.mixture.bits_per_weight,
+        "predicted_kl": row.mixture.predicted_kl,
+        "kl": measured.kl.model_dump(),
+        "loss": measured.loss.model_dump(),
+        "top1_agreement": measured.top1.model_dump(),
+        "perplexity": measured.perplexity,
+        "verdict": row.decision.verdict,
+        "reason": row.decision.reason,
+    }
+
+
+def _why(result: TuneResult) -> str:
+    """Say in a sentence why this is the answer."""
+    plan = result.plan
+    if not result.finalists:
+        return "stopped before anything was measured: the best predicted candidate, not measured"
+    uniform = [row for row in result.finalists if row.mixture.is_uniform]
+    best = min(uniform, key=lambda row: row.measured_kl, default=None)
+    aim = (
+        "the smallest that meets the budgets"
+        if result.goal.smallest
+        else "the least loss that fits"
+    )
+    if plan.expected.kl is None or best is None or best.name == plan.scheme.name:
+        return f"{aim} among {len(result.finalists)} measured candidates"
+    ratio = plan.expected.kl.value / max(best.measured_kl, 1e-12)
+    smaller = plan.expected.size_bytes / best.mixture.size_bytes - 1
+    return (
+        f"{aim}: {ratio:.2f} times the KL of the best uniform candidate ({best.name}) "
+        f"at {smaller:+.1%} of its size"
+    )
