@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from advisor.engines.matching import format_fits, platform_problem, static_reasons
 from advisor.engines.rules import (
     EngineProfile,
-    FormatRule,
     KernelRule,
     Platform,
-    PlatformRule,
     Support,
     load_engine,
 )
@@ -98,7 +97,7 @@ def platform_of(hardware: HardwareProfile) -> Platform:
 def format_for(engine: str, scheme: Scheme) -> str | None:
     """Return the checkpoint format in which an engine reads a scheme, or None."""
     for rule in load_engine(engine).formats:
-        if _format_fits(rule, scheme):
+        if format_fits(rule, scheme):
             return rule.format
     return None
 
@@ -137,7 +136,7 @@ def verdict(
     for rule in profile.kernels:
         if platform not in rule.platforms or scheme.weight not in rule.weights:
             continue
-        reasons = _static_reasons(rule, scheme, hardware, carried or "")
+        reasons = static_reasons(rule, scheme, hardware, carried or "")
         if reasons:
             rejected.append(Rejection(rule.name, tuple(reasons), profile.source(rule.source)))
         else:
@@ -158,7 +157,7 @@ def _engine_refusal(
         starts_on = ", ".join(profile.platforms)
         reason = f"{profile.title} does not run on {hardware.name} ({platform}): {starts_on} only"
         return Verdict("none", None, reason, profile.source(next(iter(profile.sources))))
-    if problem := _platform_problem(rule, hardware):
+    if problem := platform_problem(rule, hardware):
         reason = f"{profile.title} needs {problem}, {hardware.name} is not that"
         return Verdict("none", None, reason, profile.source(rule.source))
     if carried is None:
@@ -166,78 +165,6 @@ def _engine_refusal(
         source = profile.source(next(iter(profile.sources)))
         return Verdict("none", None, f"{profile.title}: {why}", source)
     return None
-
-
-def _platform_problem(rule: PlatformRule, hardware: HardwareProfile) -> str | None:
-    sm = hardware.sm
-    if rule.minimum_capability and sm is not None and sm < rule.minimum_capability:
-        return f"sm_{rule.minimum_capability} or newer (this GPU is sm_{sm})"
-    if rule.targets and hardware.isa and hardware.isa not in rule.targets:
-        return f"one of {', '.join(rule.targets)} (this GPU is {hardware.isa})"
-    if rule.instruction_sets and not set(rule.instruction_sets) & set(hardware.instruction_sets):
-        return f"one of {', '.join(rule.instruction_sets)}"
-    return None
-
-
-def _format_fits(rule: FormatRule, scheme: Scheme) -> bool:
-    return (
-        (not rule.methods or scheme.method in rule.methods)
-        and (not rule.weights or scheme.weight in rule.weights)
-        and (not rule.granularities or scheme.granularity in rule.granularities)
-        and (rule.symmetric is None or scheme.symmetric == rule.symmetric)
-        and (rule.activations is None or scheme.activation in rule.activations)
-    )
-
-
-def _static_reasons(
-    rule: KernelRule, scheme: Scheme, hardware: HardwareProfile, carried: str
-) -> list[str]:
-    """Return why a kernel cannot run the scheme on the device, whatever the shapes."""
-    reasons = _device_reasons(rule, hardware)
-    if carried not in rule.formats:
-        reasons.append(f"reads {' or '.join(rule.formats)}, not {carried}")
-    if rule.methods and scheme.method not in rule.methods:
-        reasons.append(f"is for {', '.join(rule.methods)}")
-    if rule.granularities and scheme.granularity not in rule.granularities:
-        reasons.append(f"scales per {' or '.join(rule.granularities)}, not {scheme.granularity}")
-    size = scheme.group_size
-    if rule.group_sizes and size is not None and size not in rule.group_sizes:
-        sizes = ", ".join("channel" if s == -1 else str(s) for s in rule.group_sizes)
-        reasons.append(f"group sizes {sizes}, not {'channel' if size == -1 else size}")
-    if rule.group_multiple and size is not None and size > 0 and size % rule.group_multiple:
-        reasons.append(f"group sizes that are multiples of {rule.group_multiple}, not {size}")
-    if rule.symmetric is not None and scheme.symmetric is not None:
-        if rule.symmetric != scheme.symmetric:
-            reasons.append("symmetric grids only" if rule.symmetric else "asymmetric grids only")
-    elif scheme.weight in rule.symmetric_weights and scheme.symmetric is False:
-        reasons.append(f"no zero points for {scheme.weight}")
-    if rule.activation_order is False and scheme.activation_order:
-        reasons.append("no act-order")
-    if scheme.activation not in rule.activations:
-        kinds = ", ".join(a or "16-bit" for a in rule.activations)
-        reasons.append(f"activations in {kinds}, not {scheme.activation or '16-bit'}")
-    if rule.requires:
-        reasons.append(f"needs the optional package {', '.join(rule.requires)}")
-    return reasons
-
-
-def _device_reasons(rule: KernelRule, hardware: HardwareProfile) -> list[str]:
-    reasons = []
-    sm = hardware.sm
-    if sm is not None:
-        if rule.capabilities and sm not in rule.capabilities:
-            exact = ", ".join(f"sm_{c}" for c in rule.capabilities)
-            reasons.append(f"needs exactly {exact}, this GPU is sm_{sm}")
-        if rule.minimum_capability and sm < rule.minimum_capability:
-            reasons.append(f"needs sm_{rule.minimum_capability}, this GPU is sm_{sm}")
-        if rule.maximum_capability and sm > rule.maximum_capability:
-            reasons.append(f"runs up to sm_{rule.maximum_capability}, this GPU is sm_{sm}")
-    if hardware.kind == "cpu" and rule.instruction_sets:
-        if not set(rule.instruction_sets) & set(hardware.instruction_sets):
-            reasons.append(f"needs one of {', '.join(rule.instruction_sets)}")
-    elif rule.targets and hardware.isa and hardware.isa not in rule.targets:
-        reasons.append(f"needs one of {', '.join(rule.targets)}, this GPU is {hardware.isa}")
-    return reasons
 
 
 def _no_kernel(

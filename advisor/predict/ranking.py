@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
     from advisor.predict.candidate import Candidate
 
+LIKELY_COLLAPSE = 0.5
+"""Risk of collapse from which a candidate comes after all others, whatever is preferred."""
+
 PREFERENCES: tuple[str, ...] = ("accuracy", "size", "speed", "balanced")
 
 _LOSS_UNIT = 0.02
@@ -43,7 +46,8 @@ def sort_key(candidate: Candidate, prefer: str, base: Candidate | None) -> tuple
         "balanced": -merit(candidate, base),
     }[prefer]
     order = len(candidate.violations) if candidate.kernel.support != "none" else 9
-    return (float(not candidate.feasible), order, first, loss, size, -speed)
+    gone = float(risk > LIKELY_COLLAPSE)
+    return (float(not candidate.feasible), gone, order, first, loss, size, -speed)
 
 
 def merit(candidate: Candidate, base: Candidate | None) -> float:

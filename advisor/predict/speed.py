@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from advisor.engines.rules import read_yaml
-from advisor.plan.data import data_folders
+from advisor.predict.speed_data import coefficients_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from advisor.engines.verdict import Verdict
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import ModelSpec
+    from advisor.predict.speed_data import EngineSpeed, KernelSpeed
     from advisor.schemes import Scheme
 
 _TILE = 64
@@ -62,31 +59,6 @@ class SpeedEstimate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kernel:
-    efficiency: float
-    layer_us: float
-    utilization: float
-    ramp: float = 0.0
-    ramp_8bit: float | None = None
-    batched_layer_us: float | None = None
-    dequantizes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Engine:
-    step_us: float
-    combine: str
-    spread: float
-    kernels: dict[str, _Kernel]
-    parallel: str = "tensor"
-    """``tensor``: devices share every product; ``layers``: they take turns."""
-    cache_factor: float = 1.0
-    """Times that a step moves the KV cache: transformers copies and repeats it."""
-    generations: dict[int, float] | None = None
-    """Compute capability -> factor on the fixed costs: low clocks make launches dear."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Workload:
     """Bytes and operations of one decode step, and of a prompt token."""
 
@@ -123,7 +95,7 @@ def predict_speed(
     """
     if kernel.support == "none":
         return SpeedEstimate(None, None, None, "no kernel runs this scheme here")
-    coefficients = _coefficients(engine)
+    coefficients = coefficients_of(engine)
     key = kernel.speed if kernel.speed in coefficients.kernels else "default"
     constants = coefficients.kernels[key]
     if kernel.support == "emulated":
@@ -178,8 +150,8 @@ def _step_seconds(
     spec: ModelSpec,
     kernel: Verdict,
     hardware: HardwareProfile,
-    coefficients: _Engine,
-    constants: _Kernel,
+    coefficients: EngineSpeed,
+    constants: KernelSpeed,
     scheme: Scheme,
     work: _Workload,
     batch: int,
@@ -211,7 +183,7 @@ def _step_seconds(
     return memory, compute, overhead
 
 
-def _generation(coefficients: _Engine, hardware: HardwareProfile) -> float:
+def _generation(coefficients: EngineSpeed, hardware: HardwareProfile) -> float:
     return (coefficients.generations or {}).get(hardware.sm or 0, 1.0)
 
 
@@ -242,8 +214,8 @@ def _prefill(
     spec: ModelSpec,
     kernel: Verdict,
     hardware: HardwareProfile,
-    coefficients: _Engine,
-    constants: _Kernel,
+    coefficients: EngineSpeed,
+    constants: KernelSpeed,
     scheme: Scheme,
     work: _Workload,
     context: int,
@@ -289,29 +261,3 @@ def _range(expected: float, spread: float) -> Range:
 
 def _round(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def _coefficients(engine: str) -> _Engine:
-    folders = data_folders("evidence")
-    table = _load(folders)
-    return table.get(engine, table["vllm"])
-
-
-@lru_cache(maxsize=8)
-def _load(folders: tuple[Path, ...]) -> dict[str, _Engine]:
-    document: dict[str, Any] = {}
-    for folder in folders:
-        path = folder / "speed.yaml"
-        if path.is_file():
-            document.update(read_yaml(path)["engines"])
-    engines: dict[str, _Engine] = {}
-    for name, entry in document.items():
-        if "like" not in entry:
-            kernels = {key: _Kernel(**values) for key, values in entry["kernels"].items()}
-            engines[name] = _Engine(**{**entry, "kernels": kernels})
-    for name, entry in document.items():
-        if "like" in entry:
-            base = engines[entry["like"]]
-            changes = {key: value for key, value in entry.items() if key != "like"}
-            engines[name] = replace(base, **changes)
-    return engines

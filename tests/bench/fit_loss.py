@@ -15,7 +15,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from advisor.predict.loss import GGUF_MIXTURE_BITS, correction_key, features_of, model_features
+from advisor.predict.loss_features import (
+    GGUF_MIXTURE_BITS,
+    correction_key,
+    features_of,
+    model_features,
+)
 
 EVIDENCE = Path(__file__).resolve().parents[2] / "profiles" / "evidence"
 METHODS = {

@@ -14,7 +14,7 @@ import sys
 import speed_facts
 
 from advisor.plan.data import data_folders
-from advisor.predict import speed
+from advisor.predict.speed_data import load_coefficients
 
 SEARCHED = {
     "vllm": ("step_us", "16-bit.efficiency", "16-bit.layer_us", "marlin.efficiency",
@@ -48,7 +48,7 @@ def _error(points: list[speed_facts.Point]) -> float:
 
 def fit(name: str, *, without: str | None = None, rounds: int = 60) -> float:
     """Search from the shipped coefficients; returns the error on the model left out, or on all."""
-    table = speed._load(data_folders("evidence"))
+    table = load_coefficients(data_folders("evidence"))
     original = table[name]
     rng = random.Random(0)
     best = original
