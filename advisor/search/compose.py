@@ -20,7 +20,6 @@ from advisor.search.allocation import (
 from advisor.search.families import (
     BEST,
     Family,
-    is_searchable,
     relevant_settings,
     schemes_of,
     with_16_bit,
@@ -186,6 +185,21 @@ class Composer:
         candidates = [self._uniform(family, scheme) for scheme in found]
         return min(candidates, key=lambda candidate: candidate.predicted_kl)
 
+    def uniform_size(self, family: Family, storage: str) -> int | None:
+        """Return the bytes of a uniform candidate without scoring it; None where it fits not."""
+        for scheme in self.schemes(family):
+            if storage_name(scheme) == storage and all(fits(scheme, m) for m in self.linears):
+                assignment = dict.fromkeys((linear.name for linear in self.linears), scheme)
+                return self.size(assignment).total_bytes
+        return None
+
+    def bytes_at(self, bits_per_weight: float) -> int:
+        """Return the bytes of a checkpoint whose quantizable weights take that many bits."""
+        smallest, _ = self.smallest_and_largest()
+        beside = smallest.total_bytes - smallest.quantizable_bytes
+        parameters = sum(linear.parameters for linear in self.linears)
+        return int(beside + bits_per_weight * parameters / 8)
+
     def uniforms(self, family: Family) -> list[Mixture]:
         """Return all uniform candidates of a family, by rising size."""
         if family.method == BEST:
@@ -208,28 +222,6 @@ class Composer:
             least |= {linear.name: low for linear in members}
             most |= {linear.name: high for linear in members}
         return self.size(least), self.size(most)
-
-    def fallback(self, max_bytes: int | None) -> Mixture | None:
-        """Return the largest plainly rounded uniform candidate within a size, never scored."""
-        best: Mixture | None = None
-        for scheme in self.options:
-            method = "rtn" if is_searchable(scheme) else scheme.method
-            family = Family("rtn", scheme.symmetric is not False)
-            for rounded in schemes_of(family, [scheme], "rtn"):
-                if rounded.method != method or not all(fits(rounded, m) for m in self.linears):
-                    continue
-                assignment = dict.fromkeys((linear.name for linear in self.linears), rounded)
-                size = self.size(assignment)
-                fitting = max_bytes is None or size.total_bytes <= max_bytes
-                if (
-                    rounded.is_quantized
-                    and fitting
-                    and (best is None or size.total_bytes > best.size_bytes)
-                ):
-                    best = Mixture(
-                        str(rounded), family, assignment, size.total_bytes, size.bits_per_weight, 0
-                    )
-        return best
 
     def _uniform(self, family: Family, scheme: Scheme) -> Mixture:
         scores = self._book.scores([scheme], family.settings(self.settings), family.samples)

@@ -104,10 +104,12 @@ class ScoreBook:
         self._folder = folder
         self._known: dict[str, dict[str, Score]] = {}
         self._foldable = {folding.input_group for folding in foldable_groups(loaded.model)}
-        prefixes = sorted(store.prefixes)
-        within = [count for count in prefixes if 2 * count <= prefixes[-1]]
-        self.fitted_samples: int | None = within[-1] if within else None
-        """Sequences that codes are fitted to for scoring; the others judge. None: no such split."""
+
+    @property
+    def fitted_samples(self) -> int | None:
+        """Sequences that codes are fitted to for scoring; the rest judge. None: no such split."""
+        prefixes = sorted(self._store.prefixes)
+        return max((count for count in prefixes if 2 * count <= prefixes[-1]), default=None)
 
     def missing(
         self, schemes: Iterable[Scheme], settings: QuantizationSettings, samples: int | None

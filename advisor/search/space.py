@@ -179,19 +179,18 @@ def parameters_of(proposal: Proposal, space: Space) -> dict[str, Choice]:
 def priors(space: Space) -> list[Proposal]:
     """Return what an expert would try first: mixtures at the edge, then uniform candidates.
 
-    Every method is tried with all samples and its usual settings, as a mixture at the largest
-    size allowed; the best-of-methods family also at a few smaller ones; the storages that exist
-    as uniform candidates, largest first, for every method.
+    Every method is tried with all samples and its usual settings (GPTQ on every grid), as a
+    mixture at the largest size allowed; the best-of-methods family also at a few smaller ones; the
+    storages that exist as uniform candidates, largest first, for every method.
     """
     everything = space.samples[-1] if space.samples else None
     grids = list(space.storages)
     families = []
     for method in space.methods:
-        for symmetric in grids[:1] if method == BEST else grids:
-            clip = "mse" if method == "awq" and "mse" in space.clips else "none"
-            samples = None if method == "rtn" and clip == "none" else everything
+        for symmetric in grids if method == "gptq" else grids[:1]:
+            samples = None if method == "rtn" else everything
             static = method in ("gptq", BEST)
-            families.append(Family(method, symmetric, clip, 0.01, False, static, samples))
+            families.append(Family(method, symmetric, "none", 0.01, False, static, samples))
     span = space.high_bits - space.low_bits
     found = [Proposal(family, None, space.high_bits) for family in families]
     for family in families:

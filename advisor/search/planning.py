@@ -1,0 +1,229 @@
+"""The plan of a finished, or interrupted, search."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import advisor
+from advisor.engines.verdict import verdict
+from advisor.plan.hashing import hash_model
+from advisor.plan.schema import (
+    BudgetLimits,
+    Engine,
+    Expected,
+    Kernel,
+    ModelIdentity,
+    Plan,
+    RunnerUp,
+    Search,
+    Serving,
+    Text,
+)
+from advisor.search.assignment import plan_settings, scheme_choice
+from advisor.search.finalists import Finalist, excess_bytes, is_tie
+from advisor.search.limits import memory_bytes
+from advisor.search.study import SAMPLER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.budgets import Budgets
+    from advisor.calibration.tokens import TokenSequences
+    from advisor.hardware.profile import HardwareProfile
+    from advisor.methods.settings import QuantizationSettings
+    from advisor.models.load import LoadedModel
+    from advisor.modelspec import ModelSpec
+    from advisor.search.compose import Mixture
+    from advisor.search.goal import Goal
+
+Stopped = Literal["completed", "interrupted", "time budget"]
+_LIBRARIES = (
+    "torch", "transformers", "tokenizers", "safetensors", "optuna", "bitsandbytes",
+    "compressed-tensors",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the search was asked, as far as the plan records it."""
+
+    loaded: LoadedModel
+    spec: ModelSpec
+    hardware: HardwareProfile
+    engine: str
+    budgets: Budgets
+    calibration: TokenSequences
+    evaluation: TokenSequences
+    context: int
+    batch: int
+    format_name: str
+    settings: QuantizationSettings
+
+
+def build_plan(
+    task: Task,
+    goal: Goal,
+    chosen: Mixture,
+    finalists: Sequence[Finalist],
+    *,
+    study: str,
+    trials: int,
+    seed: int,
+    stopped: Stopped,
+    spearman: float | None,
+    overlap: float | None,
+    scored: bool,
+) -> Plan:
+    """Return the complete plan, but for the hashes of outputs.
+
+    Args:
+        task: What was asked.
+        goal: What was wanted of it.
+        chosen: The answer.
+        finalists: All that was measured; the answer among them unless the search was interrupted.
+        study: Study's name.
+        trials: Finished trials.
+        seed: Seed of the search.
+        stopped: Why it ended.
+        spearman: Rank correlation of predicted and measured KL.
+        overlap: Share of the evaluation's token windows that the calibration has too.
+        scored: Whether the answer has a predicted KL.
+    """
+    hashes = hash_model(task.loaded.folder)
+    winner = next((f for f in finalists if f.mixture.assignment == chosen.assignment), None)
+    return Plan(
+        advisor_version=advisor.__version__,
+        model=ModelIdentity(
+            id=str(task.loaded.folder),
+            architecture=task.spec.architecture,
+            parameters=task.spec.parameters,
+            quantizable_parameters=task.spec.quantizable_parameters,
+            config_sha256=hashes.config,
+            tokenizer_sha256=hashes.tokenizer,
+            weights_sha256=hashes.weights,
+        ),
+        hardware=task.hardware.to_plan(),
+        engine=Engine(name=task.engine, kernel=_kernel(task, chosen)),
+        serving=Serving(context=task.context, batch=task.batch),
+        budgets=BudgetLimits(**task.budgets.to_dict()),  # type: ignore[arg-type]
+        scheme=scheme_choice(chosen.name, task.format_name, chosen.assignment),
+        settings=plan_settings(chosen.family.settings(task.settings), chosen.family.samples),
+        calibration=_text(task.calibration, None),
+        expected=_expected(task, chosen, winner, scored=scored),
+        evaluation=_text(task.evaluation, overlap),
+        search=Search(
+            study=study,
+            trials=trials,
+            sampler=SAMPLER,
+            seed=seed,
+            stopped=stopped,
+            score_spearman=spearman,
+        ),
+        runners_up=_runners_up(goal, chosen, winner, finalists),
+        versions=versions(),
+    )
+
+
+def _expected(task: Task, chosen: Mixture, winner: Finalist | None, *, scored: bool) -> Expected:
+    found: dict[str, Any] = {}
+    if winner is not None:
+        measured = winner.measurement
+        found = {
+            "loss": measured.loss,
+            "kl": measured.kl,
+            "top1_agreement": measured.top1,
+            "perplexity": measured.perplexity,
+            "reference_perplexity": measured.reference_perplexity,
+        }
+    unmeasured: Literal["score", "evidence"] = "score" if scored else "evidence"
+    from advisor.predict.size import checkpoint_size
+
+    quantized = {name: s for name, s in chosen.assignment.items() if s.is_quantized}
+    size = checkpoint_size(task.spec, quantized, task.format_name)
+    return Expected(
+        size_bytes=chosen.size_bytes,
+        bits_per_weight=round(chosen.bits_per_weight, 4),
+        basis="measured" if winner is not None else unmeasured,
+        memory_bytes=memory_bytes(
+            task.spec, size, task.hardware, task.engine, context=task.context, batch=task.batch
+        ),
+        **found,
+    )
+
+
+def _kernel(task: Task, chosen: Mixture) -> Kernel:
+    """Return the verdict of the commonest scheme; a mixture has only schemes with a kernel."""
+    counted = Counter(scheme for scheme in chosen.assignment.values() if scheme.is_quantized)
+    if not counted:
+        return Kernel(support="native", name=None, reason="every module stays in 16 bits")
+    found = verdict(
+        task.engine,
+        counted.most_common(1)[0][0],
+        task.hardware,
+        task.spec.linears,
+        checkpoint_format=task.format_name,
+    )
+    return Kernel(support=found.support, name=found.name, reason=found.reason, source=found.source)
+
+
+def _text(sequences: TokenSequences, overlap: float | None) -> Text:
+    return Text(
+        corpus=sequences.corpus,
+        sha256=sequences.corpus_sha256,
+        sequences=sequences.sequences,
+        sequence_length=sequences.sequence_length,
+        seed=sequences.seed,
+        tokens_sha256=sequences.sha256,
+        share_of_calibration_tokens=overlap,
+    )
+
+
+def _runners_up(
+    goal: Goal, chosen: Mixture, winner: Finalist | None, finalists: Sequence[Finalist]
+) -> tuple[RunnerUp, ...]:
+    """Return what else was measured, best first, each with why it lost."""
+    others = [f for f in finalists if f.mixture.assignment != chosen.assignment]
+    others.sort(key=lambda f: (not f.passes, f.mixture.size_bytes if goal.smallest else 0,
+                               f.measured_kl))  # fmt: skip
+    return tuple(
+        RunnerUp(
+            name=other.name,
+            size_bytes=other.mixture.size_bytes,
+            basis="measured",
+            loss=other.measurement.loss,
+            kl=other.measurement.kl,
+            reason=f"{_why(goal, winner, other)} ({other.mixture.family.describe()})",
+        )
+        for other in others
+    )
+
+
+def _why(goal: Goal, winner: Finalist | None, other: Finalist) -> str:
+    """Return why a measured candidate is not the answer."""
+    if (over := excess_bytes(other.mixture, goal)) > 0:
+        return f"{over:,} bytes over the size budget"
+    if not other.passes:
+        return other.decision.reason
+    if winner is None:
+        return "the search was stopped before it could be compared"
+    more = other.mixture.size_bytes - winner.mixture.size_bytes
+    if goal.smallest and more > 0:
+        return f"{more:,} bytes larger"
+    if is_tie(other, winner):
+        return f"a tie in KL, and {more:,} bytes larger" if more > 0 else "a tie in KL"
+    return f"KL {other.measured_kl:.4f} against {winner.measured_kl:.4f}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a result."""
+    found = {"advisor": advisor.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,195 @@
+"""Which candidates to measure next: scores propose, measurements recalibrate them and decide."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from advisor.errors import InfeasibleError
+from advisor.search.finalists import Finalist, Measurer, strain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from advisor.search.compose import Composer, Mixture
+    from advisor.search.families import Family
+    from advisor.search.goal import Goal
+
+MOST_MIXTURES = 3
+"""Methods whose mixture is measured at the same size."""
+MOST_STEPS = 4
+"""Further measurements on the way to a quality budget."""
+_AIM = 0.96
+_GOOD_ENOUGH = 0.9
+_SMALLEST_STRAIN = 1e-3
+
+
+@dataclass(slots=True)
+class Refiner:
+    """Chooses and measures finalists.
+
+    Attributes:
+        composer: Makes candidates.
+        measurer: Measures them.
+        goal: What is wanted.
+        families: Scored families, the most promising of each method first.
+        stop: Asked before each measurement; True ends the refinement.
+        on_start: Told each candidate before it is measured, with its number.
+    """
+
+    composer: Composer
+    measurer: Measurer
+    goal: Goal
+    families: Sequence[Family]
+    stop: Callable[[], bool]
+    progress: Callable[[Mixture], Callable[[int, int], None]]
+    _ratios: dict[str, list[float]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Measure finalists for the goal; they are the measurer's."""
+        if self.goal.smallest:
+            self._search_smallest()
+        else:
+            self._search_within()
+
+    def _search_within(self) -> None:
+        """Measure the mixtures of each method at the edge of the size budget, then uniform ones."""
+        limit = self._limit()
+        mixtures = self._at_size(limit)
+        for mixture in mixtures[:MOST_MIXTURES]:
+            self._measure(mixture)
+        # Measured mixtures say how far each method's scores are off, here of all places.
+        self._measure_uniform([m for m in self._uniforms() if m.size_bytes <= limit], most=2)
+
+    def _search_smallest(self) -> None:
+        """Bisect over the frontier of mixtures for the smallest that meets the quality budget."""
+        first = self._smallest_for(self.families, self.goal.target_kl * 0.8)
+        if first is None:
+            return
+        started = [first, *self._at_size(first.size_bytes, without=first.family.method)]
+        measured = [self._measure(mixture) for mixture in started[:MOST_MIXTURES]]
+        known = [finalist for finalist in measured if finalist is not None]
+        if not known:
+            return
+        best = min(known, key=lambda finalist: strain(finalist, self.goal))
+        points = [best]
+        for _ in range(MOST_STEPS):
+            if _GOOD_ENOUGH <= strain(points[-1], self.goal) <= 1:
+                break
+            target = next_target([(p.mixture.predicted_kl, strain(p, self.goal)) for p in points])
+            mixture = self._smallest_for([best.mixture.family], target)
+            if mixture is None or any(mixture.assignment == p.mixture.assignment for p in points):
+                break
+            finalist = self._measure(mixture)
+            if finalist is None:
+                return
+            points.append(finalist)
+        self._measure_smallest_uniform()
+
+    def _measure_smallest_uniform(self) -> None:
+        """Measure uniform candidates, smallest expected to pass first, until one does."""
+        expected = [
+            mixture
+            for mixture in self._uniforms()
+            if self._expected_kl(mixture) <= 1.3 * self.goal.target_kl
+        ]
+        by_size = sorted(expected, key=lambda m: (m.size_bytes, self._expected_kl(m)))
+        if not by_size:  # none is expected to pass: the nearest one shows by how much
+            by_size = sorted(self._uniforms(), key=self._expected_kl)[:1]
+        for mixture in by_size[:2]:
+            finalist = self._measure(mixture)
+            if finalist is None or finalist.passes:
+                return
+
+    def _measure_uniform(self, uniforms: Sequence[Mixture], most: int) -> None:
+        """Measure the most promising uniform candidates, of different methods."""
+        done: set[str] = set()
+        for mixture in sorted(uniforms, key=self._expected_kl):
+            if mixture.family.method in done or len(done) >= most:
+                continue
+            done.add(mixture.family.method)
+            if self._measure(mixture) is None:
+                return
+
+    def _measure(self, mixture: Mixture) -> Finalist | None:
+        """Measure a candidate, unless the search is to stop."""
+        if self.stop():
+            return None
+        finalist = self.measurer.measure(mixture, self.progress(mixture))
+        if mixture.predicted_kl > 0 and finalist.measured_kl > 0:
+            ratio = math.log(finalist.measured_kl / mixture.predicted_kl)
+            self._ratios.setdefault(mixture.family.method, []).append(ratio)
+        return finalist
+
+    def _expected_kl(self, mixture: Mixture) -> float:
+        """Return the predicted KL, scaled by what measuring has shown of the method's scores."""
+        known = self._ratios.get(mixture.family.method)
+        if not known:
+            known = [ratio for ratios in self._ratios.values() for ratio in ratios]
+        scale = math.exp(sum(known) / len(known)) if known else 1.0
+        return mixture.predicted_kl * scale
+
+    def _limit(self) -> int:
+        """Return the size budget, or the smallest size there is where that is larger."""
+        smallest, largest = self.composer.smallest_and_largest()
+        limit = largest.total_bytes if self.goal.max_bytes is None else self.goal.max_bytes
+        return max(limit, smallest.total_bytes)
+
+    def _at_size(self, limit: int, without: str | None = None) -> list[Mixture]:
+        """Return the best mixture of each method within a size, best score first."""
+        found: list[Mixture] = []
+        methods: set[str] = set() if without is None else {without}
+        for family in self.families:
+            if family.method in methods:
+                continue
+            methods.add(family.method)
+            try:
+                mixture = self.composer.mixture(family, limit)
+            except InfeasibleError:
+                continue
+            if all(mixture.assignment != other.assignment for other in found):
+                found.append(mixture)
+        return sorted(found, key=lambda mixture: mixture.predicted_kl)
+
+    def _smallest_for(self, families: Sequence[Family], max_kl: float) -> Mixture | None:
+        """Return the smallest mixture within a predicted KL, of any of the families."""
+        found = []
+        for family in families:
+            try:
+                found.append(self.composer.mixture_for(family, max_kl))
+            except InfeasibleError:
+                continue
+        return min(found, key=lambda mixture: mixture.size_bytes, default=None)
+
+    def _uniforms(self) -> list[Mixture]:
+        return [mixture for family in self.families for mixture in self.composer.uniforms(family)]
+
+
+def next_target(points: Sequence[tuple[float, float]]) -> float:
+    """Return the predicted KL at which the quality budget should be just met.
+
+    Measured strain follows predicted KL about as a power law: between two measurements on both
+    sides of the budget it is interpolated, beyond them extrapolated with their slope.
+
+    Args:
+        points: (predicted KL, measured strain), at least one.
+    """
+    logs = sorted(
+        (math.log(max(kl, 1e-12)), math.log(max(used, _SMALLEST_STRAIN))) for kl, used in points
+    )
+    aim = math.log(_AIM)
+    below = [point for point in logs if point[1] <= aim]
+    above = [point for point in logs if point[1] > aim]
+    if below and above:
+        (x0, y0), (x1, y1) = below[-1], above[0]
+        if x1 > x0:
+            return math.exp(x0 + (x1 - x0) * (aim - y0) / (y1 - y0))
+    nearest = min(logs, key=lambda point: abs(point[1] - aim))
+    slope = 1.0
+    if len(logs) > 1:
+        (x0, y0), (x1, y1) = logs[0], logs[-1]
+        if x1 > x0:
+            slope = min(2.0, max(0.5, (y1 - y0) / (x1 - x0)))
+    step = (aim - nearest[1]) / slope
+    return math.exp(nearest[0] + min(2.0, max(-2.0, step)))

@@ -1,0 +1,83 @@
+"""What would have to give way where nothing meets the budgets, as measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from advisor.search.finalists import Finalist, excess_bytes
+
+if TYPE_CHECKING:
+    from advisor.budgets import Budgets
+    from advisor.search.refine import Refiner
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """One budget changed alone, and the candidate that then is an answer.
+
+    Attributes:
+        budget: ``max_size``, ``max_loss`` or ``max_kl``.
+        limit: The budget as given.
+        needed: What it would have to be; the other budgets stay.
+        candidate: Name of the candidate.
+    """
+
+    budget: str
+    limit: float
+    needed: float
+    candidate: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as ``recommend --json`` writes relaxations."""
+        found = asdict(self)
+        return {
+            "budget": found["budget"],
+            "from": found["limit"],
+            "to": found["needed"],
+            "candidate": found["candidate"],
+        }
+
+
+def relaxations(refiner: Refiner, budgets: Budgets) -> tuple[Relaxation, ...]:
+    """Return the smallest changes that have an answer, measuring what that takes.
+
+    Args:
+        refiner: After its own run, which found nothing within all the budgets.
+        budgets: As given by the user.
+    """
+    goal = refiner.goal
+    found: list[Relaxation] = []
+    within = [f for f in refiner.measurer.finalists if excess_bytes(f.mixture, goal) == 0]
+    if within and goal.has_quality_budget:
+        best = min(within, key=lambda f: f.measured_kl)
+        found += _quality(best, budgets)
+    if goal.max_bytes is None:
+        return tuple(found)
+    free = replace(refiner, goal=replace(goal, max_bytes=None, smallest=goal.has_quality_budget))
+    if goal.has_quality_budget:
+        free.run()
+    candidates = [f for f in refiner.measurer.finalists if f.passes]
+    if candidates:
+        smallest = min(candidates, key=lambda f: f.mixture.size_bytes)
+        size = smallest.mixture.size_bytes
+        found.insert(0, Relaxation("max_size", goal.max_bytes, size, smallest.name))
+    return tuple(found)
+
+
+def _quality(best: Finalist, budgets: Budgets) -> list[Relaxation]:
+    """Return what the quality budgets would have to be for a candidate to pass."""
+    found = []
+    loss, kl = best.measurement.loss.high, best.measurement.kl.high
+    if budgets.max_loss is not None and loss > budgets.max_loss:
+        found.append(Relaxation("max_loss", budgets.max_loss, _rounded_up(loss), best.name))
+    if budgets.max_kl is not None and kl > budgets.max_kl:
+        found.append(Relaxation("max_kl", budgets.max_kl, _rounded_up(kl), best.name))
+    return found
+
+
+def _rounded_up(value: float) -> float:
+    """Return a limit of three digits that the value meets."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return math.ceil(value / step) * step

@@ -1,0 +1,295 @@
+"""One search: its stages in order, each of which Ctrl-C or a time budget may end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.settings import default_prefixes
+from advisor.calibration.store import cache_root
+from advisor.errors import InputError
+from advisor.evaluation.reference import Reference
+from advisor.plan.hashing import sha256_json
+from advisor.search.compose import Composer, Mixture
+from advisor.search.finalists import (
+    Finalist,
+    Measurer,
+    ScoreQuality,
+    choose,
+    excess_bytes,
+    score_quality,
+)
+from advisor.search.goal import Goal, goal_of
+from advisor.search.limits import size_limit
+from advisor.search.planning import Stopped, Task, build_plan
+from advisor.search.refine import Refiner
+from advisor.search.relaxing import Relaxation, relaxations
+from advisor.search.scores import ScoreBook
+from advisor.search.space import Space, build_space, parameters_of, priors
+from advisor.search.study import TrialRecord, run_study, storage_url
+from advisor.search.trials import Scorer, fallback, family_allowance, promising_families
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from advisor.calibration.store import StatisticsStore
+    from advisor.engines.options import MixtureOptions
+    from advisor.plan.schema import Plan
+
+_TRIALS_SHARE = 0.5
+"""Share of a time budget after which no more trials start."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchEvent:
+    """One step of the search.
+
+    Attributes:
+        stage: What is being done, in words.
+        done: Steps finished.
+        total: Steps in all; None when not known.
+        note: The best so far, or what is at work.
+    """
+
+    stage: str
+    done: int
+    total: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """What the search found.
+
+    Attributes:
+        plan: The plan of the answer; of the nearest candidate where nothing meets the budgets.
+        finalists: All that was measured.
+        trials: The study's finished trials.
+        feasible: Whether the answer was measured and meets the budgets (or, of an interrupted
+            search, is expected to).
+        relaxation: Smallest changes of the budgets that have an answer; empty when feasible.
+        quality: How well the scores predicted what was measured.
+        goal: The budgets as the search used them.
+        seconds: Wall time.
+    """
+
+    plan: Plan
+    finalists: tuple[Finalist, ...]
+    trials: tuple[TrialRecord, ...]
+    feasible: bool
+    relaxation: tuple[Relaxation, ...]
+    quality: ScoreQuality
+    goal: Goal
+    seconds: float
+
+
+@dataclass(slots=True)
+class Clock:
+    """Time and the wish to stop."""
+
+    budget_s: float | None
+    asked: Callable[[], bool]
+    started: float = field(default_factory=time.monotonic)
+    stopped: Stopped = "completed"
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far."""
+        return time.monotonic() - self.started
+
+    def over(self, share: float = 1.0) -> bool:
+        """Whether to stop, remembering why."""
+        if self.stopped == "interrupted" or self.asked():
+            self.stopped = "interrupted"
+            return True
+        if self.budget_s is not None and self.seconds > share * self.budget_s:
+            self.stopped = "time budget"
+            return True
+        return False
+
+
+@dataclass(slots=True)
+class Run:
+    """One search: its stages in order, each of which Ctrl-C may end."""
+
+    task: Task
+    offered: MixtureOptions
+    workdir: Path
+    report: Callable[[SearchEvent], None]
+    clock: Clock
+    overlap: float
+    records: list[TrialRecord] = field(default_factory=list)
+    finalists: list[Finalist] = field(default_factory=list)
+    relaxed: tuple[Relaxation, ...] = ()
+    study: str = "none"
+
+    def search(
+        self, *, trials: int, seed: int, storage: str | None, study_name: str | None, prefer: str
+    ) -> TuneResult:
+        """Run all stages; see :func:`advisor.search.tune.tune`."""
+        task = self.task
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        url = storage_url(storage, self.workdir)
+        store = open_store(task.loaded, task.calibration)
+        book = ScoreBook(task.loaded, store, cache_root() / "scores")
+        composer = Composer(
+            task.spec, task.loaded.linears, self.offered.schemes, self.offered.format, book,
+            task.settings,
+        )  # fmt: skip
+        goal, space = self._aim(composer, store, prefer)
+        scorer = Scorer(
+            composer, space, goal, family_allowance(task.spec.quantizable_parameters), self._scoring
+        )
+        try:
+            collect_statistics(
+                task.loaded, task.calibration, store, progress=self._stage("Statistics")
+            )
+            self.study = study_name or self._study_name(space, goal, store, seed)
+            self._trials(scorer, space, url, trials, seed)
+            reference = Reference.compute(
+                task.loaded, task.evaluation, cache_root(), self._stage("Reference")
+            )
+            self._measure(scorer, store, reference, goal)
+        except KeyboardInterrupt:
+            _logger.info("interrupted: keeping the best so far")
+            self.clock.stopped = "interrupted"
+        return self._result(scorer, goal, seed)
+
+    def _aim(self, composer: Composer, store: StatisticsStore, prefer: str) -> tuple[Goal, Space]:
+        """Return what is wanted, and where to look for it."""
+        task = self.task
+        smallest, largest = composer.smallest_and_largest()
+        limit = size_limit(
+            task.spec, smallest, composer.options, task.hardware, task.engine, task.budgets,
+            context=task.context, batch=task.batch,
+        )  # fmt: skip
+        goal = goal_of(task.budgets, prefer, limit.max_bytes)
+        high = largest.bits_per_weight
+        if goal.max_bytes is not None:
+            beside = smallest.total_bytes - smallest.quantizable_bytes
+            quantizable = task.spec.quantizable_parameters
+            high = min(high, 8 * (goal.max_bytes - beside) / quantizable)
+        low = smallest.bits_per_weight
+        samples = _prefixes(task.calibration.sequences)
+        return goal, build_space(composer.options, samples, low_bits=low, high_bits=max(low, high))
+
+    def _study_name(self, space: Space, goal: Goal, store: StatisticsStore, seed: int) -> str:
+        """Return a name that differs whenever a trial could come out differently."""
+        content: dict[str, Any] = {
+            "statistics": store.key,
+            "space": {key: repr(value) for key, value in space.to_dict().items()},
+            "goal": repr(goal),
+            "options": [str(scheme) for scheme in self.offered.schemes],
+            "format": self.offered.format,
+            "settings": self.task.settings.to_dict(),
+            "seed": seed,
+        }
+        return f"advisor-{sha256_json(content)[:16]}"
+
+    def _trials(self, scorer: Scorer, space: Space, url: str, trials: int, seed: int) -> None:
+        """Run the study."""
+        queue = [parameters_of(proposal, space) for proposal in priors(space)]
+
+        def keep(record: TrialRecord, finished: int) -> None:
+            self.records.append(record)
+            best = scorer.best
+            note = "" if best is None else f"best {best.name}, KL {best.predicted_kl:.4f} predicted"
+            self.report(SearchEvent("Trials", finished, trials, note))
+
+        def run(count: int) -> list[TrialRecord]:
+            return run_study(
+                name=self.study, url=url, seed=seed, trials=count, propose_and_score=scorer,
+                priors=queue, stop=lambda: self.clock.over(_TRIALS_SHARE), report=keep,
+            )  # fmt: skip
+
+        scorer.recall(run(0))
+        self.records = run(trials)
+
+    def _measure(
+        self, scorer: Scorer, store: StatisticsStore, reference: Reference, goal: Goal
+    ) -> None:
+        """Measure finalists; where none meets the budgets, also what would."""
+        task = self.task
+        measurer = Measurer(
+            task.loaded, store, reference, task.settings, goal, self.workdir / "finalists"
+        )
+        self.finalists = measurer.finalists
+        composer = scorer.composer
+        smallest, largest = composer.smallest_and_largest()
+        limit = max(goal.max_bytes or (smallest.total_bytes + largest.total_bytes) // 2,
+                    smallest.total_bytes)  # fmt: skip
+        families = promising_families(scorer.scored, composer, limit)
+        refiner = Refiner(
+            composer, measurer, goal, families, self._may_not_measure, self._measuring
+        )
+        refiner.run()
+        if self.finalists and not self._meets(choose(self.finalists, goal), goal):
+            self.relaxed = relaxations(refiner, task.budgets)
+
+    def _may_not_measure(self) -> bool:
+        """Whether to stop; a time budget still leaves room for one mixture and one uniform."""
+        over = self.clock.over()
+        kinds = {finalist.mixture.is_uniform for finalist in self.finalists}
+        return over and (self.clock.stopped == "interrupted" or len(kinds) == 2)
+
+    def _meets(self, finalist: Finalist, goal: Goal) -> bool:
+        return finalist.passes and excess_bytes(finalist.mixture, goal) == 0
+
+    def _result(self, scorer: Scorer, goal: Goal, seed: int) -> TuneResult:
+        feasible, scored = False, True
+        if self.finalists:
+            answer = choose(self.finalists, goal)
+            chosen, feasible = answer.mixture, self._meets(answer, goal)
+        else:
+            chosen, scored = self._unmeasured(scorer, goal)
+            feasible = excess_bytes(chosen, goal) == 0
+        quality = score_quality(self.finalists)
+        plan = build_plan(
+            self.task, goal, chosen, self.finalists, study=self.study, trials=len(self.records),
+            seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
+            scored=scored,
+        )  # fmt: skip
+        return TuneResult(
+            plan=plan,
+            finalists=tuple(self.finalists),
+            trials=tuple(self.records),
+            feasible=feasible,
+            relaxation=() if feasible else self.relaxed,
+            quality=quality,
+            goal=goal,
+            seconds=self.clock.seconds,
+        )
+
+    def _unmeasured(self, scorer: Scorer, goal: Goal) -> tuple[Mixture, bool]:
+        """Return the best of an interrupted search, and whether it has a score."""
+        if scorer.best is not None:
+            return scorer.best, True
+        rounded = fallback(scorer.composer, goal.max_bytes) or fallback(scorer.composer, None)
+        if rounded is None:
+            raise InputError("the engine offers no scheme that fits all modules of this model.")
+        return rounded, False
+
+    def _stage(self, name: str) -> Callable[[int, int], None]:
+        def step(done: int, total: int) -> None:
+            self.report(SearchEvent(name, done, total))
+            if self.clock.asked():
+                raise KeyboardInterrupt
+
+        return step
+
+    def _scoring(self, family: Any, done: int, total: int) -> None:
+        self._stage(f"Scores: {family.describe()}")(done, total)
+
+    def _measuring(self, mixture: Mixture) -> Callable[[int, int], None]:
+        number = len(self.finalists) + 1
+        return self._stage(f"Finalist {number}: {mixture.name} ({mixture.family.method})")
+
+
+def _prefixes(sequences: int) -> tuple[int, ...]:
+    """Return the sample counts worth choosing between: those that scoring can tell apart."""
+    return tuple(count for count in default_prefixes(sequences) if 4 * count >= sequences)

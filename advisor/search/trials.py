@@ -1,0 +1,182 @@
+"""Trials: proposals of the study, composed and scored; nothing here quantizes a whole model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from advisor.errors import InfeasibleError
+from advisor.search.compose import Mixture
+from advisor.search.families import Family, schemes_of
+from advisor.search.scores import fits
+from advisor.search.space import Proposal, Space, Suggester, suggest
+from advisor.search.study import Outcome, TrialRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from advisor.search.compose import Composer
+    from advisor.search.goal import Goal
+
+_PARAMETERS_PER_FAMILY = 9e8
+_FEWEST_FAMILIES, _MOST_FAMILIES = 3, 20
+
+
+def family_allowance(parameters: int) -> int:
+    """Return how many new families may be scored: each costs about one GPTQ of the model.
+
+    A function of the model's size, not of the time that passed, so that a study can be repeated.
+    """
+    return max(_FEWEST_FAMILIES, min(_MOST_FAMILIES, round(_PARAMETERS_PER_FAMILY / parameters)))
+
+
+@dataclass(slots=True)
+class Scorer:
+    """Turns a trial's proposal into an outcome.
+
+    Attributes:
+        composer: Makes and prices candidates.
+        space: The search space.
+        goal: What is wanted.
+        allowance: New families that may be scored beyond the expert's.
+        progress: Told of the scoring of a new family: (family, groups done, in all).
+        scored: Families known so far, in order of first use.
+    """
+
+    composer: Composer
+    space: Space
+    goal: Goal
+    allowance: int
+    progress: Callable[[Family, int, int], None]
+    scored: list[Family] = field(default_factory=list)
+    best: Mixture | None = None
+
+    def recall(self, records: Sequence[TrialRecord]) -> None:
+        """Take up the families of a study's earlier trials, so that it goes on as it would have."""
+        for record in records:
+            if (stored := record.attributes.get("family")) is not None:
+                family = Family(**stored)
+                if family not in self.scored:
+                    self.scored.append(family)
+
+    def __call__(self, trial: Suggester) -> Outcome:
+        """Ask a trial for its choices and score them."""
+        proposal = suggest(trial, self.space)
+        if (reason := self._rejection(proposal)) is not None:
+            return Outcome(math.inf, (1.0,), {}, rejected=reason)
+        family = self._affordable(proposal.family)
+        self.composer.groups(family, lambda done, total: self.progress(family, done, total))
+        if family not in self.scored:
+            self.scored.append(family)
+        mixture = self._compose(family, proposal)
+        if mixture is None:
+            return Outcome(math.inf, (1.0,), {}, rejected="the storage fits not all modules")
+        outcome = self._outcome(mixture)
+        feasible = all(value <= 0 for value in outcome.constraints)
+        if feasible and (self.best is None or self._value(mixture) < self._value(self.best)):
+            self.best = mixture
+        return outcome
+
+    def _rejection(self, proposal: Proposal) -> str | None:
+        """Return why arithmetic rules a proposal out before anything is scored."""
+        if proposal.uniform is None:
+            return None
+        if proposal.family.method == "best":
+            return "a uniform candidate has one method, not the best of several"
+        size = self.composer.uniform_size(proposal.family, proposal.uniform)
+        if size is None:
+            return f"{proposal.uniform} fits not all modules"
+        if self.goal.max_bytes is not None and size > self.goal.max_bytes:
+            return f"{size} bytes are more than the budget of {self.goal.max_bytes}"
+        return None
+
+    def _affordable(self, family: Family) -> Family:
+        """Return the family, or the nearest scored one when no more may be scored."""
+        if family in self.scored or not self.scored or len(self.scored) < self.allowance:
+            return family
+        if self.composer.is_scored(family):
+            return family
+
+        def distance(other: Family) -> tuple[int, int]:
+            mine, theirs = family.to_dict(), other.to_dict()
+            return (
+                int(family.method != other.method),
+                sum(mine[name] != theirs[name] for name in mine),
+            )
+
+        return min(self.scored, key=distance)
+
+    def _compose(self, family: Family, proposal: Proposal) -> Mixture | None:
+        if proposal.uniform is not None:
+            return self.composer.uniform(family, proposal.uniform)
+        limit = self.composer.bytes_at(proposal.target_bits or self.space.high_bits)
+        if self.goal.max_bytes is not None:
+            limit = min(limit, self.goal.max_bytes)
+        try:
+            return self.composer.mixture(family, limit)
+        except InfeasibleError:
+            smallest, _ = self.composer.smallest_and_largest()
+            return self.composer.mixture(family, smallest.total_bytes + 4096)
+
+    def _value(self, mixture: Mixture) -> float:
+        return float(mixture.size_bytes) if self.goal.smallest else mixture.predicted_kl
+
+    def _outcome(self, mixture: Mixture) -> Outcome:
+        constraints = []
+        if self.goal.max_bytes is not None:
+            constraints.append((mixture.size_bytes - self.goal.max_bytes) / self.goal.max_bytes)
+        if self.goal.has_quality_budget:
+            constraints.append(math.log(max(mixture.predicted_kl, 1e-12) / self.goal.target_kl))
+        return Outcome(self._value(mixture), tuple(constraints), _attributes(mixture))
+
+
+def _attributes(mixture: Mixture) -> Mapping[str, Any]:
+    return {
+        "name": mixture.name,
+        "family": mixture.family.to_dict(),
+        "size_bytes": mixture.size_bytes,
+        "bits_per_weight": mixture.bits_per_weight,
+        "predicted_kl": mixture.predicted_kl,
+    }
+
+
+def promising_families(
+    scored: Sequence[Family], composer: Composer, max_bytes: int
+) -> list[Family]:
+    """Return the scored families, for each method the best at a size first.
+
+    Args:
+        scored: Families with known scores.
+        composer: Prices them.
+        max_bytes: Size at which they are compared.
+    """
+    found: list[tuple[float, int, Family]] = []
+    for order, family in enumerate(dict.fromkeys(scored)):
+        if not composer.is_scored(family):
+            continue
+        try:
+            found.append((composer.mixture(family, max_bytes).predicted_kl, order, family))
+        except InfeasibleError:
+            continue
+    return [family for _, _, family in sorted(found, key=lambda row: row[:2])]
+
+
+def fallback(composer: Composer, max_bytes: int | None) -> Mixture | None:
+    """Return the largest plainly rounded uniform candidate within a size, never scored."""
+    names = [linear.name for linear in composer.linears]
+    found: list[Mixture] = []
+    for option in composer.options:
+        family = Family("rtn", option.symmetric is not False)
+        for scheme in schemes_of(family, [option], "rtn"):
+            if not scheme.is_quantized or not all(fits(scheme, m) for m in composer.linears):
+                continue
+            assignment = dict.fromkeys(names, scheme)
+            size = composer.size(assignment)
+            if max_bytes is None or size.total_bytes <= max_bytes:
+                found.append(
+                    Mixture(
+                        str(scheme), family, assignment, size.total_bytes, size.bits_per_weight, 0
+                    )
+                )
+    return max(found, key=lambda mixture: mixture.size_bytes, default=None)

@@ -1,0 +1,101 @@
+"""Tune: statistics once, cheap trials, a handful of measured finalists, a plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advisor.calibration.tokens import check_disjoint
+from advisor.engines.options import MixtureOptions, mixture_options
+from advisor.errors import InputError
+from advisor.methods.settings import QuantizationSettings
+from advisor.search.planning import Task
+from advisor.search.run import Clock, Run, SearchEvent, TuneResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from advisor.budgets import Budgets
+    from advisor.calibration.tokens import TokenSequences
+    from advisor.hardware.profile import HardwareProfile
+    from advisor.models.load import LoadedModel
+    from advisor.modelspec import ModelSpec
+
+__all__ = ["SearchEvent", "TuneResult", "tune"]
+
+_SCALE_STEPS = 8
+"""AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
+
+
+def tune(
+    loaded: LoadedModel,
+    spec: ModelSpec,
+    hardware: HardwareProfile,
+    engine: str,
+    budgets: Budgets,
+    *,
+    calibration: TokenSequences,
+    evaluation: TokenSequences,
+    workdir: Path,
+    trials: int = 40,
+    time_budget_s: float | None = None,
+    seed: int = 0,
+    storage: str | None = None,
+    study_name: str | None = None,
+    context: int = 4096,
+    batch: int = 1,
+    prefer: str = "balanced",
+    options: MixtureOptions | None = None,
+    settings: QuantizationSettings | None = None,
+    progress: Callable[[SearchEvent], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TuneResult:
+    """Find the quantization that meets the budgets best, and measure it.
+
+    The same call goes on where a killed one stopped: statistics, scores, finished trials and
+    measurements are kept. Ctrl-C (KeyboardInterrupt) ends the search with the best so far.
+
+    Args:
+        loaded: The 16-bit model.
+        spec: Its tensors.
+        hardware: What will serve it.
+        engine: Engine's name.
+        budgets: Limits; without any, at most 1% loss is aimed at.
+        calibration: Sequences that codes are fitted to.
+        evaluation: Sequences that finalists are judged on.
+        workdir: Folder of the study and the measurements.
+        trials: Finished trials wanted, those of earlier runs included.
+        time_budget_s: Seconds after which no further trial or measurement starts.
+        seed: Of the sampler.
+        storage: Study's database: a file or an RDB URL; by default in ``workdir``.
+        study_name: By default made of all that the trials depend on.
+        context: Tokens of a sequence when serving.
+        batch: Sequences at once when serving.
+        prefer: ``accuracy``, ``size``, ``speed`` or ``balanced``.
+        options: What one checkpoint may mix; by default what the engine does on the hardware.
+        settings: The methods' settings that the search refines.
+        progress: Called with events.
+        stop: Asked before every step; True ends the search as Ctrl-C does.
+
+    Raises:
+        InputError: The texts overlap, the engine offers nothing, the storage cannot be opened, or
+            a budget needs a benchmark.
+    """
+    if trials < 1:
+        raise InputError(f"--trials must be at least 1, but got {trials}.")
+    if budgets.max_accuracy_drop is not None:
+        raise InputError(
+            "--max-accuracy-drop is not decided by the search yet: give --max-loss or --max-kl."
+        )
+    overlap = check_disjoint(calibration, evaluation)
+    offered = options or mixture_options(engine, hardware, spec.linears)
+    base = settings or QuantizationSettings(scale_steps=_SCALE_STEPS)
+    task = Task(
+        loaded, spec, hardware, engine, budgets, calibration, evaluation,
+        context, batch, offered.format, base,
+    )  # fmt: skip
+    clock = Clock(time_budget_s, stop or (lambda: False))
+    run = Run(task, offered, workdir, progress or (lambda event: None), clock, overlap)
+    return run.search(
+        trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer
+    )
