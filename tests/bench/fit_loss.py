@@ -30,7 +30,7 @@ METHODS = {
 FLOOR = 0.0007
 CAP = math.log(13.8)
 COLLAPSED_WEIGHT = 0.6
-RIDGE, FAMILY_RIDGE = 0.3, 3.0
+RIDGE, FAMILY_RIDGE = 1.0, 3.0
 AT_LEAST_ZERO = {
     "log_group", "log_group*low_bits", "per_channel", "symmetric", "symmetric*per_channel",
     "per_tensor", "low_bits", "very_low_bits", "activation:int8", "per_channel*rounding",
@@ -184,7 +184,7 @@ def fit(cells: list[Cell]) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _bounded(gram: np.ndarray, goal: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Minimise a quadratic within bounds by an active set: bound what leaves, free what pulls in."""
+    """Minimise a quadratic within bounds: fix what leaves them, free what pulls back in."""
     fixed = np.zeros(len(goal), dtype=bool)
     solution = np.zeros(len(goal))
     for _ in range(60):
@@ -222,7 +222,7 @@ def cross_validate(cells: list[Cell]) -> list[tuple[Cell, float]]:
 
 
 def pairs(predicted: list[tuple[Cell, float]], margin: float) -> tuple[int, int]:
-    """Count pairs of one model and table that differ by ``margin`` of log ratio, and those right."""
+    """Count pairs of one model and table whose log ratios differ by ``margin``, and those right."""
     groups: dict[tuple[str, str, str], list[tuple[Cell, float]]] = defaultdict(list)
     for cell, value in predicted:
         groups[cell.model, cell.source, cell.protocol].append((cell, value))

@@ -1,0 +1,189 @@
+"""The answer: its JSON, its order, its reasons, and what it says when nothing fits."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+
+from advisor.budgets import Budgets
+from advisor.engines import verdict
+from advisor.errors import InputError
+from advisor.hardware.catalogue import find_profile
+from advisor.predict.advise import predict, recommend
+from advisor.predict.candidate import SCHEME_NAMES
+from advisor.predict.cost import quantization_cost
+from advisor.predict.explain import serve_command, tune_command
+from advisor.predict.models import load_modelspec
+from advisor.schemes import parse_scheme
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_modelspec("meta-llama/Llama-3.1-8B")
+
+
+@pytest.fixture(scope="module")
+def rtx4090():
+    return find_profile("rtx4090")
+
+
+def test_the_document_has_the_keys_of_the_contract(llama, rtx4090):
+    document = recommend(llama, rtx4090, "vllm", Budgets(max_size_bytes=10 * GB)).to_dict()
+    json.dumps(document)
+    assert document["schema_version"] == 1
+    assert set(document) >= {
+        "model", "hardware", "engine", "budgets", "recommended", "candidates", "relaxation",
+        "serve", "tune", "why",
+    }  # fmt: skip
+    row = document["candidates"][0]
+    assert set(row) >= {
+        "name", "method", "bits", "group_size", "symmetric", "format", "kernel", "size_bytes",
+        "bits_per_weight", "memory_bytes", "loss", "decode_tokens_per_s", "prefill_tokens_per_s",
+        "speedup_over_16bit", "quantization_cost", "feasible", "violations",
+    }  # fmt: skip
+    assert set(row["kernel"]) >= {"support", "name", "reason", "source"}
+    assert set(row["memory_bytes"]) == {
+        "weights", "kv_cache", "activations", "overhead", "total",
+    }  # fmt: skip
+    assert set(row["loss"]) >= {"low", "expected", "high", "basis", "sources", "collapse_risk"}
+    assert document["relaxation"] is None
+    assert document["recommended"] == row["name"]
+
+
+def test_every_scheme_is_in_the_list_and_the_ruled_out_ones_say_why(llama, rtx4090):
+    document = recommend(llama, rtx4090, "vllm", Budgets(max_size_bytes=6 * GB)).to_dict()
+    rows = {row["name"]: row for row in document["candidates"]}
+    assert set(rows) == set(SCHEME_NAMES)
+    assert all(row["feasible"] or row["why_not"] for row in rows.values())
+    assert rows["bf16"]["violations"][0]["budget"] == "max_size"
+    assert rows["bf16"]["violations"][0]["limit"] == 6 * GB
+    feasible = [row["feasible"] for row in document["candidates"]]
+    assert feasible == sorted(feasible, reverse=True)
+
+
+@pytest.mark.parametrize("prefer", ["accuracy", "size", "speed", "balanced"])
+def test_preferences_break_ties_inside_the_feasible_set(llama, rtx4090, prefer):
+    result = recommend(llama, rtx4090, "vllm", Budgets(), prefer=prefer)
+    best = result.recommended
+    others = [c for c in result.candidates if c.feasible and c.loss.collapse_risk < 0.5]
+    if prefer == "size":
+        assert best.size_bytes <= min(c.size_bytes for c in others) * 1.02
+    if prefer == "accuracy":
+        assert best.loss.expected <= min(c.loss.expected for c in others) + 0.005
+    if prefer == "speed":
+        fastest = max(c.speed.decode.expected for c in others)
+        assert best.speed.decode.expected >= 0.9 * fastest
+    assert best.loss.collapse_risk < 0.5
+    assert result.why.count(best.name) == 1
+
+
+def test_a_larger_budget_never_rules_out_more(llama, rtx4090):
+    def names(size):
+        result = recommend(llama, rtx4090, "vllm", Budgets(max_size_bytes=size, max_loss=0.1))
+        return {c.name for c in result.candidates if c.feasible}
+
+    sets = [names(size * GB) for size in (5, 6, 7, 9, 17)]
+    assert all(a <= b for a, b in itertools.pairwise(sets))
+
+
+def test_ties_are_called_ties(llama, rtx4090):
+    result = recommend(llama, rtx4090, "vllm", Budgets(), prefer="accuracy")
+    assert result.tied
+    assert "tie" in result.why
+
+
+def test_nothing_fits_names_the_smallest_relaxations(llama, rtx4090):
+    budgets = Budgets(max_size_bytes=4 * GB, max_loss=0.005)
+    document = recommend(llama, rtx4090, "vllm", budgets).to_dict()
+    assert document["recommended"] is None
+    assert document["serve"] is None
+    found = document["relaxation"]
+    assert {"budget", "from", "to", "candidate", "text"} <= set(found[0])
+    sizes = [entry["to"] for entry in found if entry["budget"] == "max_size"]
+    assert sizes
+    assert sizes[0] > 4 * GB
+
+
+def test_too_long_a_context_is_relaxed_by_less_context_or_a_larger_gpu():
+    spec = load_modelspec("meta-llama/Llama-3.1-70B")
+    hardware = find_profile("a100-sxm-80")
+    result = recommend(spec, hardware, "vllm", Budgets(max_loss=0.01), context=131072)
+    kinds = {entry.budget for entry in result.relaxation}
+    assert "gpu" in kinds
+    assert "context" in kinds
+    asks = [entry.ask for entry in result.relaxation]
+    assert asks == sorted(asks)
+
+
+def test_the_default_memory_limit_leaves_eight_percent(llama):
+    hardware = find_profile("t4")
+    row = predict(llama, parse_scheme("bf16"), hardware, "vllm").to_dict()["candidate"]
+    violation = next(v for v in row["violations"] if v["budget"] == "max_memory")
+    assert violation["limit"] == int(hardware.memory_bytes * 0.92)
+
+
+def test_fp8_on_ampere_says_what_it_does_not_give(llama):
+    reason = predict(
+        llama, parse_scheme("rtn-fp8-gch-afp8"), find_profile("a100-sxm-80"), "vllm"
+    ).candidate.kernel.reason
+    assert "no FP8 compute" in reason
+
+
+def test_modules_that_stay_in_16_bits_are_paid_for(llama, rtx4090):
+    spec = load_modelspec("HuggingFaceTB/SmolLM2-135M-Instruct")
+    scheme = parse_scheme("gptq-int4-g64-sym")
+    assert verdict("vllm", scheme, rtx4090, spec.linears).support == "weight-only"
+    candidate = predict(spec, scheme, rtx4090, "vllm").candidate
+    assert 4.2 < candidate.size.bits_per_weight < 16
+
+
+@pytest.mark.parametrize(("context", "batch"), [(0, 1), (1, 0)])
+def test_a_workload_below_one_is_refused(llama, rtx4090, context, batch):
+    with pytest.raises(InputError, match="at least 1"):
+        recommend(llama, rtx4090, "vllm", Budgets(), context=context, batch=batch)
+
+
+def test_commands():
+    assert serve_command("vllm", "out dir", 8192, 4, devices=2, dtype="float16") == (
+        "vllm serve 'out dir' --max-model-len 8192 --max-num-seqs 4 "
+        "--tensor-parallel-size 2 --dtype half"
+    )
+    budgets = Budgets(max_size_bytes=6 * GB, max_loss=0.03)
+    assert tune_command("m", "l4", "vllm", budgets, 8192, 1, "balanced") == (
+        "advisor tune m --gpu l4 --engine vllm --max-size 6GB --max-loss 3% --context 8192 "
+        "-o plan.yaml"
+    )
+
+
+def test_cost_follows_published_times():
+    spec, a100 = load_modelspec("meta-llama/Llama-2-7b-hf"), find_profile("a100-sxm-80")
+    scheme = parse_scheme("gptq-int4-g128-sym")
+    assert 5 < quantization_cost(spec, scheme, a100).minutes < 20
+    assert quantization_cost(spec, parse_scheme("rtn-int4-g128-sym"), a100).minutes < 2
+    large = load_modelspec("meta-llama/Llama-3.1-70B")
+    cost = quantization_cost(large, scheme, find_profile("rtx4090"))
+    assert cost.possible
+    assert cost.peak_memory_bytes < 24 * GB
+    assert cost.host_memory_bytes > 130 * GB
+    assert "block by block" in cost.words
+
+
+def test_advice_imports_no_torch_and_no_numpy():
+    code = (
+        "import sys\n"
+        "from advisor.budgets import Budgets\n"
+        "from advisor.hardware.catalogue import find_profile\n"
+        "from advisor.predict.advise import recommend\n"
+        "from advisor.predict.models import load_modelspec\n"
+        "spec = load_modelspec('meta-llama/Llama-3.1-8B')\n"
+        "recommend(spec, find_profile('l4'), 'vllm', Budgets()).to_dict()\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'optuna') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
