@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console for people; it never cuts a table below 100 columns in a pipe."""
+    """Return a console for people, as wide as the terminal; a pipe has $COLUMNS, or 110."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 110
+    known = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    width = None if known else 110
     return Console(stderr=stderr, highlight=False, soft_wrap=False, width=width)
 
 
@@ -48,10 +50,38 @@ def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) ->
     from rich.table import Table
 
     result = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold",
-                   pad_edge=False, show_edge=False)  # fmt: skip
+                   pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     for index, heading in enumerate(columns):
         result.add_column(heading, justify="right" if index in right else "left", overflow="fold")
     return result
+
+
+def fitting_columns(
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, str]],
+    width: int,
+    *,
+    dropped: Sequence[str],
+) -> list[str]:
+    """Return the columns that fit without a wrapped cell.
+
+    Args:
+        columns: Headings in order.
+        rows: Heading to text, a row each.
+        width: Characters there are.
+        dropped: Headings that may go, the first to go first.
+    """
+    kept = list(columns)
+
+    def total() -> int:
+        widths = (max(len(name), *(len(row[name]) for row in rows)) for name in kept)
+        return sum(widths) + 2 * (len(kept) - 1)
+
+    for name in dropped:
+        if total() <= width:
+            break
+        kept.remove(name)
+    return kept
 
 
 def size(value: float | None) -> str:
@@ -60,7 +90,8 @@ def size(value: float | None) -> str:
         return "unknown"
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= factor:
-            return f"{value / factor:.3g} {unit}" if value < 1000 * factor else f"{value:g} B"
+            digits = 2 if value < 10 * factor else 1 if value < 100 * factor else 0
+            return f"{value / factor:.{digits}f} {unit}"
     return f"{value:.0f} B"
 
 
@@ -82,6 +113,18 @@ def interval(value: Mapping[str, float] | None, *, middle: str, kind: str = "per
     spread = max(abs(low), abs(centre), abs(high))
     digits = 3 if spread < 1 else 2 if spread < 10 else 1 if spread < 100 else 0
     return f"{centre:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def short_interval(value: Mapping[str, float] | None, *, middle: str) -> str:
+    """Return ``1.1% [0.46-2.7]``: two digits are all that a prediction is good for."""
+    if value is None or value.get(middle) is None:
+        return "unknown"
+    low, centre, high = (_two_digits(100 * value[key]) for key in ("low", middle, "high"))
+    return f"{centre}%" if low == high else f"{centre}% [{low}-{high}]"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:#.2g}" if value else "0"
 
 
 def speed(value: Mapping[str, float] | None) -> str:

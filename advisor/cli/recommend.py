@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any
 
 import typer
 
 from advisor.cli import options as opt
-from advisor.cli import output
+from advisor.cli import output, why_not
 from advisor.cli.errors import guarded
 
 
@@ -31,6 +32,9 @@ def command(
     ] = "",
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print a Markdown table for a ticket.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show every scheme, not only the nearest.")
     ] = False,
     profiles: opt.Profiles = [],  # noqa: B006 - Typer copies defaults
     json: opt.Json = False,
@@ -61,97 +65,94 @@ def command(
     if markdown:
         typer.echo(_markdown(document))
     else:
-        output.show(document, render)
+        output.show(document, functools.partial(render, everything=everything))
     raise typer.Exit(0 if document["recommended"] else 3)
 
 
-_HEADINGS = (
-    "",
-    "scheme",
-    "format",
-    "size",
-    "memory",
-    "loss, 90% range",
-    "tok/s",
-    "vs 16-bit",
-    "kernel",
-)
+_COLUMNS = ("scheme", "format", "size", "memory", "loss, 90% range", "tok/s", "speedup", "kernel")
+_DROPPED = ("format", "kernel", "memory", "speedup")
+"""Columns that a narrow terminal goes without, in this order."""
+_NUMBERS = ("size", "memory", "tok/s", "speedup")
+_ROWS = 12
+"""Fitting schemes shown unless --all asks for every one."""
 
 
-def _cells(candidate: dict[str, Any]) -> tuple[str, ...]:
-    kernel = candidate["kernel"]
+def _cells(candidate: dict[str, Any]) -> dict[str, str]:
+    kernel, speed = candidate["kernel"], candidate["decode_tokens_per_s"] or {}
     gain = candidate.get("speedup_over_16bit")
-    return (
-        candidate["name"],
-        candidate["format"],
-        output.size(candidate["size_bytes"]),
-        output.size((candidate["memory_bytes"] or {}).get("total")),
-        output.interval(candidate["loss"], middle="expected"),
-        output.speed(candidate["decode_tokens_per_s"]),
-        "unknown" if gain is None else f"{gain:.2f}x",
-        kernel["name"] or kernel["support"],
-    )
+    expected = speed.get("expected")
+    return {
+        "scheme": candidate["name"],
+        "format": candidate["format"],
+        "size": output.size(candidate["size_bytes"]),
+        "memory": output.size((candidate["memory_bytes"] or {}).get("total")),
+        "loss, 90% range": output.short_interval(candidate["loss"], middle="expected"),
+        "tok/s": "unknown" if expected is None else f"{expected:.0f}",
+        "speedup": "unknown" if gain is None else f"{gain:.2f}x",
+        "kernel": kernel["name"] or kernel["support"],
+    }
 
 
-def render(console: Any, document: dict[str, Any]) -> None:
+def render(console: Any, document: dict[str, Any], *, everything: bool = False) -> None:
     """Draw the ranked table, the reason and what was ruled out."""
-    feasible = [row for row in document["candidates"] if row["feasible"]]
     ruled_out = [row for row in document["candidates"] if not row["feasible"]]
     model, hardware = document["model"], document["hardware"]
     console.print(
         f"[bold]{model['id']}[/] ({model['parameters'] / 1e9:.3g} B parameters) on "
-        f"[bold]{hardware['name']}[/], served by [bold]{document['engine']}[/]"
+        f"[bold]{hardware['name']}[/], served by [bold]{document['engine']}[/]\n"
     )
-    if feasible:
-        table = output.table(*_HEADINGS, right=(3, 4, 6, 7))
-        for row in feasible:
-            chosen = row["name"] == document["recommended"]
-            table.add_row(
-                "[green]>[/]" if chosen else "", *_cells(row), style="bold" if chosen else ""
-            )
-        console.print(table)
-        if why := document.get("why"):
-            console.print(f"\n[bold]Why {document['recommended']}.[/] {why}")
+    if document["recommended"]:
+        _ranked(console, document, len(document["candidates"]) if everything else _ROWS)
     else:
-        console.print(
-            "\n[bold red]Nothing fits these budgets.[/] The smallest changes that would do:"
-        )
-        for change in document.get("relaxation") or []:
-            console.print(f"  - {describe_relaxation(change)}")
+        _nothing_fits(console, document)
     if ruled_out:
         console.print("\n[bold]Why not[/]")
-        for row in ruled_out:
-            console.print(f"  [dim]{row['name']:<28}[/] {_reason(row)}")
+        why_not.render(console, ruled_out, everything=everything)
+    console.print()
     if document.get("serve"):
-        console.print(f"\n[bold]Tune[/]   {document.get('tune', '')}", soft_wrap=True)
+        console.print(f"[bold]Tune[/]   {document.get('tune', '')}", soft_wrap=True)
         console.print(f"[bold]Serve[/]  {document['serve']}", soft_wrap=True)
     console.print(
-        "\n[dim]Size and memory are calculated, loss is published evidence, speed is modelled; "
+        "[dim]Size and memory are calculated, loss is published evidence, speed is modelled; "
         "nothing here was measured on your machine. `advisor tune` measures.[/]"
     )
 
 
-def _reason(candidate: dict[str, Any]) -> str:
-    if candidate["kernel"]["support"] == "none":
-        return str(candidate["kernel"]["reason"])
-    parts = []
-    for violation in candidate["violations"]:
-        budget = violation["budget"]
-        parts.append(
-            f"{budget.replace('_', ' ')} {_amount(budget, violation['value'])} "
-            f"over {_amount(budget, violation['limit'])}"
-            if budget != "min_speed"
-            else f"{violation['value']:.0f} tok/s, below {violation['limit']:.0f}"
+def render_short(console: Any, document: dict[str, Any]) -> None:
+    """Draw the best five and the reason: what a page with more to say has room for."""
+    if document["recommended"]:
+        _ranked(console, document, 5)
+    else:
+        _nothing_fits(console, document)
+
+
+def _ranked(console: Any, document: dict[str, Any], rows: int) -> None:
+    """Draw the fitting candidates, best first, in as many columns as the terminal has room for."""
+    feasible = [row for row in document["candidates"] if row["feasible"]]
+    shown = [_cells(row) for row in feasible[:rows]]
+    columns = output.fitting_columns(_COLUMNS, shown, console.width - 4, dropped=_DROPPED)
+    right = [index + 1 for index, name in enumerate(columns) if name in _NUMBERS]
+    table = output.table("", *columns, right=right)
+    for cells in shown:
+        chosen = cells["scheme"] == document["recommended"]
+        table.add_row(
+            "[green]>[/]" if chosen else "",
+            *(cells[name] for name in columns),
+            style="bold" if chosen else "",
         )
-    return "; ".join(parts) or str(candidate["kernel"]["reason"])
+    console.print(table)
+    if rest := len(feasible) - len(shown):
+        console.print(f"  [dim]and {rest} more that fit: advisor recommend ... --all[/]")
+    if why := document.get("why"):
+        console.print(f"\n[bold]Why {document['recommended']}.[/] {why}")
 
 
-def _amount(budget: str, value: float | None) -> str:
-    if budget in ("max_size", "max_memory"):
-        return output.size(value)
-    if budget in ("max_loss", "max_accuracy_drop"):
-        return output.percent(value)
-    return "unknown" if value is None else f"{value:g}"
+def _nothing_fits(console: Any, document: dict[str, Any]) -> None:
+    console.print("[bold red]Nothing fits these budgets.[/] The smallest changes that would do:")
+    for change in document.get("relaxation") or []:
+        console.print(f"  - {describe_relaxation(change)}")
+    if not document.get("relaxation"):
+        console.print("  none: no change of these budgets alone would do")
 
 
 def describe_relaxation(change: dict[str, Any]) -> str:
@@ -160,28 +161,36 @@ def describe_relaxation(change: dict[str, Any]) -> str:
         return str(text)
     budget = change["budget"]
     return (
-        f"{budget.replace('_', ' ')} {_amount(budget, change['to'])} instead of "
-        f"{_amount(budget, change['from'])} ({change['candidate']})"
+        f"{budget.replace('_', ' ')} {why_not.amount(budget, change['to'])} instead of "
+        f"{why_not.amount(budget, change['from'])} ({change['candidate']})"
     )
 
 
 def _markdown(document: dict[str, Any]) -> str:
-    lines = ["| " + " | ".join(_HEADINGS[1:]) + " | fits |", "|" + " --- |" * len(_HEADINGS)]
+    lines = ["| " + " | ".join(_COLUMNS) + " | fits |", "|" + " --- |" * (len(_COLUMNS) + 1)]
     for row in document["candidates"]:
-        name, *rest = _cells(row)
-        mark = f"**{name}**" if name == document["recommended"] else name
-        verdict = "yes" if row["feasible"] else _reason(row).replace("|", "\\|")
-        lines.append("| " + " | ".join([mark, *rest, verdict]) + " |")
+        cells = _cells(row)
+        if row["name"] == document["recommended"]:
+            cells["scheme"] = f"**{row['name']}**"
+        verdict = "yes" if row["feasible"] else why_not.one_line(row)
+        texts = [text.replace("|", "\\|") for text in (*cells.values(), verdict)]
+        lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
 def _render_comparison(console: Any, document: dict[str, Any]) -> None:
-    table = output.table("GPU", "scheme", "size", "memory", "loss, 90% range", "tok/s", "kernel")
+    shown = []
     for row in document["gpus"]:
         best = row["candidate"]
-        if best is None:
-            table.add_row(row["hardware"]["name"], "nothing fits", *[""] * 5)
-            continue
-        name, _, size, memory, loss, speed, _, kernel = _cells(best)
-        table.add_row(row["hardware"]["name"], name, size, memory, loss, speed, kernel)
+        cells = dict.fromkeys(_COLUMNS, "") if best is None else _cells(best)
+        cells["scheme"] = cells["scheme"] or "nothing fits"
+        shown.append({"GPU": row["hardware"]["name"]} | cells)
+    columns = output.fitting_columns(("GPU", *_COLUMNS), shown, console.width, dropped=_DROPPED)
+    right = [index for index, name in enumerate(columns) if name in _NUMBERS]
+    table = output.table(*columns, right=right)
+    for cells in shown:
+        table.add_row(*(cells[name] for name in columns))
     console.print(table)
+    for row in document["gpus"]:
+        for change in row["relaxation"] or []:
+            console.print(f"{row['hardware']['name']}: {describe_relaxation(change)}")
