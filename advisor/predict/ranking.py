@@ -15,12 +15,11 @@ LIKELY_COLLAPSE = 0.5
 
 PREFERENCES: tuple[str, ...] = ("accuracy", "size", "speed", "balanced")
 
-_LOSS_UNIT = 0.02
-"""Perplexity increase that weighs as much as halving the size or doubling the speed."""
+_LOSS_UNIT, _LOSS_PRICE = 0.02, 1.5
+"""A perplexity increase of 2% weighs as much as one and a half halvings of the size or doublings
+of the speed; each doubling of 1 + loss/2% as much again: the evidence is no finer than that."""
 _COLLAPSE_PRICE = 4.0
 _TIES = {"accuracy": 0.01, "size": 0.01, "speed": 0.05, "balanced": 0.1}
-_EMULATED_PRICE = 1.0
-"""Doublings that an emulated or experimental kernel must win to be preferred."""
 
 
 def rank(candidates: Sequence[Candidate], prefer: str) -> list[Candidate]:
@@ -46,8 +45,14 @@ def sort_key(candidate: Candidate, prefer: str, base: Candidate | None) -> tuple
         "balanced": -merit(candidate, base),
     }[prefer]
     order = len(candidate.violations) if candidate.kernel.support != "none" else 9
-    gone = float(risk > LIKELY_COLLAPSE)
-    return (float(not candidate.feasible), gone, order, first, loss, size, -speed)
+    # What loads but is slow, experimental or ruined comes after everything that simply works.
+    last = float(risk > LIKELY_COLLAPSE) * 2 + float(is_makeshift(candidate))
+    return (float(not candidate.feasible), last, order, first, loss, size, -speed)
+
+
+def is_makeshift(candidate: Candidate) -> bool:
+    """Return whether the kernel only emulates the scheme or the engine calls it experimental."""
+    return candidate.kernel.support == "emulated" or candidate.kernel.experimental
 
 
 def merit(candidate: Candidate, base: Candidate | None) -> float:
@@ -57,9 +62,8 @@ def merit(candidate: Candidate, base: Candidate | None) -> float:
     if size and base is not None and base.size_bytes:
         smaller = math.log2(base.size_bytes / size)
     faster = math.log2(candidate.speedup) if candidate.speedup else 0.0
-    price = candidate.loss.expected / _LOSS_UNIT + _COLLAPSE_PRICE * candidate.loss.collapse_risk
-    if candidate.kernel.support == "emulated" or candidate.kernel.experimental:
-        price += _EMULATED_PRICE
+    price = _LOSS_PRICE * math.log2(1 + candidate.loss.expected / _LOSS_UNIT)
+    price += _COLLAPSE_PRICE * candidate.loss.collapse_risk
     return smaller + faster - price
 
 
@@ -69,11 +73,14 @@ def ties(ranked: Sequence[Candidate], prefer: str) -> list[Candidate]:
     if not feasible:
         return []
     first = feasible[0]
-    base = next((c for c in ranked if not c.scheme.is_quantized), None)
-    return [other for other in feasible[1:] if _tied(first, other, prefer, base)]
+    return [
+        other
+        for other in feasible[1:]
+        if is_makeshift(other) == is_makeshift(first) and _tied(first, other, prefer)
+    ]
 
 
-def _tied(first: Candidate, other: Candidate, prefer: str, base: Candidate | None) -> bool:
+def _tied(first: Candidate, other: Candidate, prefer: str) -> bool:
     if prefer == "accuracy":
         return abs(other.loss.expected - first.loss.expected) < _TIES["accuracy"] / 2
     if prefer == "size":
@@ -84,7 +91,19 @@ def _tied(first: Candidate, other: Candidate, prefer: str, base: Candidate | Non
             return False
         ratio = first.speed.decode.expected / other.speed.decode.expected
         return abs(math.log(ratio)) < _TIES["speed"]
-    return abs(merit(first, base) - merit(other, base)) < _TIES["balanced"]
+    return _alike(first, other)
+
+
+def _alike(first: Candidate, other: Candidate) -> bool:
+    """Return whether size and speed are about equal and the intervals of the loss overlap."""
+    sizes = (first.size_bytes or 1, other.size_bytes or 1)
+    if abs(math.log(sizes[0] / sizes[1])) > _TIES["balanced"] / 2:
+        return False
+    if first.speedup and other.speedup:
+        ratio = first.speedup / other.speedup
+        if abs(math.log(ratio)) > _TIES["balanced"]:
+            return False
+    return first.loss.low <= other.loss.high and other.loss.low <= first.loss.high
 
 
 def _step(value: float, width: float) -> float:
