@@ -112,6 +112,15 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    """Save the tokenizer under a class name that transformers 4 knows as well."""
+    tokenizer.save_pretrained(output)
+    file = output / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def to_stream(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> torch.Tensor:
     """Tokenize documents into one stream, an end token before each."""
     return torch.tensor([token for text in documents for token in tokenizer(END + text).input_ids])
@@ -224,7 +233,7 @@ def main() -> None:
     train(model, stream, windows(stopping), arguments.steps, generator)
 
     model.to(torch.bfloat16).save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
+    save_tokenizer(tokenizer, arguments.output)
     # Measured as stored: bfloat16 values, computed in float32.
     measured = {
         "parameters": model.num_parameters(),
