@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from advisor.errors import InputError, did_you_mean
 
@@ -203,12 +203,12 @@ def parse_scheme(name: str) -> Scheme:
     return Scheme(head, weight, **fields)
 
 
-def _parse_suffixes(name: str, suffixes: list[str], *, only_activation: bool) -> dict[str, object]:
+def _parse_suffixes(name: str, suffixes: list[str], *, only_activation: bool) -> dict[str, Any]:
     """Parse what follows the weight type into fields of :class:`Scheme`."""
     known = ("g128", "gch", "gtensor", "b128", "sym", "asym", "actorder", "dq", "aint8", "afp8")
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     for suffix in suffixes:
-        found: dict[str, object]
+        found: dict[str, Any]
         if suffix == "gch":
             found = {"granularity": "channel", "group_size": -1}
         elif suffix == "gtensor":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 
@@ -15,16 +16,22 @@ from advisor.cli.options import state
 from advisor.errors import AdvisorError
 
 P = ParamSpec("P")
+R = TypeVar("R")
+
+_USAGE_ERROR = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+"""What the parser of the command line raises; newer Typer brings its own copy of Click."""
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn exceptions of a command into an exit status and one line on stderr.
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn exceptions of a command into an exit status and one message on stderr.
 
     With ``--json`` the same is said on stdout as ``{"schema_version": 1, "error": {...}}``.
     """
 
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         logging.basicConfig(
             stream=sys.stderr,
             level=logging.INFO if state.verbose else logging.ERROR,
@@ -32,34 +39,52 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             datefmt="%H:%M:%S",
         )
         try:
-            command(*args, **kwargs)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, SystemExit, BrokenPipeError):
             raise
-        except AdvisorError as error:
-            if state.debug:
-                raise
-            _say("error", str(error), error.exit_code, type(error).__name__)
         except KeyboardInterrupt:
-            _say(
-                "stopped",
-                "interrupted; finished work is kept, run the command again",
-                1,
-                "Interrupted",
-            )
+            message = "interrupted; finished work is kept, run the command again"
+            raise _stop("stopped", message, 1, "Interrupted") from None
         except Exception as error:
             if state.debug:
                 raise
-            kind = type(error).__name__
-            text = " ".join(str(error).split())
-            _say("error", f"{kind}: {text} (run again with --debug for the traceback)", 1, kind)
+            raise _stop("error", *_words(error)) from error
 
     return run
 
 
-def _say(label: str, message: str, exit_code: int, kind: str) -> None:
+def _words(error: Exception) -> tuple[str, int, str]:
+    """Return message, exit status and kind of an error."""
+    kind = type(error).__name__
+    if isinstance(error, AdvisorError):
+        return str(error), error.exit_code, kind
+    if isinstance(error, _USAGE_ERROR):
+        return _usage(error), 2, "UsageError"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" ({error.filename})" if error.filename else ""
+        return (
+            f"the disk is full{place}. Free some room, or set ADVISOR_CACHE and the output to "
+            "another disk; finished work is kept.",
+            2,
+            "InputError",
+        )
+    text = " ".join(str(error).split())
+    return f"{kind}: {text} (run again with --debug for the traceback)", 1, kind
+
+
+def _usage(error: Any) -> str:
+    """Say what is wrong with the command line, and where its help is."""
+    message = " ".join(error.format_message().split())
+    place = error.ctx.command_path if getattr(error, "ctx", None) else "advisor"
+    end = "" if message.endswith(("?", ")")) else "."
+    return f"{message.rstrip('.')}{end} See: {place} --help"
+
+
+def _stop(label: str, message: str, exit_code: int, kind: str) -> SystemExit:
+    """Say what went wrong, and return what ends the process."""
     if state.json:
         failure = {"type": kind, "message": message, "exit_code": exit_code}
         sys.stdout.write(json.dumps({"schema_version": 1, "error": failure}) + "\n")
     typer.secho(f"{label}: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(message, err=True)
-    raise typer.Exit(exit_code)
+    return SystemExit(exit_code)

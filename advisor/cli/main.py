@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
 import typer
 
 import advisor
@@ -20,6 +24,8 @@ from advisor.cli import (
     tune,
     verify,
 )
+from advisor.cli.errors import guarded
+from advisor.cli.options import state
 
 app = typer.Typer(
     name="advisor",
@@ -66,6 +72,18 @@ app.add_typer(profiles.app, name="profiles", rich_help_panel="Environment")
 app.add_typer(backends.app, name="backends", rich_help_panel="Environment")
 
 
-def main() -> None:
-    """Run the command line."""
-    app(prog_name="advisor")
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process.
+
+    Args:
+        arguments: What follows the command's name; by default what the process was given.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # What the options say is remembered when they are parsed; a usage error may come before that.
+    state.json, state.verbose, state.debug = "--json" in given, False, "--debug" in given
+    sys.exit(guarded(_run)(given))
+
+
+def _run(arguments: list[str]) -> int:
+    status = app(arguments, prog_name="advisor", standalone_mode=False)
+    return status if isinstance(status, int) else 0

@@ -83,7 +83,7 @@ def _cells(candidate: dict[str, Any]) -> dict[str, str]:
     expected = speed.get("expected")
     return {
         "scheme": candidate["name"],
-        "format": candidate["format"],
+        "format": candidate["format"] or "none",
         "size": output.size(candidate["size_bytes"]),
         "memory": output.size((candidate["memory_bytes"] or {}).get("total")),
         "loss, 90% range": output.short_interval(candidate["loss"], middle="expected"),
