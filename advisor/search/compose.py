@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from advisor.errors import InputError
+from advisor.errors import InfeasibleError, InputError
 from advisor.plan.hashing import sha256_json
 from advisor.predict.size import SizeEstimate, checkpoint_size
 from advisor.schemes import BF16, Scheme
@@ -148,20 +148,32 @@ class Composer:
             result[key] = options
         return result
 
-    def mixture(self, family: Family, max_bytes: int) -> Mixture:
+    def mixture(self, family: Family, max_bytes: int, *, or_smallest: bool = False) -> Mixture:
         """Return the best mixture within a size.
+
+        Args:
+            family: Settings and scores.
+            max_bytes: Bytes of the checkpoint's weight files.
+            or_smallest: Where even the smallest mixture is larger, return that one.
 
         Raises:
             InfeasibleError: Even the smallest mixture is larger.
         """
         groups = self.groups(family)
+        cheapest = sum(min(option.cost for option in options) for options in groups.values())
         limit = max_bytes - self._base_bytes()
-        while True:
+        while limit > cheapest:
             found = self._named(family, allocate(groups, limit))
             excess = found.size_bytes - max_bytes
             if excess <= 0:
                 return found
             limit -= excess  # the file header's offsets are a few digits longer than assumed
+        found = self._named(family, allocate(groups, cheapest))
+        if found.size_bytes > max_bytes and not or_smallest:
+            raise InfeasibleError(
+                f"the smallest checkpoint has {found.size_bytes:,} bytes, more than {max_bytes:,}."
+            )
+        return found
 
     def mixture_for(self, family: Family, max_kl: float) -> Mixture:
         """Return the smallest mixture within a predicted KL.

@@ -144,10 +144,7 @@ class Refiner:
             if family.method in methods:
                 continue
             methods.add(family.method)
-            try:
-                mixture = self.composer.mixture(family, limit)
-            except InfeasibleError:
-                continue
+            mixture = self.composer.mixture(family, limit, or_smallest=True)
             if all(mixture.assignment != other.assignment for other in found):
                 found.append(mixture)
         return sorted(found, key=lambda mixture: mixture.predicted_kl)

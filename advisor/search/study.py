@@ -6,11 +6,13 @@ import logging
 import os
 import socket
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+import sqlalchemy
 from optuna.trial import TrialState
 
 from advisor.errors import InputError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLER = "TPE (multivariate, grouped, constrained)"
 _STARTUP_TRIALS = 12
+_ATTRIBUTE = "advisor"
 _UNCLAIMED_SECONDS = 60.0
 _ELSEWHERE_SECONDS = 3600.0
 _logger = logging.getLogger(__name__)
@@ -133,6 +136,8 @@ def _open(name: str, url: str, seed: int) -> optuna.Study:
     try:
         arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
         storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+        if url.startswith("sqlite"):
+            _set_up_sqlite(storage)
         return optuna.create_study(
             study_name=name,
             storage=storage,
@@ -149,26 +154,42 @@ def _open(name: str, url: str, seed: int) -> optuna.Study:
         ) from error
 
 
+def _set_up_sqlite(storage: optuna.storages.RDBStorage) -> None:
+    """Let SQLite write ahead: a killed process loses nothing, and no commit waits for the disk."""
+
+    def prepare(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    sqlalchemy.event.listen(storage.engine, "connect", prepare)
+    storage.engine.dispose()
+
+
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     """Return the sampler of one trial; random until there is something to learn from."""
-    return optuna.samplers.TPESampler(
-        seed=seed,
-        n_startup_trials=_STARTUP_TRIALS,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        constraints_func=lambda trial: trial.user_attrs.get("constraints", (0.0,)),
-        warn_independent_sampling=False,
-    )
+    with warnings.catch_warnings():
+        # Grouping is called experimental, and constraints_func deprecated from Optuna 5 on; its
+        # successor does not exist in Optuna 4.
+        warnings.simplefilter("ignore")
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=_STARTUP_TRIALS,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            constraints_func=lambda trial: trial.user_attrs.get(_ATTRIBUTE, {}).get(
+                "constraints", (0.0,)
+            ),
+        )
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, outcome: Outcome) -> None:
     """Store an outcome."""
-    for key, value in outcome.attributes.items():
-        trial.set_user_attr(key, value)
-    trial.set_user_attr("constraints", list(outcome.constraints) or [0.0])
+    remembered = {**outcome.attributes, "constraints": list(outcome.constraints) or [0.0]}
     if outcome.rejected is not None:
-        trial.set_user_attr("rejected", outcome.rejected)
+        remembered["rejected"] = outcome.rejected
+    trial.set_user_attr(_ATTRIBUTE, remembered)  # one attribute, one commit
+    if outcome.rejected is not None:
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, outcome.value)
@@ -181,15 +202,16 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
-    constraints = trial.user_attrs.get("constraints", [0.0])
-    known = ("constraints", "rejected", "worker")
+    remembered = dict(trial.user_attrs.get(_ATTRIBUTE, {}))
+    constraints = remembered.pop("constraints", [0.0])
+    rejected = remembered.pop("rejected", None)
     return TrialRecord(
         number=trial.number,
         parameters=dict(trial.params),
         value=trial.value if trial.state == TrialState.COMPLETE else None,
         feasible=trial.state == TrialState.COMPLETE and all(value <= 0 for value in constraints),
-        rejected=trial.user_attrs.get("rejected"),
-        attributes={key: trial.user_attrs[key] for key in trial.user_attrs if key not in known},
+        rejected=rejected,
+        attributes=remembered,
     )
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import InfeasibleError
 from advisor.search.compose import Mixture
 from advisor.search.families import Family, schemes_of
 from advisor.search.scores import fits
@@ -113,11 +112,7 @@ class Scorer:
         limit = self.composer.bytes_at(proposal.target_bits or self.space.high_bits)
         if self.goal.max_bytes is not None:
             limit = min(limit, self.goal.max_bytes)
-        try:
-            return self.composer.mixture(family, limit)
-        except InfeasibleError:
-            smallest, _ = self.composer.smallest_and_largest()
-            return self.composer.mixture(family, smallest.total_bytes + 4096)
+        return self.composer.mixture(family, limit, or_smallest=True)
 
     def _value(self, mixture: Mixture) -> float:
         return float(mixture.size_bytes) if self.goal.smallest else mixture.predicted_kl
@@ -155,10 +150,8 @@ def promising_families(
     for order, family in enumerate(dict.fromkeys(scored)):
         if not composer.is_scored(family):
             continue
-        try:
-            found.append((composer.mixture(family, max_bytes).predicted_kl, order, family))
-        except InfeasibleError:
-            continue
+        mixture = composer.mixture(family, max_bytes, or_smallest=True)
+        found.append((mixture.predicted_kl, order, family))
     return [family for _, _, family in sorted(found, key=lambda row: row[:2])]
 
 

@@ -1,0 +1,163 @@
+"""The whole search on a tiny random model: plan, resume, stop, infeasible budgets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advisor.budgets import Budgets
+from advisor.calibration.tokens import TokenSequences, hash_tokens
+from advisor.engines.options import MixtureOptions
+from advisor.hardware.catalogue import find_profile
+from advisor.models.load import load_model
+from advisor.plan.files import dump_plan
+from advisor.predict.models import load_modelspec
+from advisor.schemes import parse_scheme
+from advisor.search.assignment import assignment_of, samples_of, settings_of
+from advisor.search.realise import realise
+from advisor.search.tune import tune
+
+OPTIONS = MixtureOptions(
+    "compressed-tensors",
+    tuple(
+        map(
+            parse_scheme,
+            ("gptq-int4-g32-sym", "gptq-int4-g64-sym", "gptq-int8-g32-sym", "bf16"),
+        )
+    ),
+)
+
+
+def _sequences(seed: int, count: int, length: int = 32) -> TokenSequences:
+    tokens = torch.randint(2, 300, (count, length), generator=torch.Generator().manual_seed(seed))
+    return TokenSequences(tokens, f"random:{seed}", str(seed) * 8, seed, hash_tokens(tokens))
+
+
+@pytest.fixture(scope="module")
+def model(random_llama_folder):
+    return load_model(random_llama_folder), load_modelspec(str(random_llama_folder))
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(model, shared_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVISOR_CACHE", str(shared_cache))
+    loaded, spec = model
+
+    def call(budgets: Budgets, *, workdir="work", **changes):
+        arguments = {
+            "calibration": _sequences(1, 16),
+            "evaluation": _sequences(2, 8),
+            "workdir": tmp_path / workdir,
+            "trials": 20,
+            "context": 64,
+            "options": OPTIONS,
+        } | changes
+        return tune(loaded, spec, find_profile("rtx-4090"), "vllm", budgets, **arguments)
+
+    return call
+
+
+def _middle(spec) -> int:
+    """A size between uniform int4 g32 and int8."""
+    from advisor.predict.size import checkpoint_size
+
+    sizes = [
+        checkpoint_size(spec, parse_scheme(name), "compressed-tensors").total_bytes
+        for name in ("gptq-int4-g32-sym", "gptq-int8-g32-sym")
+    ]
+    return sum(sizes) // 2
+
+
+def test_size_budget_gives_a_mixture_no_worse_than_any_measured_uniform(run, model):
+    result = run(Budgets(max_size_bytes=_middle(model[1])))
+    uniform = [f for f in result.finalists if f.mixture.is_uniform]
+    assert result.feasible
+    assert uniform, "the best uniform candidate is always measured"
+    expected = result.plan.expected
+    assert expected.basis == "measured"
+    assert expected.size_bytes <= _middle(model[1])
+    assert expected.kl.value <= min(f.measured_kl for f in uniform)
+    assert len(result.trials) == 20
+    assert result.plan.search.stopped == "completed"
+
+
+def test_plan_realises_to_the_codes_that_were_measured(run, model):
+    loaded, spec = model
+    result = run(Budgets(max_size_bytes=_middle(spec)))
+    assignment = assignment_of(result.plan, loaded.linears)
+    chosen = next(f for f in result.finalists if f.name == result.plan.scheme.name)
+    assert assignment == dict(chosen.mixture.assignment)
+    from advisor.calibration.collect import open_store
+
+    store = open_store(loaded, _sequences(1, 16))
+    realised = [
+        realise(
+            loaded, assignment, settings_of(result.plan), store, samples=samples_of(result.plan)
+        )
+        for _ in range(2)
+    ]
+    assert realised[0].weights.keys() == {n for n, s in assignment.items() if s.is_quantized}
+    for name, weight in realised[0].weights.items():
+        assert torch.equal(weight.codes, realised[1].weights[name].codes)
+
+
+def test_same_seed_same_plan_and_resume_keeps_trials(run, model):
+    budgets = Budgets(max_size_bytes=_middle(model[1]))
+    whole = run(budgets, workdir="a")
+    part = run(budgets, workdir="b", trials=7)
+    assert len(part.trials) == 7
+    resumed = run(budgets, workdir="b")
+    assert [t.parameters for t in resumed.trials] == [t.parameters for t in whole.trials]
+    assert [t.value for t in resumed.trials] == [t.value for t in whole.trials]
+    assert dump_plan(resumed.plan) == dump_plan(whole.plan)
+
+
+def test_loss_budget_alone_gives_the_smallest_that_passes(run):
+    result = run(Budgets(max_kl=0.05))
+    passing = [f for f in result.finalists if f.passes]
+    assert result.feasible
+    assert result.plan.expected.kl.high <= 0.05
+    assert result.plan.expected.size_bytes == min(f.mixture.size_bytes for f in passing)
+    assert any(f.mixture.is_uniform for f in result.finalists)
+
+
+def test_budgets_that_cannot_be_met_say_what_would(run):
+    result = run(Budgets(max_size_bytes=20_000, max_kl=1e-4))
+    assert not result.feasible
+    relaxed = {relaxation.budget: relaxation for relaxation in result.relaxation}
+    assert relaxed["max_size"].needed > 20_000
+    needed = next(f for f in result.finalists if f.name == relaxed["max_size"].candidate)
+    assert needed.passes
+
+
+@pytest.mark.parametrize("stage", ["Statistics", "Trials", "Reference", "Finalist"])
+def test_interrupt_at_any_stage_leaves_a_plan(run, model, stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "own"))
+
+    def interrupt(event):
+        if event.stage.startswith(stage) and event.done:
+            raise KeyboardInterrupt
+
+    result = run(Budgets(max_size_bytes=_middle(model[1])), progress=interrupt)
+    assert result.plan.search.stopped == "interrupted"
+    assert result.plan.expected.size_bytes <= _middle(model[1])
+    assert result.plan.expected.basis == ("evidence" if stage == "Statistics" else "score")
+
+
+def test_time_budget_still_measures_a_mixture_and_a_uniform(run, model):
+    result = run(Budgets(max_size_bytes=_middle(model[1])), time_budget_s=0.0)
+    assert result.plan.search.stopped == "time budget"
+
+
+def test_damaged_measurement_is_made_again(run, model, tmp_path):
+    budgets = Budgets(max_size_bytes=_middle(model[1]))
+    first = run(budgets)
+    for path in (tmp_path / "work" / "finalists").glob("*.json"):
+        path.write_text("{")
+    second = run(budgets)
+    assert second.plan.expected.kl == first.plan.expected.kl
