@@ -24,12 +24,13 @@ _BY_ARCHITECTURE: tuple[tuple[str, str], ...] = (
 _TRAINING_TOKENS = {
     "gpt2": 0.01, "opt": 0.18, "bloom": 0.366, "gptneox": 0.4, "llama1": 1.2, "falcon": 1.5,
     "llama2": 2.0, "gemma": 6.0, "phi": 6.0, "mistral": 8.0, "deepseek": 10.0, "llama3": 15.0,
-    "qwen": 16.0,
+    "qwen": 16.0, "smollm": 4.0,
 }  # fmt: skip
 """10^12 tokens, as the families' model cards and papers say; Mistral's is a guess."""
 _UNKNOWN_TOKENS = 4.0
 _LLAMA3_VOCABULARY = 128_000
 _LLAMA2_VOCABULARY = 32_000
+_SMOLLM_VOCABULARY = 49_152
 
 
 def family_of(spec: ModelSpec) -> str:
@@ -49,7 +50,9 @@ def family_of(spec: ModelSpec) -> str:
 
 def _llama(spec: ModelSpec) -> str:
     name = spec.id.lower()
-    if any(part in name for part in ("smol", "tiny", "yi-", "vicuna-v0")):
+    if spec.vocabulary_size == _SMOLLM_VOCABULARY:
+        return "smollm"
+    if any(part in name for part in ("tiny", "yi-")):
         return "other"
     if _LLAMA3_VOCABULARY <= spec.vocabulary_size <= _LLAMA3_VOCABULARY + 1000:
         return "llama3"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _Z90 = 1.645
+_SMALL_MODEL, _SPREAD_BELOW = 0.5, 0.8
 _LARGEST = 1e6
 """Losses are cut here: beyond it a model is noise and the number means nothing."""
 _NOISE = 0.003
@@ -113,6 +114,8 @@ def estimate_loss(family: str, billions: float, scheme: Scheme) -> LossEstimate:
     spread = model.residual[bits_class(scheme)]
     if not known:
         spread = math.hypot(spread, model.family_spread)
+    # Hardly any table has models below half a billion parameters.
+    spread = math.hypot(spread, _SPREAD_BELOW * max(0.0, math.log10(_SMALL_MODEL / billions)))
     ends = [_to_loss(center + z * spread) for z in (-_Z90, 0.0, _Z90)]
     limit = math.log(math.log1p(model.collapse_threshold))
     risk = 0.5 * math.erfc((limit - center) / (spread * math.sqrt(2)))

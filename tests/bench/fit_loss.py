@@ -48,6 +48,9 @@ ASSUMED = {
 }  # fmt: skip
 """Coefficients that no perplexity cell decides: AutoRound sits with GPTQ in the task tables;
 torchao prints 1.2% for FP8 and 15% for NVFP4 W4A4 on Llama-3.1-8B; LLM.int8() keeps outliers."""
+ASSUMED_FAMILIES = {"smollm": 1.2}
+"""No table prints perplexities of SmolLM2; the 135M model measured here with int4 g64 has a KL of
+0.47 by rounding and 0.46 by GPTQ, 3.3 times what the other families let expect at that size."""
 
 
 @dataclass
@@ -352,7 +355,7 @@ def main() -> None:
             **ASSUMED,
             **{k: round(v, 5) for k, v in values.items() if k not in ASSUMED and v},
         },
-        "families": {k: round(v, 4) for k, v in effects.items()},
+        "families": {k: round(v, 4) for k, v in {**effects, **ASSUMED_FAMILIES}.items()},
         "residual": residuals(inside),
         "family_spread": round(max(0.3, spread), 3),
         "collapse_threshold": 0.5,

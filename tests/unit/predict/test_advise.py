@@ -18,6 +18,7 @@ from advisor.predict.candidate import SCHEME_NAMES
 from advisor.predict.cost import quantization_cost
 from advisor.predict.explain import serve_command, tune_command
 from advisor.predict.models import load_modelspec
+from advisor.predict.ranking import is_makeshift
 from advisor.schemes import parse_scheme
 
 GB = 10**9
@@ -71,7 +72,11 @@ def test_every_scheme_is_in_the_list_and_the_ruled_out_ones_say_why(llama, rtx40
 def test_preferences_break_ties_inside_the_feasible_set(llama, rtx4090, prefer):
     result = recommend(llama, rtx4090, "vllm", Budgets(), prefer=prefer)
     best = result.recommended
-    others = [c for c in result.candidates if c.feasible and c.loss.collapse_risk < 0.5]
+    others = [
+        c
+        for c in result.candidates
+        if c.feasible and c.loss.collapse_risk < 0.5 and not is_makeshift(c)
+    ]
     if prefer == "size":
         assert best.size_bytes <= min(c.size_bytes for c in others) * 1.02
     if prefer == "accuracy":
@@ -187,3 +192,11 @@ def test_advice_imports_no_torch_and_no_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_experimental_and_emulated_kernels_come_last(llama, rtx4090):
+    ranked = recommend(llama, rtx4090, "vllm", Budgets()).candidates
+    feasible = [c for c in ranked if c.feasible and c.loss.collapse_risk < 0.5]
+    makeshift = [is_makeshift(candidate) for candidate in feasible]
+    assert any(makeshift)
+    assert makeshift == sorted(makeshift)

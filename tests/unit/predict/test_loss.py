@@ -88,3 +88,10 @@ def test_family_is_read_from_the_configuration(model, family):
     spec = load_modelspec(model)
     assert family_of(spec) == family
     assert predict_loss(spec, parse_scheme("gptq-int4-g128-sym")).known_family
+
+
+def test_a_small_overtrained_model_is_fragile():
+    spec = load_modelspec("HuggingFaceTB/SmolLM2-135M-Instruct")
+    rounding = predict_loss(spec, parse_scheme("rtn-int4-g64-sym"))
+    assert rounding.low < 0.5 < rounding.high
+    assert rounding.high / rounding.low > 10
