@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from advisor.engines.options import MixtureOptions, default_engine, mixture_options
+from advisor.engines.options import (
+    MixtureOptions,
+    default_engine,
+    fused_conflicts,
+    mixture_options,
+)
 from advisor.engines.rules import EngineProfile, engine_names, load_engine
 from advisor.engines.shapes import ModuleVerdict
 from advisor.engines.verdict import (
@@ -22,6 +27,7 @@ __all__ = [
     "default_engine",
     "engine_names",
     "format_for",
+    "fused_conflicts",
     "load_engine",
     "mixture_options",
     "platform_of",

@@ -11,7 +11,7 @@ from advisor.errors import InputError
 from advisor.schemes import Scheme, parse_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import LinearSpec
@@ -59,6 +59,33 @@ def mixture_options(
     raise InputError(
         f"{profile.title} reads no checkpoint of mixed bit widths on {hardware.name} ({platform}). "
         "Use --engine vllm or --engine transformers, or a uniform scheme."
+    )
+
+
+def fused_conflicts(
+    engine: str, assignment: Mapping[str, Scheme], linears: Sequence[LinearSpec]
+) -> tuple[str, ...]:
+    """Return every fused product whose modules were given different schemes.
+
+    Args:
+        engine: Name of the engine.
+        assignment: Module path to scheme; a module without one stays in 16 bits.
+        linears: The model's modules.
+
+    Returns:
+        One sentence per product; empty where the engine fuses nothing or all agree.
+    """
+    if not load_engine(engine).fuses_modules:
+        return ()
+    groups: dict[str, dict[str, str]] = {}
+    for linear in linears:
+        name = str(assignment[linear.name]) if linear.name in assignment else "bf16"
+        groups.setdefault(linear.fused_group, {})[linear.name] = name
+    return tuple(
+        f"{engine} runs {group} as one product: its modules must share a scheme, but got "
+        + ", ".join(f"{module} {name}" for module, name in found.items())
+        for group, found in groups.items()
+        if len(set(found.values())) > 1
     )
 
 

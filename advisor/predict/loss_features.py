@@ -87,6 +87,10 @@ def features_of(
         act_order: GPTQ's act-order.
         k_quants: GGUF's k-quants rather than its older types.
     """
+    unsmoothed = activation_bits == 8 and method in ("rtn", "gptq")
+    if unsmoothed:
+        # INT8 products are one method with or without smoothing: nearly all cells are smoothed.
+        method = "smoothquant"
     low = max(0.0, 4.0 - bits)
     high = max(0.0, bits - 4.0)
     features = {
@@ -97,6 +101,7 @@ def features_of(
         f"method:{method}": 1.0,
         f"low_bits*{method}": low,
         "act_order": float(act_order),
+        "unsmoothed": float(unsmoothed),
     }
     if group_size < 0:
         features["per_channel"] = 1.0

@@ -34,11 +34,16 @@ RIDGE, FAMILY_RIDGE = 1.0, 3.0
 AT_LEAST_ZERO = {
     "log_group", "log_group*low_bits", "per_channel", "symmetric", "symmetric*per_channel",
     "per_tensor", "low_bits", "very_low_bits", "activation:int8", "per_channel*rounding",
-    "per_channel*rounding*low_bits", "modern",
+    "per_channel*rounding*low_bits", "modern", "unsmoothed",
 }  # fmt: skip
 """Effects whose sign is known: a coarser grid, fewer bits never help."""
 AT_MOST_ZERO = {"low_bits*gptq", "low_bits*awq", "act_order", "high_bits", "k_quants"}
-PRIORS = {"log_group": (0.18, 30.0), "symmetric": (0.1, 40.0), "act_order": (-0.05, 30.0)}
+PRIORS = {
+    "log_group": (0.18, 30.0),
+    "symmetric": (0.1, 40.0),
+    "act_order": (-0.05, 30.0),
+    "unsmoothed": (0.3, 5.0),
+}
 """Mean and weight where the tables confound an effect with the models it was published for.
 Halving a group cuts the loss of int4 rounding by about a sixth (log_group is per doubling)."""
 ASSUMED = {

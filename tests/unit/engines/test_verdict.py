@@ -8,6 +8,7 @@ from advisor.engines import (
     default_engine,
     engine_names,
     format_for,
+    fused_conflicts,
     load_engine,
     mixture_options,
     verdict,
@@ -188,3 +189,13 @@ def test_default_engine():
     assert default_engine(nvidia("8.9")) == "vllm"
     assert default_engine(nvidia("6.1")) == "llama.cpp"
     assert default_engine(CPU) == "transformers"
+
+
+def test_fused_modules_must_share_a_scheme():
+    linears = tuple(linear(name, 128, 64, "qkv") for name in "qkv") + (linear("o", 128, 128),)
+    four, eight = parse_scheme("gptq-int4-g128-sym"), parse_scheme("gptq-int8-g128-sym")
+    mixed = {"q": four, "k": four, "v": eight, "o": eight}
+    assert len(fused_conflicts("vllm", mixed, linears)) == 1
+    assert "v gptq-int8-g128-sym" in fused_conflicts("vllm", mixed, linears)[0]
+    assert fused_conflicts("transformers", mixed, linears) == ()
+    assert fused_conflicts("vllm", {"q": four, "k": four, "v": four}, linears) == ()

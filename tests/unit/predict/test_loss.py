@@ -27,6 +27,7 @@ def loss(name: str, family: str = "llama2", billions: float = 6.7):
         ("gguf-q4_k_m", "gguf-q4_0"),
         ("rtn-int8-gch-sym", "rtn-int8-gch-sym-aint8", "rtn-int4-g128-sym"),
         ("rtn-fp8-gch-afp8", "nvfp4-anvfp4"),
+        ("smoothquant-int8-gch-sym-aint8", "rtn-int8-gch-sym-aint8"),
     ],
 )
 @pytest.mark.parametrize("family", ["llama2", "llama3", "qwen", "never-seen"])
