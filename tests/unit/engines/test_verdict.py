@@ -192,7 +192,7 @@ def test_default_engine():
 
 
 def test_fused_modules_must_share_a_scheme():
-    linears = tuple(linear(name, 128, 64, "qkv") for name in "qkv") + (linear("o", 128, 128),)
+    linears = (*tuple(linear(name, 128, 64, "qkv") for name in "qkv"), linear("o", 128, 128))
     four, eight = parse_scheme("gptq-int4-g128-sym"), parse_scheme("gptq-int8-g128-sym")
     mixed = {"q": four, "k": four, "v": eight, "o": eight}
     assert len(fused_conflicts("vllm", mixed, linears)) == 1
