@@ -20,6 +20,7 @@ from advisor.formats.base import (
     check_tensor,
     complain,
     exact_scales,
+    first_fault,
     group_size_of,
     is_consecutive,
 )
@@ -146,12 +147,12 @@ def _check_module(name: str, group_size: int, symmetric: bool, stored: Stored) -
     if in_features % size:
         return [f"{name}: group_size={size} does not divide in_features={in_features}."]
     wrong = [
-        check_tensor(stored, f"{name}.qweight", weight.shape, ("I32",)),
-        check_tensor(stored, f"{name}.scales", (in_features // size, words * 8)),
+        check_tensor(stored, name, "qweight", weight.shape, ("I32",)),
+        check_tensor(stored, name, "scales", (in_features // size, words * 8)),
     ]
     if not symmetric:
-        wrong.append(check_tensor(stored, f"{name}.qzeros", (in_features // size, words), ("I32",)))
-    return [f"{fault} (config.json says group_size={group_size})" for fault in wrong if fault]
+        wrong.append(check_tensor(stored, name, "qzeros", (in_features // size, words), ("I32",)))
+    return first_fault(wrong, f"config.json says group_size={group_size}")
 
 
 def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored) -> QuantizedWeight:

@@ -146,18 +146,19 @@ def complain(complaints: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def check_tensor(
-    stored: Stored, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = ()
+    stored: Stored, module: str, suffix: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = ()
 ) -> str | None:
     """Return what is wrong with one tensor of a module, or None.
 
     Args:
         stored: The checkpoint.
-        name: Full name of the tensor.
+        module: Path of the module.
+        suffix: The tensor's name within it.
         shape: What its configuration and its neighbours demand.
         dtypes: Data types that loaders accept; empty for any floating type.
     """
+    name = f"{module}.{suffix}"
     header = stored.headers.get(name)
-    module, _, suffix = name.rpartition(".")
     if header is None:
         return f"{module} has no {suffix}: the tensor {name!r} is missing."
     if header.shape != shape:
@@ -166,3 +167,11 @@ def check_tensor(
     if header.dtype not in accepted:
         return f"{module}: {suffix} is stored as {header.dtype}, expected {' or '.join(accepted)}."
     return None
+
+
+def first_fault(faults: Sequence[str | None], configured: str = "") -> list[str]:
+    """Return a module's first fault with what the configuration says: the rest follow from it."""
+    for fault in faults:
+        if fault is not None:
+            return [f"{fault.removesuffix('.')} ({configured})." if configured else fault]
+    return []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from advisor.formats.base import HEAD, Found, Stored, check_tensor, complain
+from advisor.formats.base import HEAD, Found, Stored, check_tensor, complain, first_fault
 from advisor.numerics.packing import pack_nibbles, unpack_nibbles
 from advisor.numerics.quantized_weight import QuantizedWeight
 from advisor.schemes import Scheme
@@ -146,10 +146,10 @@ def _eight(name: str, stored: Stored) -> tuple[Scheme, list[str]]:
     if header is None or len(header.shape) != 2:
         return scheme, [f"{name} has no weight: the tensor '{name}.weight' is missing."]
     wrong = [
-        check_tensor(stored, f"{name}.weight", header.shape, ("I8",)),
-        check_tensor(stored, f"{name}.SCB", (header.shape[0],), ("F32", "F16")),
+        check_tensor(stored, name, "weight", header.shape, ("I8",)),
+        check_tensor(stored, name, "SCB", (header.shape[0],), ("F32", "F16")),
     ]
-    return scheme, [fault for fault in wrong if fault]
+    return scheme, first_fault(wrong)
 
 
 def _four(name: str, config: Mapping[str, Any], stored: Stored) -> tuple[Scheme | None, list[str]]:
@@ -172,15 +172,15 @@ def _four(name: str, config: Mapping[str, Any], stored: Stored) -> tuple[Scheme 
     count = out_features * in_features
     blocks = -(-count // blocksize)
     wrong = [
-        check_tensor(stored, f"{name}.weight", (-(-count // 2), 1), ("U8",)),
-        check_tensor(stored, f"{name}.{_ABSMAX}", (blocks,), ("U8",) if nested else ("F32",)),
-        check_tensor(stored, f"{name}.{_MAP}", (16,), ("F32",)),
+        check_tensor(stored, name, "weight", (-(-count // 2), 1), ("U8",)),
+        check_tensor(stored, name, _ABSMAX, (blocks,), ("U8",) if nested else ("F32",)),
+        check_tensor(stored, name, _MAP, (16,), ("F32",)),
     ]
     if nested:
         outer = -(-blocks // int(state["nested_blocksize"]))
-        wrong.append(check_tensor(stored, f"{name}.{_NESTED}", (outer,), ("F32",)))
-        wrong.append(check_tensor(stored, f"{name}.{_NESTED_MAP}", (256,), ("F32",)))
-    return scheme, [fault for fault in wrong if fault]
+        wrong.append(check_tensor(stored, name, _NESTED, (outer,), ("F32",)))
+        wrong.append(check_tensor(stored, name, _NESTED_MAP, (256,), ("F32",)))
+    return scheme, first_fault(wrong)
 
 
 def _state(name: str, kind: str, stored: Stored) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from advisor.formats.base import (
     check_tensor,
     complain,
     exact_scales,
+    first_fault,
     is_consecutive,
 )
 from advisor.formats.compressed_tensors_config import (
@@ -160,35 +161,35 @@ def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
 
 def _check_module(name: str, scheme: Scheme, kind: str, stored: Stored) -> list[str]:
     """Return the faults of one module's tensors."""
-    main = f"{name}.weight_packed" if kind == PACKED else f"{name}.weight"
-    header = stored.headers.get(main)
+    main = "weight_packed" if kind == PACKED else "weight"
+    header = stored.headers.get(f"{name}.{main}")
     if header is None or len(header.shape) != 2:
-        return [f"{name} has no {main.rpartition('.')[2]}: the tensor {main!r} is missing."]
+        return [f"{name} has no {main}: the tensor '{name}.{main}' is missing."]
     out_features, in_features = header.shape
     bits = int(scheme.bits)
     wrong: list[str | None] = []
     if kind == PACKED:
-        if wrong_shape := check_tensor(stored, f"{name}.weight_shape", (2,), ("I64", "I32")):
+        if wrong_shape := check_tensor(stored, name, "weight_shape", (2,), ("I64", "I32")):
             return [wrong_shape]
         shape = stored.load(f"{name}.weight_shape").tolist()
         words = -(-shape[1] * bits // 32)
-        wrong.append(check_tensor(stored, main, (shape[0], words), ("I32",)))
+        wrong.append(check_tensor(stored, name, main, (shape[0], words), ("I32",)))
         out_features, in_features = shape
     else:
         expected = ("I8",) if kind == INT else ("F8_E4M3",)
-        wrong.append(check_tensor(stored, main, header.shape, expected))
+        wrong.append(check_tensor(stored, name, main, header.shape, expected))
     if scheme.granularity == "group" and in_features % int(scheme.group_size or 1):
         return [
             f"{name}: group_size={scheme.group_size} does not divide in_features={in_features}."
         ]
     scales = _scale_shape(scheme, out_features, in_features)
-    wrong.append(check_tensor(stored, f"{name}.weight_scale", scales))
+    wrong.append(check_tensor(stored, name, "weight_scale", scales))
     if kind == PACKED and not scheme.symmetric:
         zeros = (-(-out_features * bits // 32), scales[1])
-        wrong.append(check_tensor(stored, f"{name}.weight_zero_point", zeros, ("I32",)))
+        wrong.append(check_tensor(stored, name, "weight_zero_point", zeros, ("I32",)))
     elif f"{name}.weight_zero_point" in stored.headers:
         wrong.append(f"{name}: config.json says symmetric, but there is a weight_zero_point.")
-    return [f"{fault} (config.json says {scheme})" for fault in wrong if fault]
+    return first_fault(wrong, f"config.json says {scheme}")
 
 
 def _scale_shape(scheme: Scheme, out_features: int, in_features: int) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from advisor.formats.base import (
     check_tensor,
     complain,
     exact_scales,
+    first_fault,
     group_size_of,
     is_consecutive,
 )
@@ -92,8 +93,8 @@ def quantization_config(
     """Return ``quantization_config``, with the most common scheme as the default."""
     rules = {name: _rule(weight) for name, weight in weights.items()}
     keys = [tuple(sorted(rule.items())) for rule in rules.values()]
-    counts = Counter(keys)
-    default = dict(max(sorted(counts), key=counts.__getitem__))
+    ranked = sorted(Counter(keys).items(), key=lambda item: (-item[1], item[0]))
+    default = dict(ranked[0][0])
     dynamic: dict[str, dict[str, Any]] = {}
     others: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for name, rule in rules.items():
@@ -232,14 +233,13 @@ def _check_module(name: str, rule: Mapping[str, Any], stored: Stored) -> list[st
         return [f"{name}: group_size={group_size} does not divide in_features={in_features}."]
     groups = in_features // group_size
     wrong = [
-        check_tensor(stored, f"{name}.qweight", weight.shape, ("I32",)),
-        check_tensor(stored, f"{name}.scales", (groups, out_features)),
-        check_tensor(stored, f"{name}.qzeros", (groups, -(-out_features * bits // 32)), ("I32",)),
+        check_tensor(stored, name, "qweight", weight.shape, ("I32",)),
+        check_tensor(stored, name, "scales", (groups, out_features)),
+        check_tensor(stored, name, "qzeros", (groups, -(-out_features * bits // 32)), ("I32",)),
     ]
     if rule["desc_act"] and index is None:
         wrong.append(f"{name} has no g_idx, which act-order needs.")
-    where = f" (config.json says bits={bits}, group_size={rule['group_size']})"
-    return [fault + where for fault in wrong if fault]
+    return first_fault(wrong, f"config.json says bits={bits}, group_size={rule['group_size']}")
 
 
 def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored) -> QuantizedWeight:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 
+_SHOWN = 10
+"""Faults that an error lists; :attr:`Checkpoint.problems` has them all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint whose modules were resolved and whose shapes were checked.
@@ -93,6 +97,9 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
     if not found.modules and not problems and quantization:
         problems = (f"config.json says {name}, but no module is quantized.",)
     if problems and not allow_faults:
-        raise VerificationError(f"{folder} is faulty. {join_errors(problems)}")
+        shown = list(problems[:_SHOWN])
+        if len(problems) > _SHOWN:
+            shown.append(f"... and {len(problems) - _SHOWN} more")
+        raise VerificationError(f"{folder} is faulty ({len(problems)}). {join_errors(shown)}")
     modules = dict(sorted(found.modules.items()))
     return Checkpoint(folder, name, quantization, modules, stored, problems)

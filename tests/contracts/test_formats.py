@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
 from advisor.formats.export import write_checkpoint
@@ -17,7 +19,6 @@ from advisor.formats.registry import format_names, get_format, storage_scheme
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
-from safetensors.torch import save_file
 
 _PATH = Path(__file__).parents[1] / "oracles" / "checkpoint_readers.py"
 _SPEC = importlib.util.spec_from_file_location("checkpoint_readers", _PATH)
@@ -149,6 +150,6 @@ def test_scales_keep_their_values_whatever_their_data_type(source, tmp_path, nam
 
 def test_a_format_refuses_what_it_cannot_hold_and_names_the_rule(source, tmp_path):
     weights = _quantize_all(source, "rtn-int5-g32-sym")
-    with pytest.raises(InputError, match="2, 3, 4 or 8 bits, not rtn-int5-g32-sym.*3 modules"):
+    with pytest.raises(InputError, match=r"2, 3, 4 or 8 bits, not rtn-int5-g32-sym.*3 modules"):
         write_checkpoint(source, tmp_path / "out", format="gptq", weights=weights)
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,154 @@
+"""Writing: identical bytes, all or nothing, and errors before any work."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+import torch
+
+from advisor.errors import InputError
+from advisor.formats import export, folder
+from advisor.formats.export import write_checkpoint
+from advisor.formats.read import read_checkpoint
+from advisor.models.checkpoint import read_tensor, tensor_names
+
+
+def _files(path):
+    return {entry.name: entry.read_bytes() for entry in path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("gptq", "rtn-int4-g32-sym"), ("awq", "rtn-int4-g32-asym"), ("bitsandbytes", "bnb-nf4-dq"),
+     ("compressed-tensors", "rtn-int4-g32-asym")],
+)  # fmt: skip
+def test_the_same_weights_give_the_same_bytes(bf16_folder, quantized, tmp_path, name, scheme):
+    weights = quantized(scheme)
+    backwards = dict(reversed(weights.items()))
+    first = write_checkpoint(bf16_folder, tmp_path / "a", format=name, weights=weights)
+    second = write_checkpoint(bf16_folder, tmp_path / "b", format=name, weights=backwards)
+    assert first == second
+    assert _files(tmp_path / "a") == _files(tmp_path / "b")
+
+
+def test_shards_hold_the_same_tensors_and_an_index(bf16_folder, quantized, tmp_path):
+    weights = quantized("rtn-int4-g32-sym")
+    digests = write_checkpoint(
+        bf16_folder, tmp_path / "out", format="gptq", weights=weights, shard_bytes=40_000
+    )
+    assert len(digests) > 2
+    assert all((tmp_path / "out" / name).stat().st_size < 50_000 for name in digests)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(digests)
+    checkpoint = read_checkpoint(tmp_path / "out")
+    assert index["metadata"]["total_size"] == sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in map(checkpoint.stored.load, checkpoint.stored.headers)
+    )
+    for module, weight in weights.items():
+        assert torch.equal(checkpoint.weight(module).dequantize(), weight.dequantize())
+
+
+def test_tokenizer_travels_and_the_tied_head_is_not_stored_twice(bf16_folder, quantized, tmp_path):
+    write_checkpoint(
+        bf16_folder, tmp_path / "out", format="gptq", weights=quantized("rtn-int4-g32-sym")
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (bf16_folder / name).read_bytes()
+    assert "lm_head.weight" not in tensor_names(tmp_path / "out")
+    mode = (tmp_path / "out" / "model.safetensors").stat().st_mode
+    assert mode == (tmp_path / "out" / "config.json").stat().st_mode
+
+
+def test_replaced_tensors_take_the_place_of_the_sources(bf16_folder, quantized, tmp_path):
+    name = "model.layers.0.input_layernorm.weight"
+    folded = read_tensor(bf16_folder, name).float() * 2
+    write_checkpoint(
+        bf16_folder,
+        tmp_path / "out",
+        format="awq",
+        weights=quantized("rtn-int4-g32-asym"),
+        replaced={name: folded},
+    )
+    stored = read_tensor(tmp_path / "out", name)
+    assert stored.dtype == torch.bfloat16
+    assert torch.equal(stored.float(), folded)
+
+
+def test_a_model_without_quantized_weights_is_a_plain_copy(bf16_folder, tmp_path):
+    write_checkpoint(bf16_folder, tmp_path / "out", format="safetensors", weights={})
+    checkpoint = read_checkpoint(tmp_path / "out")
+    assert (checkpoint.format, dict(checkpoint.modules)) == ("safetensors", {})
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+    for name, tensor in checkpoint.other_tensors():
+        assert torch.equal(tensor, read_tensor(bf16_folder, name))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk of .* is full; nothing was"),
+        (OSError(errno.EACCES, "Permission denied"), "cannot write .*: Permission denied"),
+        (RuntimeError("broken"), "broken"),
+    ],
+)
+def test_a_failed_write_leaves_nothing(
+    bf16_folder, quantized, tmp_path, monkeypatch, error, message
+):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(export, "save_file", fail)
+    expected = InputError if isinstance(error, OSError) else RuntimeError
+    with pytest.raises(expected, match=message):
+        write_checkpoint(
+            bf16_folder,
+            tmp_path / "place" / "out",
+            format="gptq",
+            weights=quantized("rtn-int4-g32-sym"),
+        )
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_refused_before_any_work(
+    bf16_folder, quantized, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: _Usage(1000))
+    with pytest.raises(InputError, match=r"needs 0\.00 GB, but the disk"):
+        write_checkpoint(
+            bf16_folder, tmp_path / "out", format="gptq", weights=quantized("rtn-int4-g32-sym")
+        )
+    assert list(tmp_path.glob("*out*")) == []
+
+
+class _Usage:
+    def __init__(self, free):
+        self.free = free
+
+
+def test_outputs_in_use_and_wrong_names_are_refused(bf16_folder, quantized, tmp_path):
+    weights = quantized("rtn-int4-g32-sym")
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match="must not exist or be empty"):
+        write_checkpoint(bf16_folder, used, format="gptq", weights=weights)
+    assert [entry.name for entry in used.iterdir()] == ["note.txt"]
+    with pytest.raises(InputError, match="is a file"):
+        write_checkpoint(bf16_folder, used / "note.txt", format="gptq", weights=weights)
+    with pytest.raises(InputError, match="not a folder that you may write to"):
+        write_checkpoint(bf16_folder, used / "note.txt" / "x", format="gptq", weights=weights)
+    name = "model.layers.0.mlp.up_proj"
+    wrong = {
+        "model.layers.7.mlp.up_proj": weights[name],
+        "model.layers.0.mlp.down_proj": weights[name],
+    }
+    with pytest.raises(InputError, match=r"(?s)2 problems.*layers\.7\.mlp.*down_proj has shape"):
+        write_checkpoint(bf16_folder, tmp_path / "out", format="gptq", weights=wrong)
+    write_checkpoint(bf16_folder, tmp_path / "out", format="gptq", weights=weights)
+    with pytest.raises(InputError, match="is quantized already"):
+        write_checkpoint(tmp_path / "out", tmp_path / "again", format="gptq", weights={})
+    with pytest.raises(InputError, match="Did you mean 'gptq'"):
+        write_checkpoint(bf16_folder, tmp_path / "x", format="gtpq", weights=weights)
