@@ -23,9 +23,9 @@ TIE = 1e-4
 """Steps of the grid from a tie within which float32 may round the other way."""
 FLOAT32 = QuantizationSettings(scale_dtype="float32")
 STORED = {True: QuantizationSettings(), False: FLOAT32}
-"""Settings by symmetry. On a symmetric grid the weight with the largest magnitude is half a step
-outside (or half a step inside), a tie wherever the scale is not rounded; with a bfloat16 scale it is
-none, and codes are decided. An asymmetric grid has no such ties."""
+"""Settings by symmetry. A symmetric scale puts the largest magnitude of a group at a tie, half a
+step outside the grid on the positive side; with a scale rounded to bfloat16 it is none, and codes
+are decided. An asymmetric grid has no such ties."""
 ROWS, COLUMNS, TOKENS, DEAD = 10, 48, 160, 29
 
 
@@ -285,7 +285,7 @@ def test_awq_scales(form, seed):
     )  # fmt: skip
     assert not _undecided(losses)
     best = int(np.argmin(losses))
-    assert 0 < best, "a case where scaling does not help tests nothing"
+    assert best > 0, "a case where scaling does not help tests nothing"
     expected = oracle.awq_scales(np.abs(_double(inputs)).mean(0), alphas[best])
     found = search_scales(weights, statistics, scheme, STORED[scheme.symmetric])
     np.testing.assert_allclose(_double(found), expected, rtol=1e-5)
