@@ -122,8 +122,7 @@ def run_study(
         try:
             outcome = propose_and_score(trial)
         except BaseException:
-            study.enqueue_trial(dict(trial.params), user_attrs={"retries": trial.number})
-            study.tell(trial, state=TrialState.FAIL)
+            _requeue(study, study.get_trials(deepcopy=False)[trial.number])
             raise
         _tell(study, trial, outcome)
         if report is not None:
@@ -227,8 +226,14 @@ def _requeue_dead(study: optuna.Study) -> None:
         if _is_alive(trial.user_attrs.get("worker"), age):
             continue
         _logger.info("trial %d was left unfinished: queued again", trial.number)
-        study.enqueue_trial(dict(trial.params), user_attrs={"retries": trial.number})
-        study.tell(trial.number, state=TrialState.FAIL)
+        _requeue(study, trial)
+
+
+def _requeue(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    """Close an unfinished trial and queue what it was to try, asked for already or not."""
+    wanted = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    study.enqueue_trial(wanted, user_attrs={"retries": trial.number})
+    study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _is_alive(worker: str | None, age: float) -> bool:

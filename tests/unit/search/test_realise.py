@@ -1,0 +1,107 @@
+"""Scores against their definition, stacking, and realised weights against the model's function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.statistics import LayerStatistics
+from advisor.calibration.tokens import TokenSequences, hash_tokens
+from advisor.errors import InputError
+from advisor.evaluation.runtime import quantized_model
+from advisor.methods.registry import quantize
+from advisor.methods.settings import QuantizationSettings
+from advisor.schemes import parse_scheme
+from advisor.search.realise import realise
+from advisor.search.scores import ScoreBook, score_change
+from advisor.search.stacking import quantize_group
+
+SETTINGS = QuantizationSettings(scale_steps=5)
+
+
+def _statistics(inputs, outputs, *, full=True):
+    generator = torch.Generator().manual_seed(inputs + outputs)
+    x = torch.randn(200, inputs, generator=generator)
+    g = torch.randn(150, outputs, generator=generator)
+    moment = g.T @ g
+    return LayerStatistics(
+        200, x.T @ x, x.abs().amax(0), x.abs().sum(0), 150, moment if full else moment.diagonal()
+    ), x, g  # fmt: skip
+
+
+@pytest.fixture
+def store(random_llama, tmp_path):
+    tokens = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))
+    sequences = TokenSequences(tokens, "random", "0" * 8, 0, hash_tokens(tokens))
+    found = open_store(random_llama, sequences, root=tmp_path)
+    collect_statistics(random_llama, sequences, found)
+    return found
+
+
+def test_score_is_half_the_mean_squared_effect_on_the_loss():
+    statistics, x, g = _statistics(6, 4)
+    delta = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
+    effect = (g.double() @ delta.double() @ x.double().T) ** 2
+    score = score_change(delta, statistics)
+    assert score.kl == pytest.approx(float(effect.mean()) / 2, rel=1e-4)
+    assert score.error == pytest.approx(float((x @ delta.T).square().sum(1).mean()), rel=1e-4)
+
+
+def test_diagonal_gradients_score_rows_apart():
+    statistics, x, g = _statistics(6, 4, full=False)
+    delta = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
+    rows = (x.double() @ delta.double().T).square().mean(0) * g.double().square().mean(0)
+    assert score_change(delta, statistics).kl == pytest.approx(float(rows.sum()) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rtn-int4-g32-asym", "gptq-int4-g32-sym", "gptq-int3-gch-sym"])
+def test_stacked_rows_are_those_of_each_linear_alone(name):
+    statistics, _, _ = _statistics(64, 8)
+    weights = [
+        torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows)) for rows in (8, 24)
+    ]
+    scheme = parse_scheme(name)
+    found = quantize_group(weights, statistics, [scheme], SETTINGS, foldable=False)[0]
+    for weight, result in zip(weights, found.weights, strict=True):
+        alone = quantize(weight, statistics, scheme, SETTINGS)
+        assert torch.equal(result.codes, alone.codes)
+        assert torch.equal(result.scales, alone.scales)
+
+
+def test_awq_folds_without_changing_the_function(random_llama, store):
+    """At 8 bits what is left is rounding; a scale folded wrongly would change everything."""
+    assignment = {linear.name: parse_scheme("awq-int8-g32-sym") for linear in random_llama.linears}
+    realised = realise(random_llama, assignment, SETTINGS, store)
+    assert any("layernorm" in name for name in realised.replaced)
+    tokens = torch.randint(2, 300, (1, 24), generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        expected = random_llama.model(tokens).logits
+        with quantized_model(random_llama.model, realised.weights, realised.replaced) as model:
+            found = model(tokens).logits
+    assert (found - expected).norm() / expected.norm() < 0.03
+
+
+def test_awq_needs_all_linears_of_an_input(random_llama, store):
+    name = random_llama.linears[0].name
+    with pytest.raises(InputError, match="only 1 of 3"):
+        realise(random_llama, {name: parse_scheme("awq-int4-g32-sym")}, SETTINGS, store)
+
+
+def test_all_bad_modules_are_listed(random_llama, store):
+    name = random_llama.linears[0].name
+    bad = {name: parse_scheme("rtn-int4-g48-sym"), "model.nowhere": parse_scheme("bf16")}
+    with pytest.raises(InputError, match=r"(?s)2 problems.*group_size=48.*model.nowhere"):
+        realise(random_llama, bad, SETTINGS, store)
+
+
+def test_scores_come_from_disk_the_second_time(random_llama, store, tmp_path):
+    schemes = [parse_scheme(n) for n in ("gptq-int4-g32-sym", "rtn-int8-g32-sym", "bf16")]
+    first = ScoreBook(random_llama, store, tmp_path / "scores")
+    found = first.scores(schemes, SETTINGS, None)
+    second = ScoreBook(random_llama, store, tmp_path / "scores")
+    assert second.missing(schemes, SETTINGS, None) == []
+    assert second.scores(schemes, SETTINGS, None) == found
+    four, eight, none = (found[scheme] for scheme in schemes)
+    for linear in random_llama.linears:
+        assert four[linear.name].kl > eight[linear.name].kl > none[linear.name].kl == 0

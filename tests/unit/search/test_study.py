@@ -1,0 +1,165 @@
+"""The study: conditional space, reproducibility, resuming after a kill, rejected proposals."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import optuna
+import pytest
+
+from advisor.errors import InputError
+from advisor.schemes import parse_scheme
+from advisor.search.families import Family, relevant_settings, schemes_of
+from advisor.search.space import Proposal, build_space, parameters_of, priors, suggest
+from advisor.search.study import Outcome, run_study, storage_url
+
+OPTIONS = tuple(
+    map(
+        parse_scheme,
+        ("gptq-int4-g32-sym", "gptq-int4-g64-asym", "gptq-int8-gch-sym", "rtn-fp8-gch-afp8"),
+    )
+)
+SPACE = build_space(OPTIONS[:3], (8, 16), low_bits=4.2, high_bits=6.0)
+
+
+def _score(trial):
+    proposal = suggest(trial, SPACE)
+    if proposal.uniform == "int8-gch":
+        return Outcome(math.inf, (1.0,), rejected="too large")
+    bits = proposal.target_bits or 4.5
+    return Outcome(bits + (proposal.family.method != "gptq"), (4.5 - bits,), {"bits": bits})
+
+
+def _run(url, trials, **changes):
+    arguments = {
+        "name": "study", "url": url, "seed": 3, "trials": trials, "propose_and_score": _score,
+        "priors": [parameters_of(proposal, SPACE) for proposal in priors(SPACE)][:6],
+        "stop": lambda: False,
+    }  # fmt: skip
+    return run_study(**arguments | changes)
+
+
+def _outcomes(records):
+    return [(record.parameters, record.value, record.feasible) for record in records]
+
+
+def test_interrupted_and_whole_studies_are_equal(tmp_path):
+    whole = _run(storage_url(tmp_path / "whole.db", tmp_path), 24)
+    url = storage_url(None, tmp_path)
+    _run(url, 9)
+    assert _outcomes(_run(url, 24)) == _outcomes(whole)
+    assert len(whole) == 24
+    assert any(record.rejected == "too large" for record in whole)
+
+
+def test_another_seed_gives_other_trials(tmp_path):
+    first = _run(storage_url(tmp_path / "a.db", tmp_path), 16)
+    second = _run(storage_url(tmp_path / "b.db", tmp_path), 16, seed=4)
+    assert _outcomes(first)[:6] == _outcomes(second)[:6], "the priors come first"
+    assert _outcomes(first) != _outcomes(second)
+
+
+def test_killed_process_loses_no_finished_trial_and_its_open_one_is_queued_again(tmp_path):
+    url = storage_url(tmp_path / "study.db", tmp_path)
+    _run(url, 4)
+    script = (
+        "import os, signal, sys\n"
+        "from advisor.search.study import run_study\n"
+        "def score(trial):\n"
+        "    trial.suggest_categorical('method', ('rtn', 'gptq', 'awq', 'best'))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"run_study(name='study', url={url!r}, seed=3, trials=5, propose_and_score=score,\n"
+        "          priors=[], stop=lambda: False)\n"
+    )
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=False)
+    assert killed.returncode == -9
+    records = _run(url, 8)
+    assert len(records) == 8
+    states = [trial.state for trial in optuna.load_study(study_name="study", storage=url).trials]
+    assert states.count(optuna.trial.TrialState.FAIL) == 1
+    assert optuna.trial.TrialState.RUNNING not in states
+    lost = parameters_of(priors(SPACE)[4], SPACE)
+    assert lost in [record.parameters for record in records], "the open trial was a prior"
+
+
+def test_ctrl_c_within_a_trial_queues_it_again(tmp_path):
+    url = storage_url(tmp_path / "study.db", tmp_path)
+
+    def interrupted(trial):
+        suggest(trial, SPACE)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(url, 3, propose_and_score=interrupted)
+    assert len(_run(url, 3)) == 3
+
+
+def test_unusable_storage_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="--storage"):
+        _run("sqlite:////nonexistent/folder/study.db", 1)
+    with pytest.raises(InputError, match="--storage"):
+        _run("nosuch://secret@host/db", 1)
+
+
+class Fixed:
+    """Answers as told, and remembers what was asked."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.asked = []
+
+    def suggest_categorical(self, name, choices):
+        self.asked.append(name)
+        assert self.answers[name] in choices
+        return self.answers[name]
+
+    def suggest_float(self, name, low, high):
+        self.asked.append(name)
+        assert low <= self.answers[name] <= high
+        return self.answers[name]
+
+
+def test_only_what_matters_is_asked():
+    trial = Fixed(
+        {"method": "rtn", "symmetric": True, "clip": "none", "allocation": "mixture",
+         "target_bits": 5.0}
+    )  # fmt: skip
+    assert suggest(trial, SPACE) == Proposal(Family("rtn"), None, 5.0)
+    assert not {"damping", "static_groups", "samples", "uniform_symmetric"} & set(trial.asked)
+
+
+@pytest.mark.parametrize("proposal", priors(SPACE), ids=repr)
+def test_priors_are_points_of_the_space(proposal):
+    trial = Fixed(parameters_of(proposal, SPACE))
+    assert suggest(trial, SPACE) == proposal
+    single = {"uniform_asymmetric"}  # this grid has one storage: there is nothing to ask
+    assert set(trial.asked) == set(trial.answers) - single
+
+
+def test_every_method_and_uniform_storage_is_among_the_priors():
+    found = priors(SPACE)
+    assert {p.family.method for p in found} == {"rtn", "gptq", "awq", "best"}
+    assert {(p.family.method, p.uniform) for p in found if p.uniform} >= {
+        (method, name) for method in ("rtn", "gptq", "awq") for name in ("int4-g32", "int8-gch")
+    }
+
+
+def test_schemes_of_a_family():
+    family = Family("awq", symmetric=False)
+    assert [str(s) for s in schemes_of(family, OPTIONS, "awq")] == [
+        "awq-int4-g64-asym",
+        "rtn-fp8-gch-afp8",
+    ]
+
+
+def test_scores_are_shared_across_settings_that_do_not_matter():
+    from advisor.methods.settings import QuantizationSettings
+
+    rtn = parse_scheme("rtn-int4-g64-sym")
+    gptq = parse_scheme("gptq-int4-g64-sym")
+    low, high = QuantizationSettings(damping=0.01), QuantizationSettings(damping=0.1)
+    assert relevant_settings(rtn, low, 8) == relevant_settings(rtn, high, 16)
+    assert relevant_settings(gptq, low, 8) != relevant_settings(gptq, high, 8)
+    assert relevant_settings(gptq, low, 8) != relevant_settings(gptq, low, 16)
