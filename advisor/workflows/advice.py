@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from advisor.budgets import Budgets
+from advisor.errors import InputError
 from advisor.workflows.resolve import check_preference, resolve_engine, resolve_hardware
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def predict(
     """Predict size, memory, speed, loss and cost of one scheme, feasible or not.
 
     Raises:
-        InputError: A name is unknown or a value breaks its rule.
+        InputError: A name is unknown, a value breaks its rule, or the scheme does not fit the
+            model's shapes.
     """
     from advisor.predict.advise import predict as predict_one
     from advisor.predict.models import load_modelspec
@@ -73,7 +75,7 @@ def predict(
 
     parsed = parse_scheme(scheme)
     hardware = resolve_hardware(gpu)
-    return predict_one(
+    prediction = predict_one(
         load_modelspec(model),
         parsed,
         hardware,
@@ -81,6 +83,9 @@ def predict(
         context=context,
         batch=batch,
     )
+    if prediction.candidate.problem is not None:  # asked for by name, and it cannot exist
+        raise InputError(prediction.candidate.problem)
+    return prediction
 
 
 def compare_gpus(

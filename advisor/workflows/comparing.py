@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,37 @@ class Comparison:
         }
 
 
+_SAME = (
+    "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads",
+)  # fmt: skip
+"""Keys of config.json that decide tensors and tokens."""
+
+
+def _check_same_model(first: Path, second: Path) -> None:
+    """Refuse two checkpoints that are not of one model.
+
+    Raises:
+        InputError: A config.json cannot be read, or keys differ; all are listed.
+    """
+    configs = []
+    for folder in (first, second):
+        try:
+            configs.append(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}/config.json is not valid JSON: {error}.") from error
+    differing = [
+        f"{key} {configs[0].get(key)} and {configs[1].get(key)}"
+        for key in _SAME
+        if configs[0].get(key) != configs[1].get(key)
+    ]
+    if differing:
+        raise InputError(
+            f"{second} is no version of {first}: {', '.join(differing)}. "
+            "Give checkpoints of one architecture and size."
+        )
+
+
 def compare(
     reference: str | Path,
     other: str | Path,
@@ -99,6 +131,7 @@ def compare(
     for folder in (first, second):
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no config.json: it is not a checkpoint's folder.")
+    _check_same_model(first, second)
     loaded = load_model(first)
     checkpoint = read_checkpoint(second)
     parameters = dict(loaded.model.named_parameters())

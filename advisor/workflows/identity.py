@@ -46,6 +46,6 @@ def check_model(plan: Plan, folder: Path) -> None:
     ]
     if problems:
         raise InputError(
-            f"the model is not the one that the plan was made for. {join_errors(problems)}\n"
-            "Give the right one with --model, or tune this one."
+            "the model must be the one that the plan was made for: give it with --model, or tune "
+            f"this one. {join_errors(problems)}"
         )
