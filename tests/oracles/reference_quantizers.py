@@ -174,7 +174,7 @@ def gptq(
     result = Reference.empty(rows, columns, width)
     if static:
         before = rtn(weight, grid, width, factors=factors, importance=np.diag(moment))
-        result.scales, result.zeros = before.scales, before.zeros
+        result.scales, result.zeros, result.ranges = before.scales, before.zeros, before.ranges
     else:
         for place, column in enumerate(order):
             result.group_of[column] = place // width

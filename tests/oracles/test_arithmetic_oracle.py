@@ -49,12 +49,6 @@ def _linear(weight: torch.Tensor) -> torch.nn.Module:
     return torch.nn.Sequential(linear)
 
 
-def _codes_agree(found, codes, margins, ties: int = 0) -> None:
-    differ = found.codes.numpy().astype(int) != codes
-    assert (margins[differ] < TIE).all()
-    assert differ.sum() <= ties
-
-
 def test_tables():
     np.testing.assert_allclose(_double(codebook("nf4")), oracle.nf4_table(), atol=2e-7)
     np.testing.assert_allclose(_double(codebook("fp4")), oracle.fp4_table(), atol=2e-7)
@@ -124,9 +118,8 @@ def test_llm_int8_weight(weight):
     codes, maxima = oracle.rowwise_int8(_double(weight))
     differ = found.codes.numpy().astype(int) - 128 != codes
     steps = np.abs(_double(weight) * 127 / maxima[:, None])
-    assert (np.abs(steps % 1 - 0.5)[differ] < 0.05).all()
-    # bitsandbytes multiplies in float16 by default: a few codes of 7,680 round the other way.
-    assert differ.mean() < 0.005
+    assert (np.abs(steps % 1 - 0.5)[differ] < TIE).all()
+    assert differ.sum() <= 2
     np.testing.assert_array_equal(_double(found.extras["SCB"]), maxima)
     np.testing.assert_allclose(_double(found.scales).ravel(), maxima / 127, rtol=2e-7)
 

@@ -132,17 +132,21 @@ def test_gptq_in_activation_order(weight, inputs, statistics, form, static):
     cases.same_error(found, expected, weight, inputs, 0.02)
 
 
-@pytest.mark.parametrize("form", ["g16-sym", "g16-asym-actorder"])
-def test_gptq_with_clip_search(weight, statistics, form):
+@pytest.mark.parametrize(
+    ("form", "static"),
+    [("g16-sym", False), ("g16-asym-actorder", False), ("g16-asym", True), ("gch-sym", True)],
+)
+def test_gptq_with_clip_search(weight, statistics, form, static):
     scheme = parse_scheme(f"gptq-int3-{form}")
-    settings = replace(STORED[scheme.symmetric], clip="mse")
+    settings = replace(STORED[scheme.symmetric], clip="mse", static_groups=static)
     found = registry.quantize(weight, statistics, scheme, settings)
     moment = double(statistics.second_moment)
-    order = oracle.activation_order(moment) if scheme.activation_order else range(COLUMNS)
-    factors = oracle.clip_factors(settings.clip_steps, settings.clip_shrink)
+    ordered = scheme.activation_order or static
+    order = oracle.activation_order(moment) if ordered else list(range(COLUMNS))
     expected = oracle.gptq(
-        double(weight), moment, cases.grid_of(scheme), 16, order=order, factors=factors
-    )
+        double(weight), moment, cases.grid_of(scheme), cases.width_of(scheme), order=order,
+        static=static, factors=oracle.clip_factors(settings.clip_steps, settings.clip_shrink),
+    )  # fmt: skip
     assert not any(
         cases.undecided(losses) for key, losses in expected.ranges.items() if key != (3, 0)
     )
