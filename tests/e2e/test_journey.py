@@ -1,0 +1,228 @@
+"""The journey on the small trained model: tune, apply, verify, and what verify must not let pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from advisor import workflows
+from advisor.budgets import Budgets
+from advisor.errors import InputError
+from advisor.plan.files import load_plan
+from advisor.plan.hashing import sha256_file
+from advisor.workflows.demonstration import example_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from advisor.workflows.tuning import Tuning
+
+SIZE_LIMIT = 3_100_000
+SETTINGS = {
+    "gpu": "cpu", "engine": "transformers", "context": 256, "samples": 8,
+    "sequence_length": 64, "evaluation_sequences": 8, "trials": 6,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADVISOR_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, Tuning]:
+    """Folder with plan.yaml and the checkpoint made from it."""
+    folder = tmp_path_factory.mktemp("journey")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADVISOR_CACHE", str(cache))
+        tuning = workflows.tune(
+            example_model(), budgets=Budgets(max_size_bytes=SIZE_LIMIT),
+            output=folder / "plan.yaml", **SETTINGS,
+        )  # fmt: skip
+        workflows.apply(folder / "plan.yaml", folder / "quantized")
+    return folder, tuning
+
+
+def copy(journey: tuple[Path, Tuning], tmp_path: Path) -> tuple[Path, Path]:
+    """A plan and a checkpoint of one's own to damage."""
+    shutil.copytree(journey[0] / "quantized", tmp_path / "quantized")
+    shutil.copy(journey[0] / "plan.yaml", tmp_path / "plan.yaml")
+    return tmp_path / "plan.yaml", tmp_path / "quantized"
+
+
+def rewrite(path: Path, change: dict[str, object], drop: str | None = None) -> None:
+    """Write a tensor file again with some tensors changed."""
+    with safe_open(path, framework="pt") as handle:
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        metadata = handle.metadata()
+    for name, source in change.items():
+        tensors[name] = tensors[source].clone() if isinstance(source, str) else source
+    if drop is not None:
+        del tensors[drop]
+    save_file(tensors, str(path), metadata)
+
+
+def forget_hashes(plan: Path) -> None:
+    """Leave only the checks that read the content."""
+    text = plan.read_text().split("\noutputs:")[0] + "\n"
+    plan.write_text(text)
+
+
+def failed(plan: Path, folder: Path) -> dict[str, str]:
+    report = workflows.verify(plan, folder)
+    return {check.name: check.detail for check in report.checks if not check.passed}
+
+
+def test_answer_meets_the_budget_and_beats_every_uniform_candidate(
+    journey: tuple[Path, Tuning],
+) -> None:
+    folder, tuning = journey
+    plan = load_plan(folder / "plan.yaml")
+    assert tuning.feasible
+    written = sum(file.stat().st_size for file in (folder / "quantized").glob("*.safetensors"))
+    assert written <= SIZE_LIMIT
+    assert abs(written - plan.expected.size_bytes) / written < 0.005
+    uniform = [row for row in tuning.result.finalists if row.mixture.is_uniform]
+    assert uniform
+    assert plan.expected.kl is not None
+    within = [row for row in uniform if row.mixture.size_bytes <= SIZE_LIMIT]
+    assert all(plan.expected.kl.value <= row.measured_kl for row in within)
+
+
+def test_verify_accepts_what_apply_wrote(journey: tuple[Path, Tuning]) -> None:
+    folder, _ = journey
+    report = workflows.verify(folder / "plan.yaml", folder / "quantized")
+    assert report.passed, report.to_dict()["checks"]
+    plan = load_plan(folder / "plan.yaml")
+    assert plan.expected.kl is not None
+    assert report.measured is not None
+    assert report.measured["kl"]["value"] == pytest.approx(plan.expected.kl.value, rel=0.02)
+
+
+def test_apply_twice_gives_identical_files(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    plan, _ = copy(journey, tmp_path)
+    again = workflows.apply(plan, tmp_path / "again")
+    assert again.files
+    for name, digest in again.files.items():
+        assert sha256_file(journey[0] / "quantized" / name) == digest
+
+
+def test_apply_without_the_cache_gives_identical_files(
+    journey: tuple[Path, Tuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "empty"))
+    plan, _ = copy(journey, tmp_path)
+    again = workflows.apply(plan, tmp_path / "again")
+    for name, digest in again.files.items():
+        assert sha256_file(journey[0] / "quantized" / name) == digest
+
+
+def test_apply_refuses_an_existing_output(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    plan, folder = copy(journey, tmp_path)
+    with pytest.raises(InputError, match="quantized"):
+        workflows.apply(plan, folder)
+
+
+def test_flipped_byte(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    plan, folder = copy(journey, tmp_path)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    assert "changed" in failed(plan, folder)["files"]
+
+
+def scale_of(folder: Path) -> str:
+    with safe_open(folder / "model.safetensors", framework="pt") as handle:
+        return next(n for n in sorted(handle.keys()) if n.endswith(("scales", "weight_scale")))
+
+
+def test_missing_scale(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    plan, folder = copy(journey, tmp_path)
+    forget_hashes(plan)
+    (folder / "advisor-plan.yaml").unlink()
+    name = scale_of(folder)
+    rewrite(folder / "model.safetensors", {}, drop=name)
+    assert name.rsplit(".", 1)[0] in failed(plan, folder)["structure"]
+
+
+def test_swapped_module(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    plan, folder = copy(journey, tmp_path)
+    forget_hashes(plan)
+    (folder / "advisor-plan.yaml").unlink()
+    module = "self_attn.o_proj"
+    with safe_open(folder / "model.safetensors", framework="pt") as handle:
+        shapes = {n: tuple(handle.get_slice(n).get_shape()) for n in handle.keys()}  # noqa: SIM118
+    first = {n: s for n, s in shapes.items() if n.startswith(f"model.layers.0.{module}.")}
+    other = next(
+        block
+        for block in (1, 2, 3)
+        if {n.replace("layers.0", f"layers.{block}"): s for n, s in first.items()}.items()
+        <= shapes.items()
+    )
+    rewrite(
+        folder / "model.safetensors",
+        {name: name.replace("layers.0", f"layers.{other}") for name in first},
+    )
+    assert f"model.layers.0.{module} " in failed(plan, folder)["weights"]
+
+
+def test_edited_config(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    plan, folder = copy(journey, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["rms_norm_eps"] = 0.1
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "config.json" in failed(plan, folder)["files"]
+
+
+def test_wrong_group_size(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    plan, folder = copy(journey, tmp_path)
+    forget_hashes(plan)
+    (folder / "advisor-plan.yaml").unlink()
+    text = (folder / "config.json").read_text()
+    config = json.loads(text)
+    settings = config["quantization_config"]
+    settings["group_size"] = {32: 64, 64: 128, 128: 64}[settings["group_size"]]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert failed(plan, folder).keys() & {"structure", "schemes"}
+
+
+def test_report_of_the_plan(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    page = workflows.report(journey[0] / "plan.yaml", tmp_path / "report.html").output.read_text()
+    assert "<svg" in page
+    assert load_plan(journey[0] / "plan.yaml").model.weights_sha256 in page
+
+
+def test_compare_and_inspect(journey: tuple[Path, Tuning]) -> None:
+    folder, _ = journey
+    plan = load_plan(folder / "plan.yaml")
+    found = workflows.inspect(folder / "quantized", gpu="cpu", engine="transformers")
+    assert found.faults == ()
+    assert found.bits_per_weight == pytest.approx(plan.expected.bits_per_weight, rel=0.005)
+    compared = workflows.compare(
+        example_model(), folder / "quantized", evaluation_sequences=8, sequence_length=64
+    )
+    assert plan.expected.kl is not None
+    assert compared.kl.value == pytest.approx(plan.expected.kl.value, rel=0.02)
+
+
+def test_impossible_budgets_name_what_would_do(tmp_path: Path) -> None:
+    budgets = Budgets(max_size_bytes=2_350_000, max_kl=0.0005)
+    result = workflows.tune(
+        example_model(), budgets=budgets, output=tmp_path / "plan.yaml", **SETTINGS
+    )
+    assert not result.feasible
+    document = result.to_dict()
+    changed = {row["budget"]: row for row in document["relaxation"]}
+    assert changed["max_size"]["to"] > budgets.max_size_bytes
+    assert changed["max_kl"]["to"] > 0.0005
