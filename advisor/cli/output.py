@@ -74,7 +74,7 @@ def fitting_columns(
     kept = list(columns)
 
     def total() -> int:
-        widths = (max(len(name), *(len(row[name]) for row in rows)) for name in kept)
+        widths = (max(len(text) for text in (name, *(row[name] for row in rows))) for name in kept)
         return sum(widths) + 2 * (len(kept) - 1)
 
     for name in dropped:

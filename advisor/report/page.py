@@ -205,6 +205,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _size(value: int) -> str:
+    if value < 1e6:
+        return f"{value / 1e3:.1f} kB"
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
 
 

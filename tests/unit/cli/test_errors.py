@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+import typer
+
+from advisor.cli.errors import guarded
+from advisor.cli.options import state
+from advisor.errors import BackendError, InfeasibleError, InputError, VerificationError
+
+
+def fail_with(error):
+    @guarded
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        command()
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("bad"), 2),
+        (InfeasibleError("bad"), 3),
+        (VerificationError("bad"), 1),
+        (BackendError("bad"), 1),
+        (typer.BadParameter("bad"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 2),
+        (OSError(errno.EIO, "Input/output error"), 1),
+        (ValueError("bad"), 1),
+        (KeyboardInterrupt(), 1),
+    ],
+)
+def test_exit_codes(error, code, capsys):
+    assert fail_with(error) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert "Traceback" not in captured.err
+
+
+def test_an_unexpected_error_says_how_to_see_more(capsys):
+    fail_with(ZeroDivisionError("division\nby zero"))
+    assert capsys.readouterr().err == (
+        "error: ZeroDivisionError: division by zero (run again with --debug for the traceback)\n"
+    )
+
+
+def test_debug_shows_the_traceback():
+    state.debug = True
+
+    @guarded
+    def command():
+        raise InputError("bad")
+
+    with pytest.raises(InputError):
+        command()
+
+
+def test_json_says_the_same_on_stdout(capsys):
+    state.json = True
+    fail_with(InfeasibleError("nothing fits"))
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "schema_version": 1,
+        "error": {"type": "InfeasibleError", "message": "nothing fits", "exit_code": 3},
+    }
+    assert captured.err == "error: nothing fits\n"
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_an_exit_on_purpose_passes(code):
+    @guarded
+    def command():
+        raise typer.Exit(code)
+
+    with pytest.raises(typer.Exit) as stop:
+        command()
+    assert stop.value.exit_code == code

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from advisor.cli import output
+from advisor.cli.options import state
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "unknown"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (94_528, "94.5 kB"),
+        (120_000_000, "120 MB"),
+        (5_728_000_000, "5.73 GB"),
+        (16_060_556_376, "16.1 GB"),
+        (1_340_000_000_000, "1.34 TB"),
+    ],
+)
+def test_size_is_decimal_with_three_digits(value, text):
+    assert output.size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0013, "0.13%"), (0.031, "3.1%"), (0.5, "50.0%"), (5.49, "549%"), (-0.002, "-0.20%")],
+)
+def test_percent(value, text):
+    assert output.percent(value) == text
+
+
+def test_intervals():
+    loss = {"low": 0.0044, "expected": 0.0112, "high": 0.0287}
+    assert output.interval(loss, middle="expected") == "1.12% [0.44, 2.87]"
+    assert output.short_interval(loss, middle="expected") == "1.1% [0.44-2.9]"
+    assert output.interval({"low": 0.01, "value": 0.02, "high": 0.03}, middle="value",
+                           kind="number") == "0.020 [0.010, 0.030]"  # fmt: skip
+    assert output.interval(None, middle="value") == "unknown"
+
+
+def test_short_interval_of_nothing_lost_is_not_a_range():
+    assert output.short_interval({"low": 0, "expected": 0, "high": 0}, middle="expected") == "0%"
+    wide = {"low": 0.12, "expected": 0.37, "high": 1.47}
+    assert output.short_interval(wide, middle="expected") == "37% [12-147]"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "unknown"),
+        (59.6, "1 min 00 s"),
+        (8, "8 s"),
+        (125, "2 min 05 s"),
+        (7260, "2 h 01 min"),
+    ],
+)
+def test_duration(seconds, text):
+    assert output.duration(seconds) == text
+
+
+def test_columns_go_in_the_order_given_until_the_rest_fits():
+    rows = [{"name": "a" * 20, "extra": "b" * 10, "kernel": "c" * 10}]
+    columns = ("name", "extra", "kernel")
+    dropped = ("extra", "kernel")
+    assert output.fitting_columns(columns, rows, 44, dropped=dropped) == ["name", "extra", "kernel"]
+    assert output.fitting_columns(columns, rows, 43, dropped=dropped) == ["name", "kernel"]
+    assert output.fitting_columns(columns, rows, 20, dropped=dropped) == ["name"]
+    assert output.fitting_columns(columns, [], 80, dropped=dropped) == list(columns)
+
+
+def test_json_is_the_only_thing_on_stdout(capsys):
+    state.json = True
+    output.show({"size": "5 µ"}, lambda console, document: console.print("never"))
+    assert json.loads(capsys.readouterr().out) == {"size": "5 µ"}
+
+
+def test_width_of_a_pipe_is_columns_or_110(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "91")
+    assert output.console().width == 91
+    monkeypatch.delenv("COLUMNS")
+    assert output.console().width == 110

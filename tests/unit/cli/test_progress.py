@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from advisor.cli.options import state
+from advisor.cli.progress import progress
+from advisor.workflows import ProgressEvent
+
+
+def run(*events):
+    with progress() as callback:
+        for event in events:
+            callback(event)
+
+
+EVENTS = (
+    ProgressEvent("Calibrating", 0, 2),
+    ProgressEvent("Calibrating", 1, 2),
+    ProgressEvent("Calibrating", 2, 2),
+    ProgressEvent("Searching", 1, 3, "best 0.1"),
+    ProgressEvent("Searching", 3, 3, "best 0.05"),
+)
+
+
+def test_lines_when_stderr_is_no_terminal(capsys):
+    run(*EVENTS)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "Calibrating ...",
+        "Calibrating: 2 of 2 in 0 s",
+        "Searching ...",
+        "Searching: 3 of 3 in 0 s; best 0.05",
+    ]
+
+
+def test_json_is_silent_unless_verbose(capsys):
+    state.json = True
+    run(*EVENTS)
+    assert capsys.readouterr().err == ""
+    state.verbose = True
+    run(*EVENTS)
+    assert "Searching: 3 of 3" in capsys.readouterr().err
+
+
+def test_bars_on_a_terminal_show_stage_count_and_note(capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    run(*EVENTS)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Searching" in captured.err
+    assert "3/3" in captured.err
+    assert "best 0.05" in captured.err

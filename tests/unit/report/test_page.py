@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from advisor.plan.files import load_plan
+from advisor.report.page import render_report
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "plan.yaml"
+MODULES = [
+    f"model.layers.{layer}.{part}"
+    for layer in range(2)
+    for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
+]
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return load_plan(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def page(plan):
+    return render_report(plan, MODULES)
+
+
+class Elements(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.open, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_nothing_is_fetched_and_nothing_runs(page):
+    elements = Elements(page)
+    assert elements.open == []  # every element is closed
+    for tag, attributes in elements.found:
+        assert tag not in ("script", "link", "img", "iframe", "object", "embed")
+        assert not {"src", "href", "onload", "onclick"} & attributes.keys()
+    outside = [url for url in re.findall(r"https?://[^\"' <)]*", page) if "www.w3.org" not in url]
+    assert outside == []
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_the_figures_are_there(page):
+    text = Elements(page).text
+    for figure in (
+        "mixed-4.25bpw", "GeForce RTX 4090", "4.25", "2.13%", "[1.54, 2.72]", "0.0192", "93.1%",
+        "21.73, 21.28", "118.4 kB", "gptq-int4-g64-sym", "loss: the upper bound 4.41% is above 3%",
+        "60 trials", "3e164753", "torch 2.13.0", "builtin:calibration",
+    ):  # fmt: skip
+        assert figure in text, figure
+
+
+def test_a_chart_of_loss_against_size_and_a_map_of_bits(page):
+    assert page.count("<svg") == 2
+    assert "down_proj" in page
+
+
+def test_names_cannot_write_html(plan):
+    evil = "<script>alert('x')</script>"
+    model = plan.model.model_copy(update={"id": evil})
+    lost = plan.runners_up[0].model_copy(update={"name": evil, "reason": evil})
+    page = render_report(plan.model_copy(update={"model": model, "runners_up": (lost,)}))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_plan_that_measured_nothing_still_has_a_page(plan):
+    bare = plan.model_copy(
+        update={
+            "calibration": None,
+            "evaluation": None,
+            "search": None,
+            "runners_up": (),
+            "expected": plan.expected.model_copy(
+                update={"basis": "score", "kl": None, "loss": None, "top1_agreement": None}
+            ),
+        }
+    )
+    elements = Elements(render_report(bare))
+    assert elements.open == []
+    assert "Predicted by the search" in elements.text
