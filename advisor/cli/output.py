@@ -105,13 +105,13 @@ def percent(value: float | None) -> str:
 
 
 def interval(value: Mapping[str, float] | None, *, middle: str, kind: str = "percent") -> str:
-    """Return ``1.2% [0.9, 1.6]`` from a mapping with low, high and the key ``middle``."""
+    """Return ``1.23% [0.92, 1.61]``: three digits of the largest, from low, high and ``middle``."""
     if value is None or value.get(middle) is None:
         return "unknown"
     factor, unit = (100.0, "%") if kind == "percent" else (1.0, "")
     low, centre, high = (factor * value[key] for key in ("low", middle, "high"))
     spread = max(abs(low), abs(centre), abs(high))
-    digits = 3 if spread < 1 else 2 if spread < 10 else 1 if spread < 100 else 0
+    digits = min(5, max(0, 2 - math.floor(math.log10(spread)))) if spread else 0
     return f"{centre:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

@@ -75,19 +75,21 @@ def render(console: Any, document: dict[str, Any]) -> None:
     table = output.table(
         "",
         "candidate",
+        "by",
         "size",
-        "bits/weight",
+        "bits",
         "KL, 95%",
         "loss, 95%",
         "top-1",
         "verdict",
-        right=(2, 3),
+        right=(3, 4),
     )
     for row in document["finalists"]:
-        chosen = row["name"] == document["chosen"]
+        chosen = row["chosen"]
         table.add_row(
             "[green]>[/]" if chosen else "",
             row["name"],
+            row["method"],
             output.size(row["size_bytes"]),
             f"{row['bits_per_weight']:.2f}",
             output.interval(row["kl"], middle="value", kind="number"),
@@ -104,7 +106,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
         + ("" if search["stopped"] == "completed" else f" ({search['stopped']}: best so far)")
     )
     if document["feasible"]:
-        console.print(f"[bold]{document['chosen']}[/]: {document['why']}", soft_wrap=True)
+        console.print(f"\n[bold]{document['chosen']}[/] is {document['why']}.", soft_wrap=True)
         console.print(f"[bold]Plan[/]   {document['plan_path']}")
         console.print(f"[bold]Apply[/]  advisor apply {document['plan_path']} -o quantized/")
         return

@@ -20,6 +20,7 @@ from advisor.workflows.resolve import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from advisor.plan.schema import Plan
     from advisor.search.finalists import Finalist
     from advisor.search.tune import SearchEvent, TuneResult
 
@@ -51,7 +52,7 @@ class Tuning:
             "why": _why(result),
             "plan_path": str(self.plan_path),
             "plan": plan.model_dump(mode="json"),
-            "finalists": [_finalist(row) for row in _in_order(result)],
+            "finalists": [_finalist(row, plan) for row in _in_order(result)],
             "relaxation": [change.to_dict() for change in result.relaxation],
             "search": {
                 "study": plan.search.study if plan.search else None,
@@ -188,23 +189,25 @@ def _forward(report: ProgressCallback) -> Any:
 
 
 def _in_order(result: TuneResult) -> list[Finalist]:
-    """The answer first, then as the plan ranks the others."""
-    order = {name: place for place, name in enumerate(row.name for row in result.plan.runners_up)}
-    chosen = result.plan.expected.size_bytes, result.plan.scheme.name
+    """The answer first, then those that pass, by measured KL."""
     return sorted(
         result.finalists,
-        key=lambda row: (
-            (row.mixture.size_bytes, row.name) != chosen,
-            order.get(row.name, len(order)),
-            row.measured_kl,
-        ),
+        key=lambda row: (not _is_answer(row, result.plan), not row.passes, row.measured_kl),
     )
 
 
-def _finalist(row: Finalist) -> dict[str, Any]:
+def _is_answer(row: Finalist, plan: Plan) -> bool:
+    """Whether a finalist is what the plan describes; names may repeat, measurements do not."""
+    expected = plan.expected
+    return (row.measurement.kl, row.mixture.size_bytes) == (expected.kl, expected.size_bytes)
+
+
+def _finalist(row: Finalist, plan: Plan) -> dict[str, Any]:
     measured = row.measurement
     return {
         "name": row.name,
+        "method": row.mixture.family.method,
+        "chosen": _is_answer(row, plan),
         "settings": row.mixture.family.describe(),
         "size_bytes": row.mixture.size_bytes,
         "bits_per_weight": row.mixture.bits_per_weight,
@@ -222,7 +225,7 @@ def _why(result: TuneResult) -> str:
     """Say in a sentence why this is the answer."""
     plan = result.plan
     if not result.finalists:
-        return "stopped before anything was measured: the best predicted candidate, not measured"
+        return "the best predicted candidate: the search was stopped before anything was measured"
     uniform = [row for row in result.finalists if row.mixture.is_uniform]
     best = min(uniform, key=lambda row: row.measured_kl, default=None)
     aim = (
@@ -231,10 +234,8 @@ def _why(result: TuneResult) -> str:
         else "the least loss that fits"
     )
     if plan.expected.kl is None or best is None or best.name == plan.scheme.name:
-        return f"{aim} among {len(result.finalists)} measured candidates"
+        return f"{aim}, of {len(result.finalists)} that were measured"
     ratio = plan.expected.kl.value / max(best.measured_kl, 1e-12)
-    smaller = plan.expected.size_bytes / best.mixture.size_bytes - 1
-    return (
-        f"{aim}: {ratio:.2f} times the KL of the best uniform candidate ({best.name}) "
-        f"at {smaller:+.1%} of its size"
-    )
+    more = plan.expected.size_bytes / best.mixture.size_bytes - 1
+    bytes_ = f"{abs(more):.1%} {'more' if more > 0 else 'fewer'} bytes"
+    return f"{aim}: {ratio:.2f} times the KL of the best uniform one ({best.name}) with {bytes_}"

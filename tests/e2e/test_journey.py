@@ -1,4 +1,4 @@
-"""The journey on the small trained model: tune, apply, verify, and what verify must not let pass."""
+"""The journey on the small trained model: tune, apply, verify, and what verify must refuse."""
 
 from __future__ import annotations
 
