@@ -1,0 +1,139 @@
+"""Advice as a person gets it: without torch, on stdout alone, with the documented exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "optuna", "safetensors", "accelerate", "bitsandbytes")
+PROBE = (
+    "import sys\n"
+    "from advisor.cli.main import main\n"
+    "try:\n    main()\n"
+    "finally:\n"
+    "    heavy = [name for name in {names} if name in sys.modules]\n"
+    "    sys.stderr.write('imported: ' + ','.join(heavy) + '\\n')\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_json"),
+    [
+        (["--help"], False),
+        (["recommend", "--help"], False),
+        (["profile", "--gpu", "l4", "--json"], True),
+        (["recommend", "llama-3.1-8b", "--gpu", "l4", "--max-size", "6GB", "--json"], True),
+        (["predict", "llama-3.1-8b", "--gpu", "l4", "--scheme", "awq-int4-g128", "--json"], True),
+        (["profiles", "list", "engines", "--json"], True),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
+)
+def test_advice_never_imports_what_touches_weights(arguments, is_json, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(names=HEAVY), *arguments],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "imported: \n"
+    if is_json:
+        assert json.loads(done.stdout)["schema_version"] == 1
+
+
+def recommend(advisor, *arguments):
+    return advisor("recommend", "llama-3.1-8b", "--gpu", "rtx-4090", "--engine", "vllm", *arguments)
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--max-size", "6GB", "--max-loss", "3%"), ("--max-size", "1GB"), ("--min-speed", "60")],
+    ids=lambda value: " ".join(value) or "no budgets",
+)
+def test_the_answer_fits_the_terminal(advisor, monkeypatch, columns, arguments):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    outcome = recommend(advisor, *arguments)
+    lines = outcome.out.splitlines()
+    assert outcome.err == ""
+    # Commands are left whole for copying, sources too; the terminal itself wraps them.
+    whole = ("Tune ", "Serve ", "    source: ")
+    assert max(len(line) for line in lines if not line.startswith(whole)) <= columns
+    assert len(lines) < 75  # a screen or two
+
+
+def test_every_scheme_of_the_table_is_on_one_line(advisor, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    outcome = recommend(advisor, "--all")
+    document = recommend(advisor, "--json").document
+    for row in document["candidates"]:
+        assert any(row["name"] in line.split() for line in outcome.out.splitlines()), row["name"]
+
+
+def test_words_and_document_say_the_same(advisor):
+    arguments = ("--max-size", "6GB", "--max-loss", "3%")
+    outcome, document = recommend(advisor, *arguments), None
+    document = recommend(advisor, *arguments, "--json").document
+    assert outcome.code == 0
+    assert f">  {document['recommended']}" in outcome.out
+    assert f"Why {document['recommended']}." in outcome.out
+    assert document["serve"] in outcome.out
+    assert document["tune"] in outcome.out
+    assert "nothing here was measured" in " ".join(outcome.out.split())
+
+
+def test_nothing_fits_is_three_with_the_smallest_changes(advisor):
+    outcome = recommend(advisor, "--max-size", "1GB", "--max-loss", "0.1%")
+    assert outcome.code == 3
+    assert "Nothing fits these budgets" in outcome.out
+    assert "  - " in outcome.out
+    document = recommend(advisor, "--max-size", "1GB", "--max-loss", "0.1%", "--json")
+    assert document.code == 3
+    assert document.document["relaxation"]
+
+
+def test_markdown_is_one_table_with_every_scheme(advisor):
+    outcome = recommend(advisor, "--max-size", "6GB", "--markdown")
+    document = recommend(advisor, "--max-size", "6GB", "--json").document
+    header, rule, *rows = outcome.out.splitlines()
+    assert set(rule) == {"|", " ", "-"}
+    assert {line.count("|") for line in (header, rule, *rows)} == {header.count("|")}
+    assert len(rows) == len(document["candidates"])
+    assert rows[0].startswith(f"| **{document['recommended']}** |")
+
+
+def test_several_gpus_side_by_side(advisor):
+    outcome = advisor("recommend", "llama-3.1-8b", "--compare", "l4,a10,t4", "--max-size", "6GB")
+    assert outcome.code == 0
+    assert [name for name in ("L4", "A10", "Tesla T4") if name not in outcome.out] == []
+    outcome = advisor("recommend", "llama-3.1-8b", "--compare", "l4,nope", "--json")
+    assert outcome.code == 2
+    assert "nope" in outcome.document["error"]["message"]
+
+
+def test_a_local_folder_needs_no_weights(advisor, workplace):
+    (workplace.model / "model.safetensors").unlink()
+    outcome = advisor("recommend", workplace.model, "--gpu", "l4", "--engine", "vllm", "--json")
+    assert outcome.code == 0
+    assert outcome.document["model"]["quantizable_parameters"] == 2 * (
+        64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("profile",), ("profile", "--gpu", "cpu"), ("profiles", "list"), ("profiles", "show", "l4"),
+     ("profiles", "show", "vllm"), ("backends", "list"), ("doctor",)],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_only_reads_ends_well_in_words_and_json(advisor, arguments):
+    outcome = advisor(*arguments)
+    assert outcome.code == 0
+    assert outcome.out.strip()
+    assert "None" not in outcome.out
+    assert advisor(*arguments, "--json").document["schema_version"] == 1
