@@ -22,14 +22,19 @@ def _render(console: Any, document: dict[str, Any]) -> None:
     table = output.table("", "library", "version", "what for")
     for row in document["libraries"]:
         mark = "[green]ok[/]" if row["works"] else "[red]no[/]"
-        note = row["purpose"] if row["works"] else f"{row['purpose']}: {row['problem']}"
-        table.add_row(mark, row["name"], row["version"] or "", note)
+        missing = row["problem"] == "not installed"
+        note = row["purpose"]
+        if not row["works"] and not missing:
+            note = f"{note}: {row['problem']}"
+        version = row["version"] or ("missing" if missing else "")
+        table.add_row(mark, row["name"], version, note)
     console.print(table)
+    console.print()
     devices = document["machine"]
     for gpu in devices["gpus"]:
         console.print(f"[green]GPU[/] {gpu['name']}")
     for problem in devices["problems"]:
-        console.print(f"[yellow]GPU[/] {problem}", soft_wrap=True)
+        console.print(f"[yellow]GPU[/] {problem}")
     console.print(f"[green]CPU[/] {devices['cpu']['name']}")
     for step in document["next_steps"]:
-        console.print(f"  - {step}", soft_wrap=True)
+        console.print(f"  - {step}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect as introspection
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import typer
@@ -54,6 +55,12 @@ def root(
     """Choose, search, make and verify the quantization of a language model."""
 
 
+def _paragraphs(command: Callable[..., object]) -> str:
+    """Return a command's docstring with each paragraph on one line, to be wrapped when shown."""
+    text = introspection.cleandoc(command.__doc__ or "")
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
 for _name, _command, _panel in (
     ("profile", profile.command, "Advice"),
     ("recommend", recommend.command, "Advice"),
@@ -67,7 +74,7 @@ for _name, _command, _panel in (
     ("doctor", doctor.command, "Environment"),
     ("demo", demo.command, "Environment"),
 ):
-    app.command(_name, rich_help_panel=_panel)(_command)
+    app.command(_name, rich_help_panel=_panel, help=_paragraphs(_command))(_command)
 app.add_typer(profiles.app, name="profiles", rich_help_panel="Environment")
 app.add_typer(backends.app, name="backends", rich_help_panel="Environment")
 

@@ -144,3 +144,10 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def minutes(value: float) -> str:
+    """Return a rough time: ``16 min``, ``2.5 h``."""
+    if value < 1:
+        return "under 1 min"
+    return f"{value:.0f} min" if value < 90 else f"{value / 60:.1f} h"

@@ -42,26 +42,40 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         f"[bold]{candidate['name']}[/] of [bold]{document['model']['id']}[/] on "
         f"[bold]{document['hardware']['name']}[/], served by [bold]{document['engine']}[/]"
     )
-    table = output.table("", "", "how it is known")
+    if not candidate["feasible"] and candidate["why_not"]:
+        source = f" [{kernel['source']}]"
+        why = candidate["why_not"].removesuffix(source)
+        console.print("[bold red]Does not fit.[/] ", end="")
+        console.print(f"{why}\n", markup=False)
+    table = output.table("", "", "known by")
     bits = f"{candidate['bits_per_weight']:.2f} bits per weight"
-    table.add_row("size", f"{output.size(candidate['size_bytes'])}, {bits}", "calculated")
+    table.add_row("size", f"{output.size(candidate['size_bytes'])}, {bits}", "calculation")
     parts = ", ".join(
         f"{key.replace('_', ' ')} {output.size(memory.get(key))}"
         for key in ("weights", "kv_cache", "activations", "overhead")
     )
-    table.add_row("memory", f"{output.size(memory.get('total'))}: {parts}", "calculated")
+    table.add_row("memory", f"{output.size(memory.get('total'))}: {parts}", "calculation")
     loss = candidate["loss"] or {}
-    sources = ", ".join(loss.get("sources", ())[:2])
-    table.add_row(
-        "loss", output.interval(loss, middle="expected"), f"{loss.get('basis')}: {sources}"
-    )
-    table.add_row("decode tok/s", output.speed(candidate["decode_tokens_per_s"]), "modelled")
-    table.add_row("prefill tok/s", output.speed(candidate["prefill_tokens_per_s"]), "modelled")
+    expected = output.interval(loss, middle="expected")
+    table.add_row("loss, 90% range", expected, loss.get("basis") or "")
+    if (loss.get("collapse_risk") or 0) >= 0.01:
+        risk = output.percent(loss["collapse_risk"])
+        table.add_row("risk of collapse", risk, loss.get("basis") or "")
+    table.add_row("decode tok/s", output.speed(candidate["decode_tokens_per_s"]), "model")
+    table.add_row("prefill tok/s", output.speed(candidate["prefill_tokens_per_s"]), "model")
     gain = candidate["speedup_over_16bit"]
-    table.add_row("over 16-bit", "unknown" if gain is None else f"{gain:.2f}x", "modelled")
-    table.add_row("kernel", f"{kernel['support']}: {kernel['name'] or ''}", kernel["source"] or "")
+    table.add_row("speedup", "unknown" if gain is None else f"{gain:.2f}x over 16-bit", "model")
+    name = f": {kernel['name']}" if kernel["name"] else ""
+    table.add_row("kernel", f"{kernel['support']}{name}", "rule")
     if cost.get("minutes") is not None:
         peak = output.size(cost.get("peak_memory_bytes"))
-        table.add_row("quantizing", f"{cost['minutes']:.0f} min, {peak} peak", "modelled")
+        table.add_row("quantizing", f"{output.minutes(cost['minutes'])}, {peak} peak", "model")
     console.print(table)
-    console.print(f"\n{kernel['reason']}")
+    if kernel["support"] != "none":  # else it is the reason why it does not fit, said above
+        console.print(f"\n[bold]Kernel.[/] {kernel['reason']}.")
+    if kernel["source"]:
+        console.print(f"  [dim]{kernel['source']}[/]", soft_wrap=True)
+    if loss.get("sources"):
+        console.print("[bold]Evidence of loss.[/]")
+        for source in loss["sources"][:3]:
+            console.print(f"  [dim]{source}[/]", soft_wrap=True)

@@ -28,16 +28,51 @@ def command(
     output.show(workflows.profile(gpu=gpu, measure=measure).to_dict(), _render)
 
 
+_GATES = {
+    "dp4a": "DP4A",
+    "fp16_tensor_cores": "FP16 tensor cores",
+    "bf16": "BF16 tensor cores",
+    "int8_tensor_cores": "INT8 tensor cores",
+    "int4_tensor_cores": "INT4 tensor cores",
+    "fp8": "FP8",
+    "fp4": "FP4",
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_int8": "AMX INT8",
+    "amx_bf16": "AMX BF16",
+    "neon": "NEON",
+    "neon_dotprod": "NEON dot product",
+    "neon_i8mm": "NEON I8MM",
+}
+
+
+def _fact(console: Any, label: str, value: str) -> None:
+    """Print one line of facts; what is too long goes on under the values."""
+    from rich.padding import Padding
+    from rich.table import Table
+
+    row = Table.grid(padding=(0, 1))
+    row.add_column(width=20, no_wrap=True)
+    row.add_column()
+    row.add_row(label, value)
+    console.print(Padding(row, (0, 0, 0, 2)))
+
+
 def _render(console: Any, document: dict[str, Any]) -> None:
     for problem in document["problems"]:
-        console.print(f"[yellow]{problem}[/]", soft_wrap=True)
+        console.print(f"[yellow]{problem}[/]")
     for device in document["devices"]:
         console.print(f"\n[bold]{device['name']}[/]")
         for label, value in device["facts"]:
-            console.print(f"  {label:<22} {value}", soft_wrap=True)
-        for name, native in device["capabilities"].items():
-            mark = "[green]yes[/]" if native else "[dim]no[/] " if native is False else "unknown"
-            console.print(f"  {name.replace('_', ' '):<22} {mark}")
+            _fact(console, label, value)
+        for label, answer in (("native", True), ("not native", False), ("not sure", None)):
+            names = [name for name, native in device["capabilities"].items() if native is answer]
+            if names:
+                words = ", ".join(_GATES.get(name, name.replace("_", " ")) for name in names)
+                _fact(console, label, words)
     if measured := document.get("measured"):
         table = output.table("", "measured", "table", "unit", right=(1, 2))
         for row in measured["rows"]:

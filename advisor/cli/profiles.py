@@ -76,10 +76,9 @@ def _render_list(console: Any, document: dict[str, Any]) -> None:
 def _render_one(console: Any, document: dict[str, Any]) -> None:
     import yaml
 
-    console.print(f"[bold]{document['kind']}[/] {document['path']}")
-    console.print(
-        yaml.safe_dump(document["profile"], sort_keys=False, allow_unicode=True), markup=False
-    )
+    console.print(f"[bold]{document['kind']}[/] {document['path']}", soft_wrap=True)
+    text = yaml.safe_dump(document["profile"], sort_keys=False, allow_unicode=True, width=1000)
+    console.print(text, markup=False, soft_wrap=True, end="")
 
 
 def _render_check(console: Any, document: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,5 +122,6 @@ def _facts(profile: HardwareProfile, machine: Machine | None) -> list[tuple[str,
     if machine is not None and profile.kind == "cpu":
         facts.append(("cores", str(machine.cpu_facts.cores)))
     if profile.unknown:
-        facts.append(("not known", ", ".join(name.replace("_", " ") for name in profile.unknown)))
+        words = (re.sub("_(gb_s|gib|tflops|tops)$", "", name) for name in profile.unknown)
+        facts.append(("not known", ", ".join(word.replace("_", " ") for word in words)))
     return facts

@@ -38,7 +38,7 @@ def test_intervals():
     assert output.interval(loss, middle="expected") == "1.12% [0.44, 2.87]"
     assert output.short_interval(loss, middle="expected") == "1.1% [0.44-2.9]"
     assert output.interval({"low": 0.01, "value": 0.02, "high": 0.03}, middle="value",
-                           kind="number") == "0.020 [0.010, 0.030]"  # fmt: skip
+                           kind="number") == "0.0200 [0.0100, 0.0300]"  # fmt: skip
     assert output.interval(None, middle="value") == "unknown"
 
 
@@ -83,3 +83,10 @@ def test_width_of_a_pipe_is_columns_or_110(monkeypatch):
     assert output.console().width == 91
     monkeypatch.delenv("COLUMNS")
     assert output.console().width == 110
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.2, "under 1 min"), (16.4, "16 min"), (150, "2.5 h")]
+)
+def test_minutes(value, text):
+    assert output.minutes(value) == text
