@@ -84,9 +84,9 @@ def frontier(points: Sequence[Point], size_limit: int | None = None) -> str:
 def bits_map(bits: Mapping[str, float]) -> str:
     """Draw bits per module: a row per kind of module, a column per block; empty without modules."""
     cells: dict[tuple[str, int], float] = {}
-    for name, value in bits.items():
+    for name, width_bits in bits.items():
         if match := re.search(r"\.(\d+)\.(.+)$", name):
-            cells[match[2], int(match[1])] = value
+            cells[match[2], int(match[1])] = width_bits
     if not cells:
         return ""
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
@@ -116,9 +116,9 @@ def bits_map(bits: Mapping[str, float]) -> str:
     bottom = 10 + len(kinds) * 24
     for column, block in enumerate(blocks):
         if column % max(1, len(blocks) // 10) == 0:
-            left = 146 + column * width + width / 2
+            middle = 146 + column * width + width / 2
             parts.append(
-                f'<text class="small" x="{left}" y="{bottom + 12}" '
+                f'<text class="small" x="{middle}" y="{bottom + 12}" '
                 f'text-anchor="middle">{block}</text>'
             )
     return _svg("".join(parts), "Bits per module", height=bottom + 20)
