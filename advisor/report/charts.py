@@ -98,20 +98,20 @@ def bits_map(bits: Mapping[str, float]) -> str:
         label = escape(kind.split(".")[-1])
         parts.append(f'<text class="small" x="138" y="{top + 15}" text-anchor="end">{label}</text>')
         for column, block in enumerate(blocks):
-            bits = cells.get((kind, block))
-            if bits is None:
+            stored = cells.get((kind, block))
+            if stored is None:
                 continue
             left = 146 + column * width
             parts.append(
                 f'<rect x="{left}" y="{top}" width="{width - 2}" height="20" '
-                f'fill="{_shade(bits)}"><title>{escape(kind)}, block {block}: {bits:g} bits'
+                f'fill="{_shade(stored)}"><title>{escape(kind)}, block {block}: {stored:g} bits'
                 "</title></rect>"
             )
             if width >= 18:
-                ink = "#fff" if bits > 5 else "#123"
+                ink = "#fff" if stored > 5 else "#123"
                 parts.append(
                     f'<text class="cell" x="{left + width / 2 - 1}" y="{top + 14}" fill="{ink}" '
-                    f'text-anchor="middle">{bits:g}</text>'
+                    f'text-anchor="middle">{stored:g}</text>'
                 )
     bottom = 10 + len(kinds) * 24
     for column, block in enumerate(blocks):
