@@ -1,0 +1,117 @@
+"""Our checkpoints in the software that serves them, each in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from advisor.evaluation.runtime import quantized_model
+from advisor.formats.export import write_checkpoint
+from advisor.methods.registry import quantize
+from advisor.methods.settings import QuantizationSettings
+from advisor.models.checkpoint import read_tensor, tensor_names
+from advisor.schemes import parse_scheme
+
+PROMPTS = [list(range(2, 66)), list(range(300, 236, -1))]
+"""Token ids; any text will do."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def mixed_for_vllm_cpu(module: str) -> str | None:
+    """What vLLM's CPU kernels may mix: int4 of any group, W8A8 and 16-bit, by fused group."""
+    if "layers.0.self_attn" in module:
+        return "rtn-int8-gch-sym-aint8"
+    if "layers.0.mlp.down_proj" in module:
+        return None
+    return "rtn-int4-g32-asym" if "self_attn" in module else "rtn-int4-g64-sym"
+
+
+def mixed_for_gptq(module: str) -> str | None:
+    """int8, 16-bit and int4 by block and part."""
+    if "layers.0.self_attn" in module:
+        return "rtn-int8-gch-sym"
+    return None if "layers.0.mlp" in module else "rtn-int4-g32-sym"
+
+
+def quantize_model(folder, choose):
+    weights = {}
+    for name in tensor_names(folder):
+        module = name.removesuffix(".weight")
+        if not module.endswith("_proj"):
+            continue
+        scheme = choose(module) if callable(choose) else choose
+        if scheme is not None:
+            weight = read_tensor(folder, name).to(torch.float32)
+            weights[module] = quantize(weight, None, parse_scheme(scheme), QuantizationSettings())
+    return weights
+
+
+def our_logits(folder, weights):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    with torch.no_grad(), quantized_model(model, weights):
+        return [model(torch.tensor([ids])).logits[0].float() for ids in PROMPTS]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="vllm-cpu needs Python 3.11")
+@pytest.mark.parametrize(
+    ("name", "choose"),
+    [
+        ("compressed-tensors", "rtn-int4-g64-sym"),
+        ("compressed-tensors", "rtn-int4-g32-asym"),
+        ("compressed-tensors", "rtn-int4-gch-sym"),
+        ("compressed-tensors", "rtn-int8-gch-sym-aint8"),
+        ("compressed-tensors", mixed_for_vllm_cpu),
+        ("gptq", "rtn-int4-g64-sym"),
+        ("awq", "rtn-int4-g64-asym"),
+        ("awq", "rtn-int4-g64-sym"),
+        ("safetensors", lambda _: None),
+    ],
+)
+def test_vllm(model_folder, tmp_path, ask, name, choose):
+    weights = quantize_model(model_folder, choose)
+    write_checkpoint(model_folder, tmp_path / "out", format=name, weights=weights)
+    answers = json.loads(
+        ask("vllm-cpu", "vllm_worker.py", PROMPTS, tmp_path / "out", "answers.json").read_text()
+    )
+    differences = []
+    for ids, logits, answer in zip(
+        PROMPTS, our_logits(model_folder, weights), answers, strict=True
+    ):
+        ours = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        differences.append((torch.tensor(answer["logprobs"]) - ours).abs())
+        assert 1 <= len(answer["greedy"]) <= 16
+    difference = torch.cat(differences)
+    # The 16-bit model itself differs by 0.015 between two bf16 implementations; with int8
+    # activations a last bit may flip a code, so two exact simulations differ by several times that.
+    limit = 0.1 if any(w.scheme.activation for w in weights.values()) else 0.03
+    assert difference.mean() < limit, (difference.mean(), difference.max())
+
+
+@pytest.mark.parametrize(
+    ("name", "choose", "loader"),
+    [
+        ("gptq", "rtn-int4-g32-sym", "transformers"),
+        ("gptq", "rtn-int4-g32-asym", "transformers"),
+        ("gptq", "rtn-int8-gch-sym", "transformers"),
+        ("gptq", "rtn-int3-g32-sym", "transformers"),
+        ("gptq", "rtn-int2-g32-asym", "gptqmodel"),
+        ("gptq", mixed_for_gptq, "gptqmodel"),
+        ("awq", "rtn-int4-g64-asym", "transformers"),
+        ("awq", "rtn-int4-g64-sym", "transformers"),
+    ],
+)
+def test_gptqmodel(model_folder, tmp_path, ask, name, choose, loader):
+    weights = quantize_model(model_folder, choose)
+    write_checkpoint(model_folder, tmp_path / "out", format=name, weights=weights)
+    found = torch.load(
+        ask("gptqmodel", "gptqmodel_worker.py", PROMPTS, tmp_path / "out", "logits.pt", loader),
+        weights_only=True,
+    )
+    for theirs, ours in zip(found, our_logits(model_folder, weights), strict=True):
+        assert (theirs - ours).abs().max() < 0.05 * ours.abs().max()
