@@ -207,7 +207,8 @@ class Run:
                 priors=queue, stop=lambda: self.clock.over(_TRIALS_SHARE), report=keep,
             )  # fmt: skip
 
-        scorer.recall(run(0))
+        self.records = run(0)
+        scorer.recall(self.records)
         self.records = run(trials)
 
     def _measure(
@@ -269,6 +270,10 @@ class Run:
         """Return the best of an interrupted search, and whether it has a score."""
         if scorer.best is not None:
             return scorer.best, True
+        smallest, largest = scorer.composer.smallest_and_largest()
+        limit = goal.max_bytes or (smallest.total_bytes + largest.total_bytes) // 2
+        for family in promising_families(scorer.scored, scorer.composer, limit):
+            return scorer.composer.mixture(family, limit, or_smallest=True), True
         rounded = fallback(scorer.composer, goal.max_bytes) or fallback(scorer.composer, None)
         if rounded is None:
             raise InputError("the engine offers no scheme that fits all modules of this model.")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from advisor.search.compose import Composer
     from advisor.search.goal import Goal
 
-_PARAMETERS_PER_FAMILY = 9e8
-_FEWEST_FAMILIES, _MOST_FAMILIES = 3, 20
+_PARAMETERS_PER_FAMILY = 6e8
+_FEWEST_FAMILIES, _MOST_FAMILIES = 5, 9
 
 
 def family_allowance(parameters: int) -> int:
