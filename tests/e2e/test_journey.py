@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from typing import TYPE_CHECKING
@@ -156,25 +157,30 @@ def test_missing_scale(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
     assert name.rsplit(".", 1)[0] in failed(plan, folder)["structure"]
 
 
+def twins(folder: Path) -> tuple[str, str, list[str]]:
+    """Two modules stored alike, and the names of their tensors' last parts."""
+    with safe_open(folder / "model.safetensors", framework="pt") as handle:
+        names = list(handle.keys())
+        shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in names}
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        module, _, last = name.rpartition(".")
+        parts.setdefault(module, {})[last] = shape
+    quantized = [module for module, found in parts.items() if len(found) > 1]
+    return next(
+        (first, second, list(parts[first]))
+        for first, second in itertools.combinations(quantized, 2)
+        if parts[first] == parts[second] and first.split(".")[-1] == second.split(".")[-1]
+    )
+
+
 def test_swapped_module(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
     plan, folder = copy(journey, tmp_path)
     forget_hashes(plan)
     (folder / "advisor-plan.yaml").unlink()
-    module = "self_attn.o_proj"
-    with safe_open(folder / "model.safetensors", framework="pt") as handle:
-        shapes = {n: tuple(handle.get_slice(n).get_shape()) for n in handle.keys()}  # noqa: SIM118
-    first = {n: s for n, s in shapes.items() if n.startswith(f"model.layers.0.{module}.")}
-    other = next(
-        block
-        for block in (1, 2, 3)
-        if {n.replace("layers.0", f"layers.{block}"): s for n, s in first.items()}.items()
-        <= shapes.items()
-    )
-    rewrite(
-        folder / "model.safetensors",
-        {name: name.replace("layers.0", f"layers.{other}") for name in first},
-    )
-    assert f"model.layers.0.{module} " in failed(plan, folder)["weights"]
+    first, second, parts = twins(folder)
+    rewrite(folder / "model.safetensors", {f"{first}.{p}": f"{second}.{p}" for p in parts})
+    assert f"{first} " in failed(plan, folder)["weights"]
 
 
 def test_edited_config(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
@@ -191,7 +197,8 @@ def test_wrong_group_size(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
     (folder / "advisor-plan.yaml").unlink()
     text = (folder / "config.json").read_text()
     config = json.loads(text)
-    settings = config["quantization_config"]
+    groups = config["quantization_config"]["config_groups"].values()
+    settings = next(g["weights"] for g in groups if g["weights"]["strategy"] == "group")
     settings["group_size"] = {32: 64, 64: 128, 128: 64}[settings["group_size"]]
     (folder / "config.json").write_text(json.dumps(config))
     assert failed(plan, folder).keys() & {"structure", "schemes"}
