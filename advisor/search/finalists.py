@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 _ARRAYS = ("sequence_kl", "sequence_nll", "sequence_reference_nll", "sequence_agreement")
+_WORTH_SAVING = 0.005
+"""Share of the bytes below which a tie is not broken by size: all fill the same budget."""
 _logger = logging.getLogger(__name__)
 
 
@@ -177,7 +179,7 @@ def choose(finalists: Sequence[Finalist], goal: Goal) -> Finalist:
     """Return the answer among measured candidates.
 
     Of those within the size and quality budgets: the smallest where that is the goal; otherwise
-    the one of least measured KL, and among those that cannot be told from it, the smallest. A
+    the one of least measured KL, or one that cannot be told from it and is really smaller. A
     tie never goes to a candidate that measured worse than the best uniform one. Where none is
     within, the nearest: least excess over the budgets.
 
@@ -194,7 +196,9 @@ def choose(finalists: Sequence[Finalist], goal: Goal) -> Finalist:
     uniform = [f.measured_kl for f in within if f.mixture.is_uniform]
     ceiling = min(uniform, default=float("inf"))
     ties = [f for f in within if is_tie(f, best) and f.measured_kl <= ceiling]
-    return min(ties, key=lambda f: (f.mixture.size_bytes, f.measured_kl))
+    smallest = min(ties, key=lambda f: (f.mixture.size_bytes, f.measured_kl))
+    saved = best.mixture.size_bytes - smallest.mixture.size_bytes
+    return smallest if saved > _WORTH_SAVING * best.mixture.size_bytes else best
 
 
 def excess_bytes(mixture: Mixture, goal: Goal) -> int:
