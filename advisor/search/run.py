@@ -30,7 +30,7 @@ from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.scores import ScoreBook
 from advisor.search.space import Space, build_space, parameters_of, priors
 from advisor.search.study import TrialRecord, run_study, storage_url
-from advisor.search.trials import Scorer, fallback, family_allowance, promising_families
+from advisor.search.trials import Scorer, fallback, promising_families, scoring_allowance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +143,11 @@ class Run:
         )  # fmt: skip
         goal, space = self._aim(composer, store, prefer)
         scorer = Scorer(
-            composer, space, goal, family_allowance(task.spec.quantizable_parameters), self._scoring
+            composer,
+            space,
+            goal,
+            scoring_allowance(task.spec.quantizable_parameters),
+            self._scoring,
         )
         try:
             collect_statistics(

@@ -18,16 +18,38 @@ if TYPE_CHECKING:
     from advisor.search.compose import Composer
     from advisor.search.goal import Goal
 
-_PARAMETERS_PER_FAMILY = 6e8
-_FEWEST_FAMILIES, _MOST_FAMILIES = 5, 9
+_UNITS_PER_PARAMETER = 1.2e9
+_FEWEST_UNITS, _MOST_UNITS = 9, 24
+_UNITS = {"rtn": 1, "gptq": 2, "awq": 2}
+_CLIP_UNITS = {"rtn": 1, "gptq": 1, "awq": 4}
+"""Cost of scoring all options of a method, and what a clip search adds (measured on SmolLM2)."""
 
 
-def family_allowance(parameters: int) -> int:
-    """Return how many new families may be scored: each costs about one GPTQ of the model.
+def scoring_allowance(parameters: int) -> int:
+    """Return what may be spent on scoring; two units are about one GPTQ of the model.
 
     A function of the model's size, not of the time that passed, so that a study can be repeated.
+    The experts' families take seven units.
     """
-    return max(_FEWEST_FAMILIES, min(_MOST_FAMILIES, round(_PARAMETERS_PER_FAMILY / parameters)))
+    return max(_FEWEST_UNITS, min(_MOST_UNITS, round(_UNITS_PER_PARAMETER / parameters)))
+
+
+def scoring_cost(family: Family, known: Sequence[Family]) -> int:
+    """Return the units of scoring a family, less what it shares with known ones."""
+    paid = {_shared(other, method) for other in known for method in other.methods}
+    return sum(
+        _UNITS[method] + (_CLIP_UNITS[method] if family.clip != "none" else 0)
+        for method in family.methods
+        if _shared(family, method) not in paid
+    )
+
+
+def _shared(family: Family, method: str) -> tuple[object, ...]:
+    """Return those choices that a method's scores depend on."""
+    own: tuple[object, ...] = (method, family.symmetric, family.clip)
+    if method == "gptq":
+        own += (family.damping, family.activation_order, family.static_groups)
+    return own if method == "rtn" and family.clip == "none" else (*own, family.samples)
 
 
 @dataclass(slots=True)
@@ -38,7 +60,7 @@ class Scorer:
         composer: Makes and prices candidates.
         space: The search space.
         goal: What is wanted.
-        allowance: New families that may be scored beyond the expert's.
+        allowance: Units that may be spent on scoring families.
         progress: Told of the scoring of a new family: (family, groups done, in all).
         scored: Families known so far, in order of first use.
     """
@@ -92,9 +114,11 @@ class Scorer:
 
     def _affordable(self, family: Family) -> Family:
         """Return the family, or the nearest scored one when no more may be scored."""
-        if family in self.scored or not self.scored or len(self.scored) < self.allowance:
-            return family
-        if self.composer.is_scored(family):
+        cost = scoring_cost(family, self.scored)
+        spent = sum(
+            scoring_cost(other, self.scored[:place]) for place, other in enumerate(self.scored)
+        )
+        if cost == 0 or not self.scored or spent + cost <= self.allowance:
             return family
 
         def distance(other: Family) -> tuple[int, int]:

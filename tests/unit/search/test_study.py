@@ -163,3 +163,15 @@ def test_scores_are_shared_across_settings_that_do_not_matter():
     assert relevant_settings(rtn, low, 8) == relevant_settings(rtn, high, 16)
     assert relevant_settings(gptq, low, 8) != relevant_settings(gptq, high, 8)
     assert relevant_settings(gptq, low, 8) != relevant_settings(gptq, low, 16)
+
+
+def test_scoring_is_paid_once_for_what_families_share():
+    from advisor.search.trials import scoring_cost
+
+    gptq = Family("gptq", samples=16)
+    assert scoring_cost(gptq, []) == 2
+    assert scoring_cost(gptq, [gptq]) == 0
+    best = Family("best", samples=16)
+    assert scoring_cost(best, []) == 5
+    assert scoring_cost(best, [gptq, Family("rtn")]) == 2, "only awq is new"
+    assert scoring_cost(Family("best", damping=0.1, samples=16), [best]) == 2, "only gptq is new"
