@@ -17,7 +17,6 @@ from advisor.search.compose import Composer, Mixture
 from advisor.search.finalists import (
     Finalist,
     Measurer,
-    ScoreQuality,
     choose,
     excess_bytes,
     score_quality,
@@ -27,6 +26,7 @@ from advisor.search.limits import size_limit
 from advisor.search.planning import Stopped, Task, build_plan
 from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
+from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
 from advisor.search.space import Space, build_space, parameters_of, priors
 from advisor.search.study import TrialRecord, run_study, storage_url
@@ -38,54 +38,10 @@ if TYPE_CHECKING:
 
     from advisor.calibration.store import StatisticsStore
     from advisor.engines.options import MixtureOptions
-    from advisor.plan.schema import Plan
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SearchEvent:
-    """One step of the search.
-
-    Attributes:
-        stage: What is being done, in words.
-        done: Steps finished.
-        total: Steps in all; None when not known.
-        note: The best so far, or what is at work.
-    """
-
-    stage: str
-    done: int
-    total: int | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TuneResult:
-    """What the search found.
-
-    Attributes:
-        plan: The plan of the answer; of the nearest candidate where nothing meets the budgets.
-        finalists: All that was measured.
-        trials: The study's finished trials.
-        feasible: Whether the answer was measured and meets the budgets (or, of an interrupted
-            search, is expected to).
-        relaxation: Smallest changes of the budgets that have an answer; empty when feasible.
-        quality: How well the scores predicted what was measured.
-        goal: The budgets as the search used them.
-        seconds: Wall time.
-    """
-
-    plan: Plan
-    finalists: tuple[Finalist, ...]
-    trials: tuple[TrialRecord, ...]
-    feasible: bool
-    relaxation: tuple[Relaxation, ...]
-    quality: ScoreQuality
-    goal: Goal
-    seconds: float
 
 
 @dataclass(slots=True)

@@ -9,7 +9,8 @@ from advisor.engines.options import MixtureOptions, mixture_options
 from advisor.errors import InputError
 from advisor.methods.settings import QuantizationSettings
 from advisor.search.planning import Task
-from advisor.search.run import Clock, Run, SearchEvent, TuneResult
+from advisor.search.results import SearchEvent, TuneResult
+from advisor.search.run import Clock, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
