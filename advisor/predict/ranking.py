@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 LIKELY_COLLAPSE = 0.5
 """Risk of collapse from which a candidate comes after all others, whatever is preferred."""
 
+RUINED = 0.2
+"""Expected perplexity increase from which the same holds: nobody serves such a model by choice."""
+
 PREFERENCES: tuple[str, ...] = ("accuracy", "size", "speed", "balanced")
 
 _LOSS_UNIT, _LOSS_PRICE = 0.02, 1.5
@@ -46,7 +49,8 @@ def sort_key(candidate: Candidate, prefer: str, base: Candidate | None) -> tuple
     }[prefer]
     order = len(candidate.violations) if candidate.kernel.support != "none" else 9
     # What loads but is slow, experimental or ruined comes after everything that simply works.
-    last = float(risk > LIKELY_COLLAPSE) * 2 + float(is_makeshift(candidate))
+    ruined = risk > LIKELY_COLLAPSE or loss > RUINED
+    last = 2.0 * ruined + float(is_makeshift(candidate))
     return (float(not candidate.feasible), last, order, first, loss, size, -speed)
 
 
