@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import InputError
@@ -40,6 +40,8 @@ def test_spelling_does_not_matter(case):
 )
 @settings(max_examples=150, deadline=None)
 def test_a_word_more_is_never_the_same_card(entry, word):
+    # "B200 SXM2" names a generation of the bus that the profile leaves open, not another card.
+    assume(not (word == "2" and entry.name.endswith("SXM")))
     glued = f"{entry.name}{'' if len(word) == 1 else ' '}{word}"
     try:
         found = find_entry(glued)
