@@ -73,9 +73,7 @@ def test_preferences_break_ties_inside_the_feasible_set(llama, rtx4090, prefer):
     result = recommend(llama, rtx4090, "vllm", Budgets(), prefer=prefer)
     best = result.recommended
     others = [
-        c
-        for c in result.candidates
-        if c.feasible and c.loss.expected < 0.2 and not is_makeshift(c)
+        c for c in result.candidates if c.feasible and c.loss.expected < 0.2 and not is_makeshift(c)
     ]
     if prefer == "size":
         assert best.size_bytes <= min(c.size_bytes for c in others) * 1.02
