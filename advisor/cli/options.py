@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -29,7 +29,8 @@ def _remember(name: str) -> object:
     return callback
 
 
-def _extra_profiles(folders: list[Path]) -> list[Path]:
+def _extra_profiles(folders: Any) -> Any:
+    # Not list[Path]: on Python 3.10 that is an instance of type, which Typer trips over.
     if folders:
         from advisor.plan.data import set_extra_folders
 
