@@ -91,8 +91,21 @@ def test_kernel(engine, scheme, capability, support, kernel):
 @pytest.mark.parametrize(
     ("engine", "scheme", "support", "kernel"),
     [
-        ("vllm", "gptq-int4-g64-sym", "weight-only", "cpu-wna16"),
+        ("vllm", "gptq-int4-g64-sym", "weight-only", "cpu-wna16-gptq"),
+        ("vllm", "gptq-int4-gch-sym", "weight-only", "cpu-wna16-gptq"),
+        ("vllm", "gptq-int4-g16-sym", "none", None),
+        ("vllm", "gptq-int4-g64-sym-actorder", "none", None),
+        ("vllm", "rtn-int4-g64-asym", "weight-only", "cpu-wna16"),
+        ("vllm", "gptq-int4-g64-asym", "weight-only", "cpu-wna16"),
+        ("vllm", "rtn-int4-gch-sym", "weight-only", "cpu-wna16"),
+        ("vllm", "awq-int4-g64-asym", "weight-only", "cpu-wna16-awq"),
         ("vllm", "gptq-int8-g64-sym", "none", None),
+        ("vllm", "rtn-int8-gch-sym", "none", None),
+        ("vllm", "gptq-int3-g64-sym", "none", None),
+        ("vllm", "rtn-fp8-gch", "none", None),
+        ("vllm", "rtn-fp8-gtensor-afp8", "none", None),
+        ("vllm", "rtn-fp8-gch-afp8", "emulated", "cpu-fp8"),
+        ("vllm", "bnb-nf4", "none", None),
         ("vllm", "rtn-int8-gch-sym-aint8", "native", "cpu-int8"),
         ("vllm", "bf16", "native", "onednn-cpu"),
         ("transformers", "gptq-int4-g64-sym", "weight-only", "gptqmodel-torch"),
@@ -180,7 +193,12 @@ def test_mixtures_hold_only_what_runs_on_the_device():
     assert "bf16" in names
     cpu = [str(scheme) for scheme in mixture_options("vllm", CPU).schemes]
     assert "gptq-int4-g64-sym" in cpu
-    assert not any(name.startswith("gptq-int8") for name in cpu)
+    assert "gptq-int4-g64-asym" in cpu
+    assert not any(name.startswith(("gptq-int8", "gptq-int3")) for name in cpu)
+    narrow = (linear("a", 576, 200), linear("b", 576, 576))
+    found = verdict("vllm", parse_scheme("rtn-int4-g64-sym"), CPU, narrow)
+    assert found.kept_16bit == ("a",)
+    assert "out_features % 32" in found.reason
     with pytest.raises(InputError, match="mixed bit widths"):
         mixture_options("llama.cpp", CPU)
 
