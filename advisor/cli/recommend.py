@@ -159,11 +159,12 @@ def describe_relaxation(change: dict[str, Any]) -> str:
     """Say one relaxation in words."""
     if text := change.get("text"):
         return str(text)
-    budget = change["budget"]
-    return (
-        f"{budget.replace('_', ' ')} {why_not.amount(budget, change['to'])} instead of "
-        f"{why_not.amount(budget, change['from'])} ({change['candidate']})"
-    )
+    parts = [
+        f"{each['budget'].replace('_', ' ')} {why_not.amount(each['budget'], each['to'])} "
+        f"instead of {why_not.amount(each['budget'], each['from'])}"
+        for each in (change, *change.get("also", ()))
+    ]
+    return f"{' and '.join(parts)} ({change['candidate']})"
 
 
 def _markdown(document: dict[str, Any]) -> str:

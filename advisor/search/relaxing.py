@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from advisor.search.finalists import Finalist, excess_bytes
@@ -15,29 +15,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:
-    """One budget changed alone, and the candidate that then is an answer.
+    """A changed budget, and the candidate that then is an answer.
 
     Attributes:
         budget: ``max_size``, ``max_loss`` or ``max_kl``.
         limit: The budget as given.
         needed: What it would have to be; the other budgets stay.
         candidate: Name of the candidate.
+        also: Further changes that are needed together with it.
     """
 
     budget: str
     limit: float
     needed: float
     candidate: str
+    also: tuple[Relaxation, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as ``recommend --json`` writes relaxations."""
-        found = asdict(self)
-        return {
-            "budget": found["budget"],
-            "from": found["limit"],
-            "to": found["needed"],
-            "candidate": found["candidate"],
+        """Return it as ``recommend --json`` writes relaxations; ``also`` only where any."""
+        found: dict[str, object] = {
+            "budget": self.budget,
+            "from": self.limit,
+            "to": self.needed,
+            "candidate": self.candidate,
         }
+        if self.also:
+            found["also"] = [change.to_dict() for change in self.also]
+        return found
 
 
 def relaxations(refiner: Refiner, budgets: Budgets) -> tuple[Relaxation, ...]:
@@ -63,7 +67,27 @@ def relaxations(refiner: Refiner, budgets: Budgets) -> tuple[Relaxation, ...]:
         smallest = min(candidates, key=lambda f: f.mixture.size_bytes)
         size = smallest.mixture.size_bytes
         found.insert(0, Relaxation("max_size", goal.max_bytes, size, smallest.name))
+    if not within and goal.has_quality_budget:
+        found += _both(refiner, budgets, goal.max_bytes)
     return tuple(found)
+
+
+def _both(refiner: Refiner, budgets: Budgets, max_bytes: int) -> list[Relaxation]:
+    """Return what would do at the smallest size there is, where even that is over the budget.
+
+    No loss is large enough then for the size as given, so that both must give way.
+    """
+    goal = replace(refiner.goal, smallest=False)
+    replace(refiner, goal=goal).run()
+    nearest = min(
+        refiner.measurer.finalists,
+        key=lambda f: (f.mixture.size_bytes, f.measured_kl),
+        default=None,
+    )
+    if nearest is None or nearest.passes:
+        return []
+    also = tuple(_quality(nearest, budgets))
+    return [Relaxation("max_size", max_bytes, nearest.mixture.size_bytes, nearest.name, also)]
 
 
 def _quality(best: Finalist, budgets: Budgets) -> list[Relaxation]:

@@ -129,10 +129,17 @@ def test_loss_budget_alone_gives_the_smallest_that_passes(run):
 def test_budgets_that_cannot_be_met_say_what_would(run):
     result = run(Budgets(max_size_bytes=20_000, max_kl=1e-4))
     assert not result.feasible
-    relaxed = {relaxation.budget: relaxation for relaxation in result.relaxation}
-    assert relaxed["max_size"].needed > 20_000
-    needed = next(f for f in result.finalists if f.name == relaxed["max_size"].candidate)
+    alone, both = result.relaxation
+    assert (alone.budget, alone.also) == ("max_size", ())
+    assert alone.needed > both.needed > 20_000
+    needed = next(f for f in result.finalists if f.mixture.size_bytes == alone.needed)
     assert needed.passes
+    # Nothing is as small as 20 kB: at the smallest size there is, the quality must give way too.
+    smallest = min(f.mixture.size_bytes for f in result.finalists)
+    assert both.needed == smallest
+    assert [change.budget for change in both.also] == ["max_kl"]
+    assert both.also[0].needed > both.also[0].limit == 1e-4
+    assert both.to_dict()["also"] == [both.also[0].to_dict()]
 
 
 @pytest.mark.parametrize("stage", ["Statistics", "Trials", "Reference", "Finalist"])
