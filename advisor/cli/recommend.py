@@ -103,6 +103,7 @@ def render(console: Any, document: dict[str, Any], *, everything: bool = False) 
     )
     if document["recommended"]:
         _ranked(console, document, len(document["candidates"]) if everything else _ROWS)
+        _ladder(console, document)
     else:
         _nothing_fits(console, document)
     if ruled_out:
@@ -145,6 +146,26 @@ def _ranked(console: Any, document: dict[str, Any], rows: int) -> None:
         console.print(f"  [dim]and {rest} more that fit: advisor recommend ... --all[/]")
     if why := document.get("why"):
         console.print(f"\n[bold]Why {document['recommended']}.[/] {why}")
+    if bound := document.get("bound"):
+        console.print(f"[bold]Bound.[/] On this workload {bound}.")
+
+
+def _ladder(console: Any, document: dict[str, Any]) -> None:
+    """Say the largest context and batch of the first candidates."""
+    rungs = document.get("ladder") or []
+    if not rungs:
+        return
+    console.print(f"\n[bold]Room[/] in {output.size(rungs[0]['limit_bytes'])} of memory")
+    width = max(len(rung["candidate"]) for rung in rungs)
+    for rung in rungs:
+        whole = " (all the model was made for)" if rung["whole_context"] else ""
+        batch = rung["largest_batch_at_context"]
+        console.print(
+            f"  {rung['candidate']:{width}}  one sequence of "
+            f"{rung['largest_context_at_batch_1']} tokens{whole}, "
+            f"or {'4096 or more' if batch >= 4096 else batch} of {rung['context']}",
+            highlight=False,
+        )
 
 
 def _nothing_fits(console: Any, document: dict[str, Any]) -> None:

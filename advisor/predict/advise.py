@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError, did_you_mean
@@ -16,16 +16,19 @@ from advisor.predict.candidate import (
     memory_limit,
 )
 from advisor.predict.explain import serve_command, tune_command, why, why_not
+from advisor.predict.ladder import Rung, ladder
 from advisor.predict.ranking import PREFERENCES, rank, ties
 from advisor.predict.relax import Relaxation, relaxations
 from advisor.schemes import Scheme, parse_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from advisor.budgets import Budgets
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import ModelSpec
+
+    Maker = Callable[[Scheme, str | None], bool]
 
 SCHEMA_VERSION = 1
 
@@ -44,6 +47,7 @@ class Recommendation:
         candidates: In rank order, the ruled-out ones at the end.
         tied: Feasible candidates that are no worse than the first, as far as is known.
         relaxation: Smallest changes that would do, where nothing fits.
+        ladder: Largest context and batch of the first candidates.
     """
 
     spec: ModelSpec
@@ -55,6 +59,7 @@ class Recommendation:
     candidates: tuple[Candidate, ...]
     tied: tuple[Candidate, ...]
     relaxation: tuple[Relaxation, ...] | None
+    ladder: tuple[Rung, ...] = ()
 
     @property
     def recommended(self) -> Candidate | None:
@@ -114,6 +119,8 @@ class Recommendation:
             "ties": [candidate.name for candidate in self.tied],
             "candidates": rows,
             "relaxation": relaxed,
+            "ladder": [rung.to_dict() for rung in self.ladder],
+            "bound": None if best is None else best.speed.words or None,
             "serve": self.serve,
             "tune": self.tune,
         }
@@ -151,6 +158,7 @@ def recommend(
     batch: int = 1,
     prefer: str = "balanced",
     schemes: Sequence[Scheme] | None = None,
+    makes: Maker | None = None,
 ) -> Recommendation:
     """Predict and rank every scheme for a model on a device.
 
@@ -163,6 +171,7 @@ def recommend(
         batch: Sequences at once, at least 1.
         prefer: ``accuracy``, ``size``, ``speed`` or ``balanced``.
         schemes: Schemes to weigh instead of the usual ones.
+        makes: Whether Advisor quantizes to a scheme and writes its format; None = all of them.
 
     Raises:
         InputError: Unknown engine or preference, a context or batch below 1.
@@ -177,7 +186,11 @@ def recommend(
     baseline = baseline_speed(spec, hardware, engine, workload)
     limit = memory_limit(budgets, hardware)
     judged = [
-        judge(make_candidate(spec, s, hardware, engine, workload, baseline), budgets, limit)
+        judge(
+            _marked(make_candidate(spec, s, hardware, engine, workload, baseline), makes),
+            budgets,
+            limit,
+        )
         for s in wanted
     ]
     ranked = rank(judged, prefer)
@@ -194,7 +207,15 @@ def recommend(
         candidates=tuple(ranked),
         tied=tuple(ties(ranked, prefer)),
         relaxation=relaxation,
+        ladder=ladder(spec, hardware, engine, ranked, workload, limit),
     )
+
+
+def _marked(candidate: Candidate, makes: Maker | None) -> Candidate:
+    """Say whether Advisor makes the checkpoint itself; 16 bits need no making."""
+    if makes is None or not candidate.scheme.is_quantized:
+        return candidate
+    return replace(candidate, tunable=makes(candidate.scheme, candidate.format))
 
 
 def predict(
@@ -206,6 +227,7 @@ def predict(
     context: int = 4096,
     batch: int = 1,
     budgets: Budgets | None = None,
+    makes: Maker | None = None,
 ) -> Prediction:
     """Predict everything of one scheme, feasible or not.
 
@@ -216,7 +238,7 @@ def predict(
 
     candidate = make_candidate(spec, scheme, hardware, engine, _workload(context, batch))
     limits = budgets or NoBudgets()
-    judged = judge(candidate, limits, memory_limit(limits, hardware))
+    judged = judge(_marked(candidate, makes), limits, memory_limit(limits, hardware))
     return Prediction(spec, hardware, engine, judged)
 
 

@@ -82,6 +82,7 @@ class Candidate:
         cost: Minutes and memory of quantizing.
         violations: Limits that it does not keep.
         problem: Why it cannot be made for this model, else None.
+        tunable: Whether Advisor itself makes such a checkpoint, or has nothing to make (16 bits).
     """
 
     scheme: Scheme
@@ -95,6 +96,7 @@ class Candidate:
     cost: CostEstimate
     violations: tuple[Violation, ...] = ()
     problem: str | None = None
+    tunable: bool = True
 
     @property
     def name(self) -> str:
@@ -134,6 +136,7 @@ class Candidate:
             "speedup_over_16bit": None if self.speedup is None else round(self.speedup, 3),
             "bound": self.speed.bound,
             "quantization_cost": self.cost.to_dict(),
+            "tunable": self.tunable,
             "feasible": self.feasible,
             "violations": [violation.to_dict() for violation in self.violations],
         }

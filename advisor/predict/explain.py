@@ -18,6 +18,17 @@ _BUDGETS = {
     "max_kl": "expected KL", "max_accuracy_drop": "expected accuracy drop", "min_speed": "speed",
 }  # fmt: skip
 
+_OTHERS = "other software"
+_MAKERS = {
+    "gguf": "llama.cpp's llama-quantize",
+    "autoround": "auto-round",
+    "hqq": "hqq while loading",
+}
+_FIRST_BY = {
+    "accuracy": "loses least", "size": "is the smallest (within 1%)",
+    "speed": "decodes fastest (within 5%)", "balanced": "balances size, speed and loss best",
+}  # fmt: skip
+
 
 def why(ranked: Sequence[Candidate], tied: Sequence[Candidate], prefer: str) -> str | None:
     """Say in two sentences why the first candidate is first."""
@@ -33,14 +44,22 @@ def why(ranked: Sequence[Candidate], tied: Sequence[Candidate], prefer: str) -> 
     gain = ""
     if best.speedup is not None and best.scheme.is_quantized:
         gain = f", decodes {best.speedup:.2g}x as fast as 16 bits"
-    first = (
-        f"Of {len(feasible)} schemes that fit, {best.name} is best by {prefer}: "
-        f"{size(best.size_bytes)}{gain} and {what}."
+    count = (
+        f"Of {len(feasible)} schemes that fit" if len(feasible) > 1 else "The only one that fits"
     )
+    place = f", {best.name} {_FIRST_BY[prefer]}" if len(feasible) > 1 else f" is {best.name}"
+    first = f"{count}{place}: {size(best.size_bytes)}{gain} and {what}."
     if tied:
         names = ", ".join(candidate.name for candidate in tied[:3])
         more = f" and {len(tied) - 3} more" if len(tied) > 3 else ""
-        second = f"It is a tie with {names}{more}: only `advisor tune` can tell them apart."
+        how = (
+            "only `advisor tune` can tell them apart"
+            if best.tunable
+            else "measure before you choose"
+        )
+        second = f"As far as is known it ties with {names}{more}: {how}."
+    elif not best.tunable:
+        second = f"Advisor does not write it: {_MAKERS.get(best.scheme.method, _OTHERS)} does."
     elif best.speed.words:
         second = f"On this workload {best.speed.words} ({best.kernel.name})."
     else:

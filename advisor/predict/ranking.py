@@ -21,21 +21,34 @@ PREFERENCES: tuple[str, ...] = ("accuracy", "size", "speed", "balanced")
 _LOSS_UNIT, _LOSS_PRICE = 0.02, 1.5
 """A perplexity increase of 2% weighs as much as one and a half halvings of the size or doublings
 of the speed; each doubling of 1 + loss/2% as much again: the evidence is no finer than that."""
+_LOSS_UNHEARD, _NOISE_SHARE = 0.01, 0.25
+"""The first 1% of perplexity counts a quarter: two published tables of one cell differ by as
+much."""
+_PREFILL_WEIGHT = 0.15
+"""Prefill, where INT8 and FP8 arithmetic pays, beside decoding."""
 _COLLAPSE_PRICE = 4.0
+_LOSS_NOISE, _LOSS_TIE = 0.005, 0.3
+"""Expected losses are alike within half a percent of perplexity, or within 30% of the smaller:
+two tables of the same cell differ by that much."""
 _TIES = {"accuracy": 0.01, "size": 0.01, "speed": 0.05, "balanced": 0.1}
 
 
 def rank(candidates: Sequence[Candidate], prefer: str) -> list[Candidate]:
     """Order candidates: feasible ones first, the best by the preference at the top."""
     base = next((c for c in candidates if not c.scheme.is_quantized), None)
-    return sorted(candidates, key=lambda candidate: sort_key(candidate, prefer, base))
+    # Where Advisor makes nothing that fits (llama.cpp), what others make is not held back.
+    makes = any(c.feasible and c.tunable and c.scheme.is_quantized for c in candidates)
+    return sorted(candidates, key=lambda candidate: sort_key(candidate, prefer, base, makes))
 
 
-def sort_key(candidate: Candidate, prefer: str, base: Candidate | None) -> tuple[float, ...]:
+def sort_key(
+    candidate: Candidate, prefer: str, base: Candidate | None, makes: bool = True
+) -> tuple[float, ...]:
     """Return the key by which a candidate is ordered, small is good.
 
     The preference's own figure comes first, cut into steps of what is a tie; then loss, size and
-    speed decide among ties.
+    speed decide among ties. What has to be made with other software comes after what Advisor
+    makes itself, if it makes anything that fits (``makes``).
     """
     size = float(candidate.size_bytes or math.inf)
     loss = candidate.loss.expected
@@ -50,7 +63,8 @@ def sort_key(candidate: Candidate, prefer: str, base: Candidate | None) -> tuple
     order = len(candidate.violations) if candidate.kernel.support != "none" else 9
     # What loads but is slow, experimental or ruined comes after everything that simply works.
     ruined = risk > LIKELY_COLLAPSE or loss > RUINED
-    last = 2.0 * ruined + float(is_makeshift(candidate))
+    elsewhere = makes and not candidate.tunable
+    last = 4.0 * ruined + 2.0 * is_makeshift(candidate) + float(elsewhere)
     return (float(not candidate.feasible), last, order, first, loss, size, -speed)
 
 
@@ -60,13 +74,18 @@ def is_makeshift(candidate: Candidate) -> bool:
 
 
 def merit(candidate: Candidate, base: Candidate | None) -> float:
-    """Return the balance of size, speed and loss: halvings and doublings, less loss over 2%."""
+    """Return the balance of size, speed and loss: halvings and doublings, less the loss."""
     size = candidate.size_bytes
     smaller = 0.0
     if size and base is not None and base.size_bytes:
         smaller = math.log2(base.size_bytes / size)
     faster = math.log2(candidate.speedup) if candidate.speedup else 0.0
-    price = _LOSS_PRICE * math.log2(1 + candidate.loss.expected / _LOSS_UNIT)
+    prefill = candidate.speed.prefill
+    if prefill is not None and base is not None and base.speed.prefill is not None:
+        faster += _PREFILL_WEIGHT * math.log2(prefill.expected / base.speed.prefill.expected)
+    loss = candidate.loss.expected
+    counted = loss - (1 - _NOISE_SHARE) * min(loss, _LOSS_UNHEARD)
+    price = _LOSS_PRICE * math.log2(1 + counted / _LOSS_UNIT)
     price += _COLLAPSE_PRICE * candidate.loss.collapse_risk
     return smaller + faster - price
 
@@ -80,7 +99,9 @@ def ties(ranked: Sequence[Candidate], prefer: str) -> list[Candidate]:
     return [
         other
         for other in feasible[1:]
-        if is_makeshift(other) == is_makeshift(first) and _tied(first, other, prefer)
+        if is_makeshift(other) == is_makeshift(first)
+        and other.tunable == first.tunable
+        and _tied(first, other, prefer)
     ]
 
 
@@ -99,7 +120,11 @@ def _tied(first: Candidate, other: Candidate, prefer: str) -> bool:
 
 
 def _alike(first: Candidate, other: Candidate) -> bool:
-    """Return whether size and speed are about equal and the intervals of the loss overlap."""
+    """Return whether size and speed are about equal and the losses are within what is known.
+
+    The intervals themselves overlap for almost any two schemes: most of their width is the model's
+    own, which two schemes of one model share.
+    """
     sizes = (first.size_bytes or 1, other.size_bytes or 1)
     if abs(math.log(sizes[0] / sizes[1])) > _TIES["balanced"] / 2:
         return False
@@ -107,7 +132,8 @@ def _alike(first: Candidate, other: Candidate) -> bool:
         ratio = first.speedup / other.speedup
         if abs(math.log(ratio)) > _TIES["balanced"]:
             return False
-    return first.loss.low <= other.loss.high and other.loss.low <= first.loss.high
+    losses = (first.loss.expected, other.loss.expected)
+    return max(losses) - min(losses) < max(_LOSS_NOISE, _LOSS_TIE * min(losses))
 
 
 def _step(value: float, width: float) -> float:

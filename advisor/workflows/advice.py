@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from advisor.predict.advise import Prediction, Recommendation
+    from advisor.schemes import Scheme
 
 
 def recommend(
@@ -51,7 +52,16 @@ def recommend(
         context=context,
         batch=batch,
         prefer=prefer,
+        makes=_makes,
     )
+
+
+def _makes(scheme: Scheme, format: str | None) -> bool:
+    """Return whether Advisor has both the method and the writer of a checkpoint."""
+    from advisor.formats.registry import format_names
+    from advisor.methods.registry import method_names
+
+    return scheme.method in method_names() and format in format_names()
 
 
 def predict(
@@ -82,6 +92,7 @@ def predict(
         resolve_engine(engine, hardware),
         context=context,
         batch=batch,
+        makes=_makes,
     )
     if prediction.candidate.problem is not None:  # asked for by name, and it cannot exist
         raise InputError(prediction.candidate.problem)

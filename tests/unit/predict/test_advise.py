@@ -198,3 +198,48 @@ def test_experimental_and_emulated_kernels_come_last(llama, rtx4090):
     makeshift = [is_makeshift(candidate) for candidate in feasible]
     assert any(makeshift)
     assert makeshift == sorted(makeshift)
+
+
+def test_what_advisor_cannot_make_is_not_put_first(llama, rtx4090):
+    names = ["rtn-fp8-gch-afp8", "rtn-int4-g32-sym", "gptq-int4-g128-sym", "bf16"]
+    schemes = [parse_scheme(name) for name in names]
+    usual = recommend(llama, rtx4090, "vllm", Budgets(), schemes=schemes)
+    assert usual.candidates[0].name == "rtn-fp8-gch-afp8"
+    rounding = recommend(
+        llama, rtx4090, "vllm", Budgets(max_size_bytes=10 * GB), schemes=schemes,
+        makes=lambda scheme, _: scheme.weight == "int4",
+    )  # fmt: skip
+    assert rounding.candidates[0].name == "gptq-int4-g128-sym"
+    assert not rounding.tied or rounding.tied[0].tunable
+
+
+def test_where_advisor_makes_nothing_the_maker_is_named(llama, rtx4090):
+    answer = recommend(
+        llama, rtx4090, "llama.cpp", Budgets(), makes=lambda scheme, _: scheme.method != "gguf"
+    )
+    assert answer.recommended.scheme.method == "gguf"
+    assert answer.to_dict()["candidates"][0]["tunable"] is False
+    assert answer.tied or "llama-quantize" in answer.why
+
+
+def test_native_fp8_beats_weight_only_int8_where_arithmetic_is_the_limit(llama):
+    found = recommend(llama, find_profile("h100-sxm"), "vllm", Budgets(), batch=64)
+    assert found.candidates[0].name == "rtn-fp8-gch-afp8"
+    assert found.candidates[0].speedup > 1
+    tied = {candidate.name for candidate in found.tied}
+    assert "smoothquant-int8-gch-sym-aint8" not in tied  # four times the loss is no tie
+
+
+def test_the_ladder_is_the_largest_that_fits(llama, rtx4090):
+    answer = recommend(llama, rtx4090, "vllm", Budgets(max_size_bytes=10 * GB), context=2048)
+    rung = answer.ladder[0]
+    assert rung.candidate == answer.candidates[0].name
+
+    def total(context, batch):
+        scheme = answer.candidates[0].scheme
+        found = predict(llama, scheme, rtx4090, "vllm", context=context, batch=batch)
+        return found.candidate.memory.total
+
+    assert total(rung.largest_context, 1) <= rung.limit_bytes < total(rung.largest_context + 16, 1)
+    assert total(2048, rung.largest_batch) <= rung.limit_bytes < total(2048, rung.largest_batch + 1)
+    assert answer.to_dict()["ladder"][0]["largest_batch_at_context"] == rung.largest_batch
