@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advisor.errors import InputError, did_you_mean, join_errors
+from advisor.evaluation.microscaled_inputs import (
+    simulate_fp8_groups,
+    simulate_mxfp4,
+    simulate_mxfp8,
+    simulate_nvfp4,
+)
 from advisor.numerics.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -74,11 +80,20 @@ def simulate_llm_int8(inputs: Tensor, threshold: float = OUTLIER_THRESHOLD) -> T
     return torch.where(outliers.any(dim=0), rows, rounded).view_as(inputs)
 
 
-_SIMULATIONS = {"int8": simulate_int8, "fp8": simulate_fp8}
+_SIMULATIONS = {
+    "int8": simulate_int8,
+    "fp8": simulate_fp8,
+    "mxfp4": simulate_mxfp4,
+    "mxfp8": simulate_mxfp8,
+}
 
 
-def activation_simulation(scheme: Scheme) -> Any:
+def activation_simulation(scheme: Scheme, extras: Mapping[str, Tensor] | None = None) -> Any:
     """Return the function that a scheme applies to inputs at run time, or None.
+
+    Args:
+        scheme: The module's scheme.
+        extras: Its weight's; NVFP4's ``input_global_scale`` is among them.
 
     Raises:
         InputError: The scheme's activations cannot be simulated.
@@ -87,11 +102,14 @@ def activation_simulation(scheme: Scheme) -> Any:
         return simulate_llm_int8
     if scheme.activation is None:
         return None
-    if scheme.activation not in _SIMULATIONS:
-        raise InputError(
-            f"activations in {scheme.activation} (scheme {scheme}) cannot be simulated: only "
-            f"{', '.join(_SIMULATIONS)} can."
-        )
+    if scheme.activation == "nvfp4":
+        if "input_global_scale" not in (extras or {}):
+            raise InputError(f"{scheme} needs an input_global_scale. Quantize with statistics.")
+        scale = (extras or {})["input_global_scale"]
+        return lambda inputs: simulate_nvfp4(inputs, scale)
+    if scheme.activation == "fp8" and scheme.granularity == "block":
+        width = int(scheme.group_size or 1)
+        return lambda inputs: simulate_fp8_groups(inputs, width)
     return _SIMULATIONS[scheme.activation]
 
 
@@ -126,7 +144,7 @@ def quantized_model(
         name: simulation
         for name, weight in weights.items()
         if isinstance(weight, QuantizedWeight)
-        and (simulation := activation_simulation(weight.scheme)) is not None
+        and (simulation := activation_simulation(weight.scheme, weight.extras)) is not None
     }
     saved: list[tuple[Tensor, Tensor]] = []
     handles = []

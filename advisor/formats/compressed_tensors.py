@@ -2,7 +2,7 @@
 
 ``pack-quantized``: integers of 2 to 8 bits as a dense stream of bits in int32 words, 16-bit (or
 8-bit) activations. ``int-quantized``: int8 as it is, int8 activations. ``float-quantized``: FP8
-(E4M3) as it is. A checkpoint may hold several ``config_groups``, each with its own format.
+(E4M3) as it is. NVFP4, MXFP4 and MXFP8 have formats of their own. A checkpoint may hold several ``config_groups``, each with its own format.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from advisor.formats import compressed_tensors_microscaled as microscaled
 from advisor.formats.base import (
     Found,
     Stored,
@@ -23,6 +24,7 @@ from advisor.formats.base import (
 )
 from advisor.formats.compressed_tensors_config import (
     INT,
+    MICROSCALED,
     PACKED,
     build_config,
     resolve_module,
@@ -41,7 +43,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 NAME = "compressed-tensors"
-SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight")
+SUFFIXES = (
+    "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale",
+    "input_global_scale", "weight",
+)  # fmt: skip
 
 
 def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
@@ -56,11 +61,19 @@ def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
 def _broken_rule(weight: QuantizedWeight) -> str | None:
     """Return the rule that a weight breaks, or None."""
     scheme = weight.scheme
+    if scheme.weight in MICROSCALED:
+        if scheme.activation not in (None, scheme.weight):
+            return f"format {NAME!r} pairs {scheme.weight} with inputs of its type, not {scheme}"
+        return None
     if scheme.weight == "fp8":
         if scheme.granularity not in ("channel", "tensor", "block"):
             return f"format {NAME!r} holds FP8 scales per channel, tensor or block, not {scheme}"
         if scheme.activation not in (None, "fp8"):
             return f"format {NAME!r} pairs FP8 weights with FP8 activations, not {scheme}"
+        # Inputs are rounded in groups as wide as a block.
+        size = int(scheme.group_size or 1) if scheme.granularity == "block" else 1
+        if scheme.activation is not None and weight.shape[1] % size:
+            return f"the block size of {scheme} must divide in_features={weight.shape[1]}"
         return None
     if not scheme.is_integer or scheme.method == "llm.int8":
         return f"format {NAME!r} holds integer and FP8 weights, not {scheme}; use bitsandbytes"
@@ -82,6 +95,8 @@ def _broken_rule(weight: QuantizedWeight) -> str | None:
 
 def storage_scheme(scheme: Scheme) -> Scheme:
     """Return what can be read back: everything but how the codes were chosen."""
+    if scheme.weight in MICROSCALED:
+        return scheme
     return Scheme(
         "rtn",
         scheme.weight,
@@ -105,6 +120,8 @@ def pack(
 ) -> dict[str, Tensor]:
     """Return the tensors of one module in the format of its config group."""
     del config
+    if weight.scheme.weight in MICROSCALED:
+        return microscaled.pack(name, weight)
     scales = exact_scales(weight.scales, dtype)
     kind = scheme_format(weight.scheme)
     if kind == PACKED:
@@ -161,6 +178,8 @@ def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
 
 def _check_module(name: str, scheme: Scheme, kind: str, stored: Stored) -> list[str]:
     """Return the faults of one module's tensors."""
+    if scheme.weight in MICROSCALED:
+        return microscaled.check(name, scheme, stored)
     main = "weight_packed" if kind == PACKED else "weight"
     header = stored.headers.get(f"{name}.{main}")
     if header is None or len(header.shape) != 2:
@@ -207,6 +226,8 @@ def _scale_shape(scheme: Scheme, out_features: int, in_features: int) -> tuple[i
 def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored) -> QuantizedWeight:
     """Return the weight of one module."""
     del config
+    if scheme.weight in MICROSCALED:
+        return microscaled.unpack(name, scheme, stored)
     scales = stored.load(f"{name}.weight_scale").to(torch.float32)
     kind = scheme_format(scheme)
     zero_points = None

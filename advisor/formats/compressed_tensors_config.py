@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 PACKED = "pack-quantized"
 INT = "int-quantized"
 FLOAT = "float-quantized"
+NVFP4 = "nvfp4-pack-quantized"
+MXFP4 = "mxfp4-pack-quantized"
+MXFP8 = "mxfp8-quantized"
+MICROSCALED = {"mxfp4": MXFP4, "mxfp8": MXFP8, "nvfp4": NVFP4}
+"""Format of each micro-scaled weight type."""
+_GROUP_SIZES = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
+_SCALE_DTYPES = {"mxfp4": "torch.uint8", "mxfp8": "torch.uint8", "nvfp4": "torch.float8_e4m3fn"}
 _MIXED = "mixed-precision"
 _STATUS = ("compressed",)
 _VERSION = "0.10.0"
@@ -22,6 +29,8 @@ _VERSION = "0.10.0"
 
 def scheme_format(scheme: Scheme) -> str:
     """Return the compression format of a scheme's tensors."""
+    if scheme.weight in MICROSCALED:
+        return MICROSCALED[scheme.weight]
     if scheme.weight == "fp8":
         return FLOAT
     if scheme.activation is not None and scheme.bits == 8:
@@ -70,6 +79,8 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
 
 def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
     """Return how weights are stored."""
+    if scheme.weight in MICROSCALED:
+        return _microscaled_arguments(scheme.weight, inputs=False)
     block = scheme.granularity == "block"
     return {
         "actorder": None,
@@ -89,6 +100,8 @@ def _input_arguments(scheme: Scheme) -> dict[str, Any] | None:
     """Return how inputs are quantized at run time: dynamically, per token."""
     if scheme.activation is None:
         return None
+    if scheme.activation in MICROSCALED:
+        return _microscaled_arguments(scheme.activation, inputs=True)
     block = scheme.granularity == "block"
     return {
         "actorder": None,
@@ -102,6 +115,39 @@ def _input_arguments(scheme: Scheme) -> dict[str, Any] | None:
         "symmetric": True,
         "type": "int" if scheme.activation == "int8" else "float",
     }
+
+
+def _microscaled_arguments(kind: str, *, inputs: bool) -> dict[str, Any]:
+    """Return how weights, or inputs at run time, are stored in a micro-scaled type."""
+    nvfp4 = kind == "nvfp4"
+    return {
+        "actorder": None,
+        "block_structure": None,
+        # "local": groups get their scale at run time, the tensor's own is in the checkpoint.
+        "dynamic": ("local" if nvfp4 else True) if inputs else False,
+        "group_size": _GROUP_SIZES[kind],
+        "num_bits": 8 if kind == "mxfp8" else 4,
+        "observer": ("static_minmax" if nvfp4 else None) if inputs else "minmax",
+        "observer_kwargs": {},
+        "scale_dtype": _SCALE_DTYPES[kind],
+        "strategy": "tensor_group" if nvfp4 else "group",
+        "symmetric": True,
+        "type": "float",
+        "zp_dtype": _SCALE_DTYPES[kind],
+    }
+
+
+def microscaled_type(arguments: Mapping[str, Any]) -> str | None:
+    """Return the micro-scaled type that arguments of weights or inputs stand for, or None."""
+    keys = ("type", "num_bits", "group_size", "strategy")
+    found = tuple(arguments.get(key) for key in keys)
+    if found == ("float", 4, 16, "tensor_group"):
+        return "nvfp4"
+    if found == ("float", 4, 32, "group"):
+        return "mxfp4"
+    if found == ("float", 8, 32, "group") and arguments.get("scale_dtype") == "torch.uint8":
+        return "mxfp8"
+    return None
 
 
 def resolve_module(name: str, config: Mapping[str, Any]) -> tuple[Scheme, str] | None:
@@ -133,6 +179,11 @@ def _scheme_of(group: Mapping[str, Any]) -> Scheme:
     """Return the scheme that a config group stands for."""
     weights = group.get("weights") or {}
     inputs = group.get("input_activations")
+    if (micro := microscaled_type(weights)) is not None:
+        activation = microscaled_type(inputs) if inputs else None
+        if inputs and activation != micro:
+            raise ValueError(f"{micro} weights with inputs other than {micro} are unknown.")
+        return Scheme(micro, micro, activation=activation)
     bits, kind = weights.get("num_bits"), weights.get("type", "int")
     strategy = weights.get("strategy")
     if (kind == "float" and bits != 8) or kind not in ("int", "float") or bits not in range(2, 9):

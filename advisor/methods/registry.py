@@ -24,6 +24,9 @@ _MODULES: dict[str, str] = {
     "smoothquant": "advisor.methods.smoothquant",
     "bnb": "advisor.methods.nf4",
     "llm.int8": "advisor.methods.llm_int8",
+    "mxfp4": "advisor.methods.microscaled",
+    "mxfp8": "advisor.methods.microscaled",
+    "nvfp4": "advisor.methods.microscaled",
 }
 
 

@@ -26,14 +26,17 @@ class QuantizedWeight:
     Attributes:
         scheme: How the codes were made.
         codes: uint8, shape [out, in]. Integer grids count from 0: a symmetric b-bit grid has the
-            constant zero point 2^(b-1) and ``zero_points`` is None. FP8 codes are the bit pattern.
+            constant zero point 2^(b-1) and ``zero_points`` is None. FP8 and E2M1 codes are the
+            bit pattern.
         scales: float32, shape [out, groups]: groups is 1 per channel; [1, 1] per tensor; for
             blocks [ceil(out / n), ceil(in / n)].
         zero_points: uint8, shape [out, groups], or None on symmetric grids and codebooks.
         group_index: int32, shape [in]: the group of each input. None means consecutive groups of
             ``in // groups``. Codes stay in the model's own column order, act-order or not.
         codebook: float32, shape [entries], or None.
-        extras: State that only the scheme's own format stores (nested scales of bitsandbytes).
+        extras: State that only the scheme's own format stores (nested scales of bitsandbytes,
+            global scales of NVFP4, fields of GGUF blocks). ``minimums``, float32 [out, groups],
+            are subtracted at last.
     """
 
     scheme: Scheme
@@ -52,7 +55,7 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight that the codes stand for, shape [out, in]."""
         out_features, in_features = self.shape
-        if self.scheme.weight == "fp8":
+        if self.scheme.weight in ("fp8", "mxfp8"):
             values = self.codes.view(torch.float8_e4m3fn).to(torch.float32)
         elif self.codebook is not None:
             values = self.codebook[self.codes.long()]
@@ -70,7 +73,10 @@ class QuantizedWeight:
             width = in_features // groups
             index = torch.arange(in_features, device=self.codes.device) // width
         index = index.long()
-        return ((values - self._zero(values, index)) * self.scales[:, index]).to(dtype)
+        result = (values - self._zero(values, index)) * self.scales[:, index]
+        if "minimums" in self.extras:
+            result = result - self.extras["minimums"][:, index]
+        return result.to(dtype)
 
     def _zero(self, values: Tensor, index: Tensor | None = None) -> Tensor:
         """Zero point of every weight, or a scalar."""

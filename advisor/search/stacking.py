@@ -130,7 +130,12 @@ def awq_scales(
 
 
 def is_stackable(scheme: Scheme) -> bool:
-    """Whether rows are quantized independently of each other."""
+    """Whether weights that share an input may be quantized as one: by rows, or one scale for all.
+
+    NVFP4's global scale must be the same in all linears that an engine fuses.
+    """
+    if scheme.weight in ("mxfp4", "mxfp8", "nvfp4"):
+        return True
     return scheme.is_integer and scheme.granularity in ("channel", "group")
 
 

@@ -113,6 +113,8 @@ def read_compressed_tensors(tensors, name, config):
     )
     weights = group["weights"]
     scales = tensors[f"{name}.weight_scale"].astype(np.float32)
+    if weights["type"] == "float" and weights["group_size"] in (16, 32):
+        return read_microscaled(tensors, name, weights)
     if group["format"] != "pack-quantized":
         values = tensors[f"{name}.weight"].astype(np.float32)
         if weights["strategy"] == "block":
@@ -133,6 +135,29 @@ def read_compressed_tensors(tensors, name, config):
         ).T
     groups = np.arange(in_features) // (in_features // scales.shape[1])
     return affine(codes - half, zeros - half, scales, groups)
+
+
+def e2m1(code):
+    """Return the value of an OCP E2M1 bit pattern: bias 1, one mantissa bit."""
+    exponent, mantissa = (code >> 1) & 3, code & 1
+    value = mantissa / 2 if exponent == 0 else (1 + mantissa / 2) * 2.0 ** (exponent - 1)
+    return -value if code & 8 else value
+
+
+def read_microscaled(tensors, name, weights):
+    """Dequantize an NVFP4, MXFP4 or MXFP8 module: [out, in]."""
+    scales = tensors[f"{name}.weight_scale"]
+    if weights["scale_dtype"] == "torch.uint8":
+        scales = 2.0 ** (scales.astype(np.float64) - 127)
+    else:
+        scales = scales.astype(np.float32) / tensors[f"{name}.weight_global_scale"]
+    if weights["num_bits"] == 8:
+        values = tensors[f"{name}.weight"]
+    else:
+        packed = tensors[f"{name}.weight_packed"]
+        values = np.array([[e2m1((int(b) >> s) & 15) for b in row for s in (0, 4)]
+                           for row in packed])  # fmt: skip
+    return (values * scales.astype(np.float64).repeat(weights["group_size"], 1)).astype(np.float32)
 
 
 def read_bitsandbytes(tensors, name, config):

@@ -153,9 +153,9 @@ def test_every_wrong_name_and_shape_is_listed(random_llama):
 
 def test_activations_that_cannot_be_simulated(random_llama):
     linear = random_llama.linears[0]
-    weight = int8_weight(random_llama.model.get_submodule(linear.name).weight, "mxfp4-amxfp4")
+    weight = int8_weight(random_llama.model.get_submodule(linear.name).weight, "nvfp4-anvfp4")
     with (
-        pytest.raises(InputError, match="cannot be simulated"),
+        pytest.raises(InputError, match="needs an input_global_scale"),
         quantized_model(random_llama.model, {linear.name: weight}),
     ):
         pass
