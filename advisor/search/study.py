@@ -27,6 +27,8 @@ _STARTUP_TRIALS = 12
 _ATTRIBUTE = "advisor"
 _UNCLAIMED_SECONDS = 60.0
 _ELSEWHERE_SECONDS = 3600.0
+_SETS_CONSTRAINTS = hasattr(optuna.trial.Trial, "set_constraint")
+"""Optuna 5 keeps constraints with the trial; Optuna 4 asks a function for them."""
 _logger = logging.getLogger(__name__)
 
 
@@ -166,19 +168,21 @@ def _set_up_sqlite(storage: optuna.storages.RDBStorage) -> None:
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     """Return the sampler of one trial; random until there is something to learn from."""
+    constraints: dict[str, Any] = {}
+    if not _SETS_CONSTRAINTS:
+        constraints["constraints_func"] = lambda trial: trial.user_attrs.get(_ATTRIBUTE, {}).get(
+            "constraints", (0.0,)
+        )
     with warnings.catch_warnings():
-        # Grouping is called experimental, and constraints_func deprecated from Optuna 5 on; its
-        # successor does not exist in Optuna 4.
-        warnings.simplefilter("ignore")
+        # Both options are called experimental, in some versions with a warning for every sampler.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=_STARTUP_TRIALS,
             multivariate=True,
             group=True,
             constant_liar=True,
-            constraints_func=lambda trial: trial.user_attrs.get(_ATTRIBUTE, {}).get(
-                "constraints", (0.0,)
-            ),
+            **constraints,
         )
 
 
@@ -188,6 +192,9 @@ def _tell(study: optuna.Study, trial: optuna.Trial, outcome: Outcome) -> None:
     if outcome.rejected is not None:
         remembered["rejected"] = outcome.rejected
     trial.set_user_attr(_ATTRIBUTE, remembered)  # one attribute, one commit
+    if _SETS_CONSTRAINTS:
+        for place, value in enumerate(remembered["constraints"]):
+            trial.set_constraint(f"constraint {place}", value)
     if outcome.rejected is not None:
         study.tell(trial, state=TrialState.PRUNED)
     else:

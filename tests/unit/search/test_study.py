@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 
 import optuna
 import pytest
@@ -175,3 +176,22 @@ def test_scoring_is_paid_once_for_what_families_share():
     assert scoring_cost(best, []) == 5
     assert scoring_cost(best, [gptq, Family("rtn")]) == 2, "only awq is new"
     assert scoring_cost(Family("best", damping=0.1, samples=16), [best]) == 2, "only gptq is new"
+
+
+def test_no_deprecated_or_experimental_warning_reaches_the_user(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(_run(storage_url(tmp_path / "study.db", tmp_path), 14)) == 14
+
+
+def test_constraints_are_where_the_sampler_of_this_optuna_looks(tmp_path):
+    url = storage_url(tmp_path / "study.db", tmp_path)
+    records = _run(url, 16)
+    done = optuna.load_study(study_name="study", storage=url).get_trials(
+        states=(optuna.trial.TrialState.COMPLETE,)
+    )
+    feasible = {record.number for record in records if record.feasible}
+    if not hasattr(optuna.trial.Trial, "set_constraint"):
+        pytest.skip("Optuna 4 stores them under a name of its own")
+    assert 0 < len(feasible) < len(done)
+    assert feasible == {t.number for t in done if all(v <= 0 for v in t.constraints.values())}
