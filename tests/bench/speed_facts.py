@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from advisor.engines import verdict
 from advisor.errors import AdvisorError
@@ -57,6 +58,8 @@ class Point:
     measured: float
     predicted: float
     trusted: bool
+    question: dict[str, Any]
+    """What :func:`answer` needs to predict it again with other coefficients."""
 
 
 def load_points(engines: tuple[str, ...] | None = None) -> list[Point]:
@@ -82,25 +85,26 @@ def _point(row: dict[str, str]) -> Point | None:
     if engine is None or scheme is None or spec is None or hardware is None:
         return None
     context = _context(row)
-    prediction = predict_point(spec, scheme, hardware, engine, context, int(row["batch"]))
-    if prediction is None:
+    question = ask(spec, scheme, hardware, engine, context, int(row["batch"]))
+    prediction = None if question is None else answer(question)
+    if question is None or prediction is None:
         return None
     community = "llmfit" in row["source"]
     return Point(
         engine, row["model"], row["gpu"], row["method"], int(row["batch"]),
-        float(row["tokens_per_s"]), prediction, not community,
+        float(row["tokens_per_s"]), prediction, not community, question,
     )  # fmt: skip
 
 
-def predict_point(
+def ask(
     spec: ModelSpec,
     scheme: Scheme,
     hardware: HardwareProfile,
     engine: str,
     context: int,
     batch: int,
-) -> float | None:
-    """Predict decode tokens/s; None where no kernel runs it or the bandwidth is not known."""
+) -> dict[str, Any] | None:
+    """Return all that a prediction needs beside coefficients; None where no kernel runs it."""
     kernel = verdict(engine, scheme, hardware, spec.linears)
     if kernel.support == "none" or kernel.format is None:
         return None
@@ -110,10 +114,15 @@ def predict_point(
         size = checkpoint_size(spec, scheme, kernel.format)
     except AdvisorError:
         return None
-    speed = predict_speed(
-        spec, scheme, kernel, hardware, engine,
-        linear_bytes=size.quantizable_bytes, context=context, batch=batch,
-    )  # fmt: skip
+    return {
+        "spec": spec, "scheme": scheme, "kernel": kernel, "hardware": hardware, "engine": engine,
+        "linear_bytes": size.quantizable_bytes, "context": context, "batch": batch,
+    }  # fmt: skip
+
+
+def answer(question: dict[str, Any]) -> float | None:
+    """Predict decode tokens/s; None where the bandwidth is not known."""
+    speed = predict_speed(**question)
     return None if speed.decode is None else speed.decode.expected
 
 
@@ -185,4 +194,4 @@ def median_factor(points: list[Point]) -> float:
     return math.exp(errors[len(errors) // 2])
 
 
-__all__ = ["Point", "load_points", "mape", "median_factor", "predict_point", "replace"]
+__all__ = ["Point", "answer", "ask", "load_points", "mape", "median_factor"]

@@ -200,7 +200,7 @@ def test_mixtures_hold_only_what_runs_on_the_device():
     assert found.kept_16bit == ("a",)
     assert "out_features % 32" in found.reason
     with pytest.raises(InputError, match="mixed bit widths"):
-        mixture_options("llama.cpp", CPU)
+        mixture_options("tensorrt-llm", nvidia("9.0"))
 
 
 def test_default_engine():
