@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from advisor.errors import InputError, did_you_mean
-from advisor.plan.data import data_files
+from advisor.plan.data import data_files, data_folders
 from advisor.plan.schema import Strict
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def load_engine(name: str) -> EngineProfile:
     Raises:
         InputError: Unknown engine, or a file that breaks the schema.
     """
-    files = {path.stem: path for path in data_files("engines")}
+    files = _files(tuple((f, f.stat().st_mtime_ns) for f in data_folders("engines")))
     key = name.strip().lower()
     if key not in files:
         known = ", ".join(sorted(files))
@@ -176,6 +176,12 @@ def load_engine(name: str) -> EngineProfile:
             f"unknown engine {name!r}: use one of {known} or auto.{did_you_mean(key, files)}"
         )
     return load_engine_file(files[key])
+
+
+@lru_cache(maxsize=8)
+def _files(_folders: tuple[tuple[Path, int], ...]) -> dict[str, Path]:
+    """Return the file of each engine; looked for again once a folder changes."""
+    return {path.stem: path for path in data_files("engines")}
 
 
 def load_engine_file(path: Path) -> EngineProfile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,12 @@ def profiles_folder() -> Path:
     Raises:
         AdvisorError: Neither exists: the installation is incomplete.
     """
-    package = Path(__file__).resolve().parents[1]
+    return _profiles_beside(__file__)
+
+
+@cache
+def _profiles_beside(file: str) -> Path:
+    package = Path(file).resolve().parents[1]
     choices = (package / "_profiles", package.parent / "profiles")
     for folder in choices:
         if (folder / "hardware").is_dir():
