@@ -8,7 +8,7 @@ from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.hardware.index import catalogue_entries, read_mapping
 from advisor.hardware.matching import find_entry
 from advisor.hardware.names import ParsedName, parse_name, split_count
-from advisor.plan.data import folder_files, unplaced_files
+from advisor.plan.data import extra_folders, folder_files, profiles_folder, unplaced_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +38,20 @@ def find_profile(name: str) -> HardwareProfile:
         InputError: The name fits no card or several, or the chosen file breaks the schema.
     """
     wanted, count = split_count(name)
-    entry = find_entry(wanted)
-    profile = load_profile(entry.path)
+    profile = load_profile(_shipped_file(wanted) or find_entry(wanted).path)
     return profile if count == 1 else profile.model_copy(update={"count": count})
+
+
+def _shipped_file(identifier: str) -> Path | None:
+    """Return the file of an exact identifier, without reading the names of all other cards.
+
+    Only where the user added no folder: theirs may give a name of its own meaning.
+    """
+    slug = identifier.strip().lower()
+    if extra_folders() or not slug.replace("-", "").isalnum():
+        return None
+    path = profiles_folder() / "hardware" / f"{slug}.yaml"
+    return path if path.is_file() else None
 
 
 def list_profiles() -> tuple[HardwareProfile, ...]:
