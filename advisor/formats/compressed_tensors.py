@@ -2,7 +2,8 @@
 
 ``pack-quantized``: integers of 2 to 8 bits as a dense stream of bits in int32 words, 16-bit (or
 8-bit) activations. ``int-quantized``: int8 as it is, int8 activations. ``float-quantized``: FP8
-(E4M3) as it is. NVFP4, MXFP4 and MXFP8 have formats of their own. A checkpoint may hold several ``config_groups``, each with its own format.
+(E4M3) as it is. NVFP4, MXFP4 and MXFP8 have formats of their own. A checkpoint may hold several
+``config_groups``, each with its own format.
 """
 
 from __future__ import annotations

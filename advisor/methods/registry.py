@@ -28,6 +28,8 @@ _MODULES: dict[str, str] = {
     "mxfp8": "advisor.methods.microscaled",
     "nvfp4": "advisor.methods.microscaled",
 }
+_FLOAT_MODULES: dict[str, str] = {"gptq": "advisor.methods.gptq_float"}
+"""Methods whose FP8 form is a file of its own."""
 
 
 class Method(Protocol):
@@ -77,6 +79,13 @@ def get_method(name: str) -> Method:
     raise InputError(f"unknown method {name!r}: use one of {known}.{did_you_mean(name, _MODULES)}")
 
 
+def _implementation(scheme: Scheme) -> Method:
+    """Return what quantizes to a scheme: its method, or the method's FP8 form."""
+    if scheme.weight == "fp8" and scheme.method in _FLOAT_MODULES:
+        return cast("Method", importlib.import_module(_FLOAT_MODULES[scheme.method]))
+    return get_method(scheme.method)
+
+
 def quantize(
     weight: Tensor,
     statistics: LayerStatistics | None,
@@ -91,7 +100,7 @@ def quantize(
     Raises:
         InputError: The method, the weight or the statistics cannot be used.
     """
-    return get_method(scheme.method).quantize(weight, statistics, scheme, settings)
+    return _implementation(scheme).quantize(weight, statistics, scheme, settings)
 
 
 def quantize_many(
@@ -115,13 +124,13 @@ def quantize_many(
     Raises:
         InputError: A method, the weight or the statistics cannot be used.
     """
-    by_method: dict[str, list[Scheme]] = {}
+    by_method: dict[tuple[str, bool], list[Scheme]] = {}
     for scheme in dict.fromkeys(schemes):
-        by_method.setdefault(scheme.method, []).append(scheme)
-    methods = {name: get_method(name) for name in by_method}
+        by_method.setdefault((scheme.method, scheme.weight == "fp8"), []).append(scheme)
+    methods = {key: _implementation(members[0]) for key, members in by_method.items()}
     done: dict[Scheme, QuantizedWeight] = {}
-    for name, members in by_method.items():
-        method = methods[name]
+    for key, members in by_method.items():
+        method = methods[key]
         if hasattr(method, "quantize_many"):
             batched = cast("BatchedMethod", method)
             results = batched.quantize_many(weight, statistics, members, settings)

@@ -44,7 +44,7 @@ def quantize(
     """
     values = prepare_weight(weight, [scheme])
     if scheme.weight == "fp8":
-        return _quantize_fp8(values, scheme, settings)
+        return round_fp8(values, scheme, settings)
     if not scheme.is_integer or scheme.granularity not in ("channel", "group"):
         raise InputError(
             f"rounding stores int2 to int8 per channel or group, and fp8, but got scheme {scheme}."
@@ -94,32 +94,37 @@ def quantize_integers(
     )
 
 
-def _quantize_fp8(
-    values: Tensor, scheme: Scheme, settings: QuantizationSettings
-) -> QuantizedWeight:
-    """Round to float8_e4m3fn, scaled so that the largest magnitude is 448."""
-    spread, scales_of = _fp8_absolute_maximum(values, scheme)
-    scale = settings.round_scales(scales_of / E4M3_LARGEST)
+def round_fp8(values: Tensor, scheme: Scheme, settings: QuantizationSettings) -> QuantizedWeight:
+    """Round float32 values to float8_e4m3fn, scaled so that the largest magnitude is 448."""
+    scale = settings.round_scales(_fp8_absolute_maximum(values, scheme) / E4M3_LARGEST)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     check_scales(scale, settings)
-    out_features, in_features = values.shape
-    rows, columns = spread
+    full = spread_scales(scale, scheme, (values.shape[0], values.shape[1]))
+    return QuantizedWeight(scheme=scheme, codes=encode_e4m3(values / full), scales=scale)
+
+
+def spread_scales(scale: Tensor, scheme: Scheme, shape: tuple[int, int]) -> Tensor:
+    """Return the scale of every weight, [out, in], from those of an FP8 scheme."""
+    rows, columns = _fp8_tile(scheme, shape)
     full = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-    codes = encode_e4m3(values / full[:out_features, :in_features])
-    return QuantizedWeight(scheme=scheme, codes=codes, scales=scale)
+    return full[: shape[0], : shape[1]]
 
 
-def _fp8_absolute_maximum(values: Tensor, scheme: Scheme) -> tuple[tuple[int, int], Tensor]:
-    """Return the (rows, columns) that share a scale, and the largest magnitude of each."""
-    out_features, in_features = values.shape
+def _fp8_tile(scheme: Scheme, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the (rows, columns) that share a scale."""
     if scheme.granularity == "tensor":
-        rows, columns = out_features, in_features
-    elif scheme.granularity == "block":
-        rows = columns = int(scheme.group_size or 1)
-    else:
-        rows, columns = 1, group_width(scheme, in_features)
+        return shape
+    if scheme.granularity == "block":
+        return (int(scheme.group_size or 1),) * 2
+    return 1, group_width(scheme, shape[1])
+
+
+def _fp8_absolute_maximum(values: Tensor, scheme: Scheme) -> Tensor:
+    """Return the largest magnitude of each tile."""
+    out_features, in_features = values.shape
+    rows, columns = _fp8_tile(scheme, (out_features, in_features))
     padded = torch.nn.functional.pad(
         values.abs(), (0, -in_features % columns, 0, -out_features % rows)
     )
     tiles = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
-    return (rows, columns), tiles.amax(dim=(1, 3))
+    return tiles.amax(dim=(1, 3))

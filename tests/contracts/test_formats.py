@@ -43,7 +43,8 @@ _OTHERS = [
     "gptq-int4-g32-sym-actorder", "gptq-int3-g32-asym-actorder", "awq-int4-g32-asym",
     "awq-int4-g32-sym", "rtn-int8-gch-sym-aint8", "smoothquant-int8-gch-sym-aint8",
     "rtn-int4-g32-sym-aint8", "rtn-fp8-gch", "rtn-fp8-gch-afp8", "rtn-fp8-gtensor-afp8",
-    "rtn-fp8-b32", "rtn-fp8-b32-afp8", "mxfp4", "mxfp4-amxfp4", "mxfp8", "mxfp8-amxfp8", "nvfp4",
+    "rtn-fp8-b32", "gptq-fp8-gch-afp8", "rtn-fp8-b32-afp8", "mxfp4",
+    "mxfp4-amxfp4", "mxfp8", "mxfp8-amxfp8", "nvfp4",
     "nvfp4-anvfp4", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq", "llm.int8",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Textbook twins of MX (OCP specification 1.0) and NVFP4, from the formats' bit layouts; float64."""
+"""Textbook twins of MX (OCP specification 1.0) and NVFP4, from their bit layouts; float64."""
 
 from __future__ import annotations
 
