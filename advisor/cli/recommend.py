@@ -146,7 +146,8 @@ def _ranked(console: Any, document: dict[str, Any], rows: int) -> None:
         console.print(f"  [dim]and {rest} more that fit: advisor recommend ... --all[/]")
     if why := document.get("why"):
         console.print(f"\n[bold]Why {document['recommended']}.[/] {why}")
-    if bound := document.get("bound"):
+    bound = document.get("bound")
+    if bound and bound not in (document.get("why") or ""):
         console.print(f"[bold]Bound.[/] On this workload {bound}.")
 
 

@@ -15,7 +15,7 @@ from advisor.predict.candidate import (
     served,
 )
 from advisor.predict.explain import amount, size
-from advisor.predict.ranking import LIKELY_COLLAPSE
+from advisor.predict.ranking import LIKELY_COLLAPSE, RUINED, is_makeshift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,8 +80,13 @@ def relaxations(
 ) -> tuple[Relaxation, ...]:
     """Return the smallest single changes that make a candidate feasible, the least first."""
     runnable = [c for c in candidates if c.kernel.support != "none" and c.problem is None]
-    sound = [c for c in runnable if c.loss.collapse_risk <= LIKELY_COLLAPSE]
-    runnable = sound or runnable
+    sound = [
+        c for c in runnable
+        if c.loss.collapse_risk <= LIKELY_COLLAPSE and c.loss.expected <= RUINED
+    ]  # fmt: skip
+    # Nobody is asked for more memory to get a ruined model, or one the engine merely tries.
+    plain = [c for c in sound or runnable if not is_makeshift(c)]
+    runnable = plain or sound or runnable
     found = _budget_changes(runnable)
     found += _smaller_workloads(spec, runnable, hardware, engine, budgets, workload)
     found += _other_gpus(spec, runnable, hardware, engine, budgets, workload)
