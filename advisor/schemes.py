@@ -13,6 +13,7 @@ Granularity = Literal["none", "tensor", "channel", "group", "block"]
 GGUF_BITS_PER_WEIGHT: dict[str, float] = {
     "q2_k": 2.625,
     "q3_k": 3.4375,
+    "iq4_nl": 4.5,
     "q4_0": 4.5,
     "q4_1": 5.0,
     "q4_k": 4.5,
@@ -30,6 +31,11 @@ GGUF_MIXTURES: tuple[str, ...] = (
 )  # fmt: skip
 """File types of llama.cpp's quantizer; the ``_s``, ``_m``, ``_l`` ones mix block types."""
 
+GGUF_BLOCKS: tuple[str, ...] = (
+    "q2_k", "q3_k", "q4_0", "q4_1", "iq4_nl", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0",
+)  # fmt: skip
+"""Block types: what one tensor of a GGUF file is stored in."""
+
 _INTEGERS = tuple(f"int{bits}" for bits in range(2, 9))
 _WEIGHTS_OF_METHOD: dict[str, tuple[str, ...]] = {
     "rtn": (*_INTEGERS, "fp8"),
@@ -39,7 +45,7 @@ _WEIGHTS_OF_METHOD: dict[str, tuple[str, ...]] = {
     "hqq": _INTEGERS,
     "autoround": _INTEGERS,
     "bnb": ("nf4", "fp4"),
-    "gguf": GGUF_MIXTURES,
+    "gguf": tuple(dict.fromkeys((*GGUF_MIXTURES, *GGUF_BLOCKS))),
 }
 _SINGLE_NAMES = ("bf16", "fp16", "fp32", "llm.int8", "mxfp4", "mxfp8", "nvfp4")
 _WEIGHT_BITS = {
@@ -109,7 +115,7 @@ class Scheme:
             return _WEIGHT_BITS[self.weight]
         if match := re.fullmatch(r"int(\d)", self.weight):
             return int(match[1])
-        return int(self.weight[1])  # q4_k_m and its like
+        return int(self.weight.lstrip("iq")[0])  # q4_k_m, iq4_nl and their like
 
     @property
     def is_quantized(self) -> bool:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from advisor.errors import InputError, join_errors
 from advisor.formats.base import HEAD, Stored, list_some
 from advisor.formats.folder import atomic_folder, check_output, sync_file, write_text
+from advisor.formats.gguf_write import check_gguf, write_gguf
 from advisor.formats.registry import get_format
 from advisor.formats.stored import open_stored, read_config
 
@@ -86,19 +87,25 @@ def write_checkpoint(
     if complaints := checkpoint_format.problems(weights):
         raise InputError(join_errors(complaints))
     tied = _is_tied(config, stored)
+    names = [name for name in sorted(stored.headers) if name not in tied]
+    if format == "gguf":
+        check_gguf(config, names)
     unquantized = [name for name in _linears(stored) if name not in weights]
     quantization: dict[str, Any] = {}
     if weights:
         quantization = checkpoint_format.quantization_config(weights, unquantized)
-        config["quantization_config"] = quantization
+        if quantization:
+            config["quantization_config"] = quantization
     dtype = _model_dtype(config)
-    names = [name for name in sorted(stored.headers) if name not in tied]
     tensors = _tensors(
         names, stored, weights, replaced, checkpoint_format, quantization, dtype, progress
     )
     with atomic_folder(output, needed_bytes=_upper_bound(stored, weights)) as folder:
         write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-        digests = _write_shards(folder, tensors, shard_bytes)
+        if format == "gguf":
+            digests = write_gguf(source, folder, config, stored, weights, replaced, progress)
+        else:
+            digests = _write_shards(folder, tensors, shard_bytes)
         for name in digests:
             # The writer keeps tensor files to their owner; servers often run as someone else.
             shutil.copymode(folder / "config.json", folder / name)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import VerificationError, did_you_mean, join_errors
+from advisor.formats.gguf import FILE
+from advisor.formats.gguf_read import has_gguf, open_gguf
 from advisor.formats.registry import format_names, get_format
 from advisor.formats.stored import open_stored, read_config
 from advisor.models.checkpoint import weight_files
@@ -49,6 +51,8 @@ class Checkpoint:
     @property
     def size_bytes(self) -> int:
         """Bytes of the weight files."""
+        if has_gguf(self.folder):
+            return (self.folder / FILE).stat().st_size
         return sum(path.stat().st_size for path in weight_files(self.folder))
 
     def weight(self, name: str) -> QuantizedWeight:
@@ -65,7 +69,7 @@ class Checkpoint:
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor that is not part of a quantized module's weight, sorted by name."""
-        suffixes = get_format(self.format).SUFFIXES
+        suffixes: tuple[str, ...] = get_format(self.format).SUFFIXES
         owned = {f"{module}.{suffix}" for module in self.modules for suffix in suffixes}
         for name in sorted(self.stored.headers):
             if name not in owned:
@@ -84,9 +88,10 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
         VerificationError: The format is unknown, or modules have faults; all are listed by name.
     """
     config = read_config(folder)
-    stored = open_stored(folder)
+    stored = open_gguf(folder) if has_gguf(folder) else open_stored(folder)
     quantization = config.get("quantization_config") or {}
     name = str(quantization.get("quant_method") or "") if quantization else "safetensors"
+    name = "gguf" if has_gguf(folder) else name
     if name not in format_names():
         raise VerificationError(
             f"{folder}: quant_method {name!r} is unknown: "

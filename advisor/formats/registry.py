@@ -16,6 +16,7 @@ _MODULES: dict[str, str] = {
     "awq": "advisor.formats.awq",
     "compressed-tensors": "advisor.formats.compressed_tensors",
     "bitsandbytes": "advisor.formats.bitsandbytes",
+    "gguf": "advisor.formats.gguf",
     "safetensors": "advisor.formats.plain",
 }
 

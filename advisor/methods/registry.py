@@ -23,6 +23,7 @@ _MODULES: dict[str, str] = {
     "awq": "advisor.methods.awq",
     "smoothquant": "advisor.methods.smoothquant",
     "bnb": "advisor.methods.nf4",
+    "gguf": "advisor.methods.gguf",
     "llm.int8": "advisor.methods.llm_int8",
     "mxfp4": "advisor.methods.microscaled",
     "mxfp8": "advisor.methods.microscaled",

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from advisor.predict.families import training_tokens
+from advisor.schemes import GGUF_BITS_PER_WEIGHT
 
 if TYPE_CHECKING:
     from advisor.schemes import Scheme
@@ -39,7 +40,8 @@ def scheme_features(scheme: Scheme) -> dict[str, float]:
     method = scheme.method
     weight = scheme.weight
     if method == "gguf":
-        return features_of("gguf", GGUF_MIXTURE_BITS[weight], 32, None, 16, k_quants="_k" in weight)
+        bits = GGUF_MIXTURE_BITS.get(weight) or GGUF_BITS_PER_WEIGHT[weight]
+        return features_of("gguf", bits, 32, None, 16, k_quants="_k" in weight)
     if method == "mixed":
         return features_of("gptq", scheme.bits - 0.2, 128, True, 16)
     activation = {"int8": 8, "fp8": 8.5, "mxfp8": 8.5}.get(scheme.activation or "", 16)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.modelspec import ModelSpec, ShapeClass
-from advisor.predict.gguf import gguf_size
+from advisor.predict.gguf import gguf_size, mixture_size
 from advisor.predict.storage import Part, canonical_format, module_parts
 from advisor.schemes import BF16, Scheme
 
@@ -192,13 +192,9 @@ def _gguf(
     spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], before_2024: bool
 ) -> SizeEstimate:
     if isinstance(schemes, Mapping):
-        found = set(schemes.values())
-        if len(found) != 1:
-            raise InputError(
-                "a GGUF file is made with one scheme, whose mixture llama.cpp chooses."
-            )
-        schemes = found.pop()
-    size = gguf_size(spec, schemes, before_2024=before_2024)
+        size = mixture_size(spec, schemes)
+    else:
+        size = gguf_size(spec, schemes, before_2024=before_2024)
     return SizeEstimate(
         total_bytes=size.tensor_bytes + size.header_bytes,
         weight_bytes=size.tensor_bytes,

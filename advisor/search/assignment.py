@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.methods.settings import QuantizationSettings
 from advisor.plan.schema import SchemeChoice
-from advisor.schemes import parse_scheme
+from advisor.predict.gguf_types import module_types
+from advisor.schemes import BF16, parse_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +45,27 @@ def assignment_of(plan: Plan, linears: Sequence[LinearSpec]) -> dict[str, Scheme
     }
     default = parsed[plan.scheme.default]
     chosen = plan.scheme.modules
-    return {name: parsed[chosen[name]] if name in chosen else default for name in names}
+    found = {name: parsed[chosen[name]] if name in chosen else default for name in names}
+    return by_block_type(found, linears)
+
+
+def by_block_type(
+    assignment: Mapping[str, Scheme], linears: Sequence[LinearSpec]
+) -> dict[str, Scheme]:
+    """Return an assignment in which GGUF file types (q4_k_m) have become their block types.
+
+    Args:
+        assignment: Module path to scheme.
+        linears: All of the model's modules: llama.cpp's choice depends on a module's layer.
+    """
+    files = {scheme.weight for scheme in assignment.values() if scheme.method == "gguf"}
+    types = {file_type: module_types(file_type, linears) for file_type in files}
+    found = dict(assignment)
+    for name, scheme in assignment.items():
+        if scheme.method == "gguf":
+            kind = types[scheme.weight][name]
+            found[name] = BF16 if kind == "f16" else replace(scheme, weight=kind)
+    return found
 
 
 def settings_of(plan: Plan) -> QuantizationSettings:

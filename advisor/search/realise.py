@@ -9,6 +9,7 @@ import torch
 
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
+from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
 from advisor.models.folding import Folding, fold_scales, foldable_groups
 from advisor.models.load import read_config
@@ -94,7 +95,20 @@ def realise(
         for name, tensor in tensors.items()
         if name.removesuffix(".weight") not in weights
     }
+    replaced |= _gguf_outer(loaded, weights)
     return Realised(weights, replaced)
+
+
+def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
+    """Return embedding and head as a GGUF file will hold them; nothing for other formats."""
+    if not any(weight.scheme.method == "gguf" for weight in weights.values()):
+        return {}
+    parameters = dict(loaded.model.named_parameters())
+    found = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in parameters]
+    outer = outer_weights(
+        ((name, parameters[name]) for name in found), weights, tied="lm_head.weight" not in found
+    )
+    return {name: weight.dequantize() for name, weight in outer}
 
 
 def _quantize(

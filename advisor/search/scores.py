@@ -44,6 +44,7 @@ from torch import Tensor
 from advisor.models.folding import foldable_groups
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
+from advisor.predict.gguf_types import base_type, stored_type
 from advisor.search.families import relevant_settings
 from advisor.search.stacking import quantize_group
 
@@ -100,6 +101,8 @@ def score_change(delta: Tensor, statistics: LayerStatistics) -> Score:
 
 def fits(scheme: Scheme, linear: LinearSpec) -> bool:
     """Whether a scheme's groups divide a module's inputs."""
+    if scheme.method == "gguf":
+        return stored_type(base_type(scheme.weight), linear.in_features) == scheme.weight
     if scheme.granularity != "group" or not scheme.group_size:
         return True
     return linear.in_features % scheme.group_size == 0

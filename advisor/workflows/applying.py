@@ -42,6 +42,12 @@ class ApplyResult:
     quantized_modules: int
     warnings: tuple[str, ...]
 
+    @property
+    def served(self) -> Path:
+        """What the engine is given: the folder, or the GGUF file in it."""
+        found = [name for name in self.files if name.endswith(".gguf")]
+        return self.output / found[0] if found else self.output
+
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``advisor apply --json``."""
         from advisor.predict.explain import serve_command
@@ -57,7 +63,7 @@ class ApplyResult:
             "quantized_modules": self.quantized_modules,
             "warnings": list(self.warnings),
             "serve": serve_command(
-                self.plan.engine.name, str(self.output), self.plan.serving.context
+                self.plan.engine.name, str(self.served), self.plan.serving.context
             ),
         }
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from advisor.engines import Verdict
 
 
+_WEIGHTS = ("*.safetensors", "*.gguf")
+
+
 @dataclass(frozen=True, slots=True)
 class SchemeRow:
     """One scheme of a checkpoint: how many modules and weights have it, and what runs it."""
@@ -101,7 +104,7 @@ def inspect(path: str | Path, *, gpu: str = "auto", engine: str = "auto") -> Ins
     hardware = resolve_hardware(gpu)
     engine_name = resolve_engine(engine, hardware)
     spec = load_modelspec(str(folder))
-    files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern))
     try:
         checkpoint = read_checkpoint(folder)
     except VerificationError as error:
