@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError, InputError
 from advisor.plan.hashing import sha256_json
-from advisor.predict.gguf_types import row_bytes
 from advisor.predict.size import SizeEstimate, checkpoint_size
 from advisor.schemes import BF16, Scheme
 from advisor.search.allocation import (
@@ -45,7 +44,8 @@ class Mixture:
         assignment: Module path to scheme, every quantizable module named.
         size_bytes: Bytes of the checkpoint's weight files.
         bits_per_weight: Bits per quantizable weight, scales and zero points included.
-        predicted_kl: Sum of the modules' scores, nats per token.
+        predicted_kl: Sum of the modules' scores, nats per token; 0 where nothing was scored.
+        format_name: Checkpoint format where it is not that of the mixtures.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Mixture:
     size_bytes: int
     bits_per_weight: float
     predicted_kl: float
+    format_name: str | None = None
 
     @property
     def is_uniform(self) -> bool:
@@ -282,8 +283,6 @@ class Composer:
         """Return what a module of this shape and length of name adds to the file."""
         if not scheme.is_quantized:
             return 2 * inputs * outputs
-        if scheme.method == "gguf":  # the embedding's type would change with a single module
-            return outputs * row_bytes(scheme.weight, inputs)
         linear = next(
             m
             for m in self.linears

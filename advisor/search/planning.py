@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import advisor
@@ -94,6 +94,7 @@ def build_plan(
         scored: Whether the answer has a predicted KL.
     """
     hashes = hash_model(task.loaded.folder)
+    task = replace(task, format_name=chosen.format_name or task.format_name)
     winner = next((f for f in finalists if f.mixture.assignment == chosen.assignment), None)
     return Plan(
         advisor_version=advisor.__version__,

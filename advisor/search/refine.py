@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError
 from advisor.search.finalists import Finalist, Measurer, strain
+from advisor.search.offers import best_of_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ MOST_MIXTURES = 3
 """Methods whose mixture is measured at the same size."""
 MOST_STEPS = 4
 """Further measurements on the way to a quality budget."""
+MOST_OFFERS = 4
+"""Uniform candidates of other formats and methods that are measured."""
 _AIM = 0.96
 _GOOD_ENOUGH = 0.9
 _SMALLEST_STRAIN = 1e-3
@@ -52,6 +55,26 @@ class Refiner:
             self._search_smallest()
         else:
             self._search_within()
+
+    def measure_offers(self, offers: Sequence[Mixture]) -> None:
+        """Measure uniform candidates without scores: the best of each kind that may win.
+
+        Where the smallest is wanted, those smaller than what passes already, smallest first.
+
+        Args:
+            offers: Least published loss first.
+        """
+        limit = self._limit() if self.goal.max_bytes is None else self.goal.max_bytes
+        if self.goal.smallest:
+            passing = [f.mixture.size_bytes for f in self.measurer.finalists if f.passes]
+            limit = min([limit, *(size - 1 for size in passing)])
+        chosen = best_of_kinds(offers, limit)
+        if self.goal.smallest:
+            chosen.sort(key=lambda mixture: mixture.size_bytes)
+        for mixture in chosen[:MOST_OFFERS]:
+            finalist = self._measure(mixture)
+            if finalist is None or (self.goal.smallest and finalist.passes):
+                return
 
     def _search_within(self) -> None:
         """Measure the mixtures of each method at the edge of the size budget, then uniform ones."""

@@ -23,6 +23,7 @@ from advisor.search.finalists import (
 )
 from advisor.search.goal import Goal, goal_of
 from advisor.search.limits import size_limit
+from advisor.search.offers import uniform_offers
 from advisor.search.planning import Stopped, Task, build_plan
 from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
@@ -189,6 +190,9 @@ class Run:
             composer, measurer, goal, families, self._may_not_measure, self._measuring
         )
         refiner.run()
+        refiner.measure_offers(
+            uniform_offers(task.spec, task.loaded.linears, task.hardware, task.engine, self.offered)
+        )
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets)
 

@@ -14,6 +14,7 @@ from advisor.plan.files import dump_plan
 from advisor.predict.models import load_modelspec
 from advisor.schemes import parse_scheme
 from advisor.search.assignment import assignment_of, samples_of, settings_of
+from advisor.search.offers import best_of_kinds, uniform_offers
 from advisor.search.realise import realise
 from advisor.search.tune import tune
 
@@ -168,3 +169,37 @@ def test_damaged_measurement_is_made_again(run, model, tmp_path):
         path.write_text("{")
     second = run(budgets)
     assert second.plan.expected.kl == first.plan.expected.kl
+
+
+def test_uniform_candidates_that_no_mixture_holds_are_measured(run, model):
+    loaded, spec = model
+    rtx = find_profile("rtx-4090")
+    offers = uniform_offers(spec, loaded.linears, rtx, "vllm", OPTIONS)
+    formats = {mixture.name: mixture.format_name for mixture in offers}
+    assert formats["rtn-int8-gch-sym-aint8"] == "compressed-tensors"
+    assert formats["bnb-nf4"] == "bitsandbytes"
+    assert not {"gptq-int4-g128-sym", "smoothquant-int8-gch-sym-aint8"} & formats.keys()
+    most = max(mixture.size_bytes for mixture in offers)
+    kinds = [
+        (s.method, s.activation)
+        for mixture in best_of_kinds(offers, most)
+        for s in set(mixture.assignment.values())
+    ]
+    assert len(set(kinds)) == len(kinds) > 2
+    assert best_of_kinds(offers, 1) == []
+    result = run(Budgets(max_size_bytes=most))
+    measured = {f.name for f in result.finalists}
+    assert {"rtn-int8-gch-sym-aint8"} <= measured
+    assert result.plan.expected.kl.value <= min(f.measured_kl for f in result.finalists) * 1.5
+
+
+def test_answer_of_another_format_is_planned_in_it(run, model):
+    loaded, spec = model
+    offers = uniform_offers(spec, loaded.linears, find_profile("rtx-4090"), "vllm", OPTIONS)
+    nf4 = next(mixture for mixture in offers if mixture.name == "bnb-nf4")
+    only = MixtureOptions("compressed-tensors", (parse_scheme("gptq-int8-g32-sym"),))
+    result = run(Budgets(max_size_bytes=nf4.size_bytes), options=only)
+    assert result.feasible, "nothing else is as small"
+    assert result.plan.scheme.name == "bnb-nf4"
+    assert result.plan.scheme.format == "bitsandbytes"
+    assert result.plan.engine.kernel.support in ("native", "weight-only")

@@ -1,0 +1,107 @@
+"""Uniform candidates that no mixture holds: other formats, own codes, quantized activations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advisor.engines.verdict import verdict
+from advisor.errors import AdvisorError
+from advisor.formats.registry import format_names
+from advisor.methods.registry import method_names
+from advisor.predict.candidate import SCHEME_NAMES
+from advisor.predict.loss import predict_loss
+from advisor.predict.size import checkpoint_size
+from advisor.schemes import Scheme, parse_scheme
+from advisor.search.compose import Mixture
+from advisor.search.families import Family, is_searchable
+from advisor.search.scores import fits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.engines.options import MixtureOptions
+    from advisor.hardware.profile import HardwareProfile
+    from advisor.modelspec import LinearSpec, ModelSpec
+
+_OTHER_WAYS = ("smoothquant", "gguf")
+"""Their checkpoints need more than each linear's codes: scales folded, the embedding quantized."""
+
+
+def uniform_offers(
+    spec: ModelSpec,
+    linears: Sequence[LinearSpec],
+    hardware: HardwareProfile,
+    engine: str,
+    offered: MixtureOptions,
+) -> list[Mixture]:
+    """Return one candidate per kind (method and activations), least published loss first.
+
+    Any method of the registry takes part whose checkpoint Advisor writes and the engine runs with
+    a kernel of its own on the device. What the mixtures' families hold already is left out, as
+    is what a module does not fit. They have no score: only measuring tells.
+
+    Args:
+        spec: The model's tensors.
+        linears: Its quantizable modules.
+        hardware: The device.
+        engine: Name of the engine.
+        offered: What one checkpoint may mix; its schemes with quantized activations come too.
+
+    Returns:
+        Candidates, several sizes of a kind among them; see :func:`best_of_kinds`.
+    """
+    names = [parse_scheme(name) for name in SCHEME_NAMES]
+    found: list[tuple[float, Mixture]] = []
+    for scheme in dict.fromkeys([*offered.schemes, *names]):
+        if not _is_new(scheme, offered) or not all(fits(scheme, linear) for linear in linears):
+            continue
+        carried = _format(scheme, linears, hardware, engine, offered)
+        if carried is None:
+            continue
+        assignment = {linear.name: scheme for linear in linears}
+        try:
+            size = checkpoint_size(spec, assignment, carried)
+        except AdvisorError:  # the format has no way to store the scheme for these shapes
+            continue
+        family = Family(scheme.method, scheme.symmetric is not False)
+        mixture = Mixture(
+            str(scheme), family, assignment, size.total_bytes, size.bits_per_weight, 0.0, carried
+        )
+        found.append((predict_loss(spec, scheme).expected, mixture))
+    found.sort(key=lambda row: (row[0], row[1].size_bytes, row[1].name))
+    return [mixture for _, mixture in found]
+
+
+def best_of_kinds(offers: Sequence[Mixture], max_bytes: int) -> list[Mixture]:
+    """Return the first of each kind within a size; a kind is a method and its activations."""
+    kinds: dict[tuple[str, str | None], Mixture] = {}
+    for mixture in offers:
+        scheme = next(iter(mixture.assignment.values()))
+        if mixture.size_bytes <= max_bytes:
+            kinds.setdefault((scheme.method, scheme.activation), mixture)
+    return list(kinds.values())
+
+
+def _is_new(scheme: Scheme, offered: MixtureOptions) -> bool:
+    """Whether Advisor makes the scheme and no family of mixtures scores it."""
+    if not scheme.is_quantized or scheme.method in _OTHER_WAYS:
+        return False
+    if scheme.method not in method_names() or is_searchable(scheme):
+        return False
+    return scheme.activation is not None or scheme not in offered.schemes
+
+
+def _format(
+    scheme: Scheme,
+    linears: Sequence[LinearSpec],
+    hardware: HardwareProfile,
+    engine: str,
+    offered: MixtureOptions,
+) -> str | None:
+    """Return the format of a checkpoint that has a kernel for every module, or None."""
+    asked = offered.format if scheme in offered.schemes else None
+    found = verdict(engine, scheme, hardware, linears, checkpoint_format=asked)
+    carried = asked or found.format
+    if found.support not in ("native", "weight-only") or found.kept_16bit:
+        return None
+    return carried if carried in format_names() else None
