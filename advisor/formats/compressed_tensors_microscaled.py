@@ -39,14 +39,15 @@ def pack(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
         tensors = {f"{name}.weight_packed": pack_e2m1(weight.codes)}
     if kind != "nvfp4":
         return tensors | {f"{name}.weight_scale": encode_e8m0(weight.scales).contiguous()}
-    global_ = weight.extras["global_scale"].to(torch.float32)
+    # Fused linears share these tensors, which a file may hold only once each: copies.
+    global_ = weight.extras["global_scale"].to(torch.float32, copy=True)
     # Off by one rounding of float32 at most, which E4M3's three bits of mantissa do not see.
     local = encode_e4m3(weight.scales * global_).view(torch.float8_e4m3fn)
     tensors[f"{name}.weight_scale"] = local.contiguous()
     tensors[f"{name}.weight_global_scale"] = global_.contiguous()
     if weight.scheme.activation is not None:
-        scale = weight.extras["input_global_scale"]
-        tensors[f"{name}.input_global_scale"] = scale.to(torch.float32).contiguous()
+        scale = weight.extras["input_global_scale"].to(torch.float32, copy=True)
+        tensors[f"{name}.input_global_scale"] = scale.contiguous()
     return tensors
 
 

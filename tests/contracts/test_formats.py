@@ -19,6 +19,7 @@ from advisor.formats.registry import format_names, get_format, storage_scheme
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
+from advisor.search.stacking import split_rows
 
 _PATH = Path(__file__).parents[1] / "oracles" / "checkpoint_readers.py"
 _SPEC = importlib.util.spec_from_file_location("checkpoint_readers", _PATH)
@@ -158,3 +159,17 @@ def test_a_format_refuses_what_it_cannot_hold_and_names_the_rule(source, tmp_pat
     with pytest.raises(InputError, match=r"2, 3, 4 or 8 bits, not rtn-int5-g32-sym.*3 modules"):
         write_checkpoint(source, tmp_path / "out", format="gptq", weights=weights)
     assert not (tmp_path / "out").exists()
+
+
+def test_fused_linears_share_nvfp4s_global_scales(source, tmp_path):
+    settings = QuantizationSettings()
+    tensors = readers.read_tensors(source / "model.safetensors")
+    names = list(SHAPES)[:2]
+    originals = [torch.from_numpy(tensors[f"{name}.weight"].copy()) for name in names]
+    scheme = parse_scheme("nvfp4-anvfp4")
+    stacked = quantize(torch.cat(originals), _statistics(96), scheme, settings)
+    weights = dict(zip(names, split_rows(stacked, [32, 32]), strict=True))
+    write_checkpoint(source, tmp_path / "out", format="compressed-tensors", weights=weights)
+    written = readers.read_tensors(tmp_path / "out" / "model.safetensors")
+    for suffix in ("weight_global_scale", "input_global_scale"):
+        assert written[f"{names[0]}.{suffix}"] == written[f"{names[1]}.{suffix}"]
