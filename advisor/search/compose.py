@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError, InputError
 from advisor.plan.hashing import sha256_json
+from advisor.predict.gguf_types import row_bytes
 from advisor.predict.size import SizeEstimate, checkpoint_size
 from advisor.schemes import BF16, Scheme
 from advisor.search.allocation import (
@@ -283,6 +284,8 @@ class Composer:
         """Return what a module of this shape and length of name adds to the file."""
         if not scheme.is_quantized:
             return 2 * inputs * outputs
+        if scheme.method == "gguf":  # the embedding's type would change with a single module
+            return outputs * row_bytes(scheme.weight, inputs)
         linear = next(
             m
             for m in self.linears
