@@ -24,7 +24,8 @@ def _build(folder: Path, name: str) -> None:
     pip = [str(folder / "bin" / "pip"), "install", "--quiet"]
     subprocess.run([*pip, *FIRST], check=True)
     requirements = HERE / "requirements" / f"{name}.txt"
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-r", str(requirements)], check=True)
+    isolation = [] if name == "llama-cpp" else ["--no-build-isolation"]
+    subprocess.run([*pip, "--no-deps", *isolation, "-r", str(requirements)], check=True)
     (folder / "built").touch()
 
 
