@@ -49,11 +49,21 @@ def test_rounding_costs_what_was_measured(script: ModuleType) -> None:
     assert costs == pytest.approx(expected, rel=0.25)
 
 
+def test_int8_costs_nearly_nothing_int4_something_and_int3_a_lot() -> None:
+    recorded = json.loads((FOLDER / "measured.json").read_text())["measured"]
+    loss = {bits: recorded[f"rtn-int{bits}-g128-sym"]["loss_percent"] for bits in (8, 4, 3)}
+    assert abs(loss[8]) < 0.1
+    assert 1 < loss[4] < 2
+    assert loss[3] > 4 * loss[4]
+
+
 def test_text_that_is_in_the_evaluation_part_is_never_trained_on(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = max(builtin_documents("evaluation").values(), key=len)
     monkeypatch.setattr(script, "stdlib_docstrings", lambda: ["a clean docstring", text[:2000]])
+    monkeypatch.setattr(script, "stdlib_sources", lambda: ["clean = 1", f"quoted = {text[:2000]}"])
     training, validation = script.split_text()
-    assert "a clean docstring" in training + validation
+    assert {"a clean docstring", "clean = 1"} < {*training, *validation}
+    assert f"quoted = {text[:2000]}" not in training
     assert text[:2000] not in training + validation
