@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from advisor.workflows.tuning import Tuning
     from advisor.workflows.verifying import VerifyReport
 
-_SHARE_OF_16_BIT = 0.36
+_SHARE_OF_16_BIT = 0.44
 """Size budget of the demonstration: too small for 4 bits everywhere, so that mixing pays."""
 _MODEL = "tiny-llama"
 
