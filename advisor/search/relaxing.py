@@ -73,21 +73,27 @@ def relaxations(refiner: Refiner, budgets: Budgets) -> tuple[Relaxation, ...]:
 
 
 def _both(refiner: Refiner, budgets: Budgets, max_bytes: int) -> list[Relaxation]:
-    """Return what would do at the smallest size there is, where even that is over the budget.
+    """Return what would do beside more bytes, where even the smallest is over the size budget.
 
-    No loss is large enough then for the size as given, so that both must give way.
+    No loss is large enough then for the size as given, so that both must give way. Of all that
+    was measured, and the smallest candidates, the one counts that asks the least: the product of
+    the ratios of what is needed to what was given.
     """
     goal = replace(refiner.goal, smallest=False)
     replace(refiner, goal=goal).run()
-    nearest = min(
-        refiner.measurer.finalists,
-        key=lambda f: (f.mixture.size_bytes, f.measured_kl),
-        default=None,
-    )
-    if nearest is None or nearest.passes:
-        return []
-    also = tuple(_quality(nearest, budgets))
-    return [Relaxation("max_size", max_bytes, nearest.mixture.size_bytes, nearest.name, also)]
+    measured = refiner.measurer.finalists
+    enough = min((f.mixture.size_bytes for f in measured if f.passes), default=math.inf)
+    found = [
+        Relaxation("max_size", max_bytes, f.mixture.size_bytes, f.name, tuple(changes))
+        for f in measured
+        if f.mixture.size_bytes < enough and (changes := _quality(f, budgets))
+    ]
+    return [min(found, key=_asked)] if found else []
+
+
+def _asked(change: Relaxation) -> float:
+    """Return how much a change asks for, as the logarithm of the ratios to the budgets."""
+    return math.log(change.needed / change.limit) + sum(_asked(other) for other in change.also)
 
 
 def _quality(best: Finalist, budgets: Budgets) -> list[Relaxation]:
