@@ -97,7 +97,7 @@ def amount(budget: str, value: float | None) -> str:
     if budget == "max_loss":
         return percent(value)
     if budget == "max_accuracy_drop":
-        return f"{100 * value:.2g} points"
+        return f"{_two_digits(100 * value)} points"
     return f"{value:.3g}"
 
 
@@ -113,7 +113,7 @@ def size(value: float | None) -> str:
 
 def percent(value: float) -> str:
     """Print a fraction as a percentage of two digits."""
-    return f"{100 * value:.2g}%"
+    return f"{_two_digits(100 * value)}%"
 
 
 def serve_command(
@@ -186,3 +186,7 @@ def _exact(value: int) -> str:
         if value % (factor // 100 or 1) == 0 and value >= factor:
             return f"{value / factor:g}{unit}"
     return str(value)
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):.6g}"
