@@ -22,7 +22,7 @@ def command(
     verbose: opt.Verbose = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Profile this machine, recommend, tune, apply and verify: two minutes on two cores."""
+    """Profile this machine, recommend, tune, apply and verify: half a minute on two cores."""
     from advisor import workflows
 
     with progress() as callback:
