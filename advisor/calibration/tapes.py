@@ -82,6 +82,30 @@ class InputTape(_Tape):
         return taken
 
 
+class LatestInputs(_Tape):
+    """The inputs that the last run gave to linears, once per group."""
+
+    def __init__(self, model: nn.Module, linears: Sequence[LinearSpec]) -> None:
+        """Hook the first linear of every input group."""
+        super().__init__()
+        self._rows: dict[str, Tensor] = {}
+        for group, linear in {linear.input_group: linear for linear in linears[::-1]}.items():
+            module = model.get_submodule(linear.name)
+            self._handles.append(module.register_forward_pre_hook(self._hook(group)))
+
+    def _hook(self, group: str) -> Any:
+        def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            rows = arguments[0].detach()
+            self._rows[group] = rows.reshape(-1, rows.shape[-1]).to(torch.float32)
+
+        return record
+
+    def take(self) -> dict[str, Tensor]:
+        """Return group -> float32 [tokens, in], and forget them."""
+        taken, self._rows = self._rows, {}
+        return taken
+
+
 class GradientTape(_Tape):
     """Sums of the gradients at the outputs of linears: G, or its diagonal."""
 

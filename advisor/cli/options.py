@@ -174,3 +174,9 @@ Storage = Annotated[
     typer.Option("--storage", rich_help_panel=_SEARCH, metavar="URL",
                  help="Where the study lives: an RDB URL. Default: SQLite beside the plan."),
 ]  # fmt: skip
+Sequential = Annotated[
+    bool,
+    typer.Option("--sequential/--no-sequential", rich_help_panel=_SEARCH,
+                 help="Also measure the answer with each block fitted to what the quantized "
+                 "blocks before it give, and keep the better."),
+]  # fmt: skip

@@ -38,6 +38,7 @@ def command(
     time_budget: opt.TimeBudget = None,
     seed: opt.Seed = 0,
     storage: opt.Storage = None,
+    sequential: opt.Sequential = True,
     profiles: opt.Profiles = [],  # noqa: B006
     json: opt.Json = False,
     verbose: opt.Verbose = False,
@@ -61,7 +62,7 @@ def command(
             prefer=prefer, output=out, calibration=calibration, evaluation=evaluation,
             samples=samples, sequence_length=sequence_length,
             evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
-            seed=seed, storage=storage, progress=callback,
+            seed=seed, storage=storage, sequential=sequential, progress=callback,
         )  # fmt: skip
     document = result.to_dict()
     output.show(document, render)
@@ -89,7 +90,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
         table.add_row(
             "[green]>[/]" if chosen else "",
             row["name"],
-            row["method"],
+            row["method"] + (", sequential" if row["sequential"] else ""),
             output.size(row["size_bytes"]),
             f"{row['bits_per_weight']:.2f}",
             output.interval(row["kl"], middle="value", kind="number"),

@@ -24,6 +24,12 @@ class QuantizationSettings:
         clip_steps: Number of ranges tried.
         scale_steps: AWQ: number of exponents tried in [0, 1].
         smoothing: SmoothQuant: migration strength alpha in [0, 1].
+        sequential: Fit each block to the inputs that the quantized blocks before it give, not to
+            those of the unquantized model (see :mod:`advisor.search.sequential`).
+        correction: Sequential: how far weights are moved, before they are quantized, towards those
+            that make up for the quantized blocks before them; in [0, 1].
+        correction_damping: Sequential: regularisation of that fit, as a fraction of the mean
+            diagonal of the inputs' second moment; above 0.
         scale_dtype: Data type in which scales are stored; codes are chosen with rounded scales.
     """
 
@@ -35,6 +41,9 @@ class QuantizationSettings:
     clip_steps: int = 20
     scale_steps: int = 20
     smoothing: float = 0.5
+    sequential: bool = False
+    correction: float = 0.5
+    correction_damping: float = 0.1
     scale_dtype: str = "bfloat16"
 
     def round_scales(self, scales: torch.Tensor) -> torch.Tensor:

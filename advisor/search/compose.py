@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,14 @@ class Mixture:
             for scheme in set(self.assignment.values())
         }
         named = {name: str(scheme) for name, scheme in self.assignment.items()}
-        return sha256_json({"modules": named, "settings": [needs[name] for name in used]})
+        content: dict[str, object] = {"modules": named, "settings": [needs[name] for name in used]}
+        if own.sequential:
+            content["sequential"] = [own.correction, own.correction_damping]
+        return sha256_json(content)
+
+    def sequentially(self) -> Mixture:
+        """Return the same assignment with every block fitted to the quantized ones before it."""
+        return replace(self, family=replace(self.family, sequential=True))
 
 
 class Composer:

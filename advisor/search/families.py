@@ -32,6 +32,7 @@ class Family:
         static_groups: GPTQ: act-order's order of work with groups of consecutive inputs, which
             every kernel runs; ignored by the others.
         samples: Calibration sequences used (a prefix of the statistics); None for all.
+        sequential: Codes fitted to what the quantized blocks before give; scores ignore it.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Family:
     activation_order: bool = False
     static_groups: bool = False
     samples: int | None = None
+    sequential: bool = False
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -49,7 +51,13 @@ class Family:
 
     def settings(self, base: QuantizationSettings) -> QuantizationSettings:
         """Return the method's settings with this family's choices in place."""
-        return replace(base, damping=self.damping, clip=self.clip, static_groups=self.static_groups)
+        return replace(
+            base,
+            damping=self.damping,
+            clip=self.clip,
+            static_groups=self.static_groups,
+            sequential=self.sequential,
+        )
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
         """Return the choices by name."""
@@ -66,6 +74,8 @@ class Family:
             parts.append(f"clip {self.clip}")
         if "gptq" in self.methods:
             parts.append(f"damping {self.damping:g}")
+        if self.sequential:
+            parts.append("sequential")
         parts.append("all samples" if self.samples is None else f"{self.samples} samples")
         return ", ".join(parts)
 

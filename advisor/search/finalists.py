@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.tokens import TokenSequences
     from advisor.evaluation.reference import Reference
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
@@ -77,6 +78,7 @@ class Measurer:
         settings: QuantizationSettings,
         goal: Goal,
         folder: Path,
+        calibration: TokenSequences | None = None,
     ) -> None:
         """Prepare.
 
@@ -87,6 +89,7 @@ class Measurer:
             settings: The methods' settings that families refine.
             goal: Holds the quality budgets.
             folder: Where measurements are kept.
+            calibration: Sequences of the statistics, for sequential candidates.
         """
         self._loaded = loaded
         self._store = store
@@ -94,6 +97,7 @@ class Measurer:
         self._settings = settings
         self._budgets = Budgets(max_loss=goal.max_loss, max_kl=goal.max_kl)
         self._folder = folder
+        self._calibration = calibration
         self.finalists: list[Finalist] = []
 
     def measure(
@@ -115,7 +119,7 @@ class Measurer:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(_document(mixture, found)))
         finalist = Finalist(mixture, found, decide(found, self._budgets))
-        if all(finalist.mixture.assignment != other.mixture.assignment for other in self.finalists):
+        if all(_codes(mixture) != _codes(other.mixture) for other in self.finalists):
             self.finalists.append(finalist)
         return finalist
 
@@ -130,11 +134,17 @@ class Measurer:
             family.settings(self._settings),
             self._store,
             samples=family.samples,
+            calibration=self._calibration,
         )
         if progress is not None:
             progress(0, total)
         with quantized_model(self._loaded.model, realised.weights, realised.replaced) as model:
             return measure(model, self._reference, progress=progress)
+
+
+def _codes(mixture: Mixture) -> tuple[object, ...]:
+    """Return what tells a finalist from another; one of each is enough."""
+    return mixture.assignment, mixture.family.sequential
 
 
 def _document(mixture: Mixture, found: Measurement) -> dict[str, object]:
@@ -227,8 +237,12 @@ class ScoreQuality:
 
 
 def score_quality(finalists: Sequence[Finalist]) -> ScoreQuality:
-    """Compare predicted and measured KL."""
-    usable = [f for f in finalists if f.mixture.predicted_kl > 0 and f.measured_kl > 0]
+    """Compare predicted and measured KL; scores do not predict what sequential codes gain."""
+    usable = [
+        f
+        for f in finalists
+        if f.mixture.predicted_kl > 0 and f.measured_kl > 0 and not f.mixture.family.sequential
+    ]
     if not usable:
         return ScoreQuality(None, None)
     predicted = np.array([f.mixture.predicted_kl for f in usable])

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import LinearSpec, ModelSpec
 
-_OTHER_WAYS = ("smoothquant", "gguf")
-"""Their checkpoints need more than each linear's codes: scales folded, the embedding quantized."""
+_OTHER_WAYS = ("gguf",)
+"""Their checkpoints need more than the linears' codes: the embedding quantized."""
 
 
 def uniform_offers(

@@ -95,7 +95,7 @@ def build_plan(
     """
     hashes = hash_model(task.loaded.folder)
     task = replace(task, format_name=chosen.format_name or task.format_name)
-    winner = next((f for f in finalists if f.mixture.assignment == chosen.assignment), None)
+    winner = next((f for f in finalists if f.mixture == chosen), None)
     return Plan(
         advisor_version=advisor.__version__,
         model=ModelIdentity(
@@ -187,7 +187,7 @@ def _runners_up(
     goal: Goal, chosen: Mixture, winner: Finalist | None, finalists: Sequence[Finalist]
 ) -> tuple[RunnerUp, ...]:
     """Return what else was measured, best first, each with why it lost."""
-    others = [f for f in finalists if f.mixture.assignment != chosen.assignment]
+    others = [f for f in finalists if f.mixture != chosen]
     others.sort(key=lambda f: (not f.passes, f.mixture.size_bytes if goal.smallest else 0,
                                f.measured_kl))  # fmt: skip
     return tuple(

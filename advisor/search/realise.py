@@ -11,9 +11,11 @@ from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
+from advisor.methods.smoothquant import smoothing_scales
 from advisor.models.folding import Folding, fold_scales, foldable_groups
 from advisor.models.load import read_config
 from advisor.search.scores import fits, module_weight
+from advisor.search.sequential import SCALING_METHODS, QuantizedPrefix, can_be_sequential
 from advisor.search.stacking import awq_scales, is_stackable, quantize_group
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.tokens import TokenSequences
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.modelspec import LinearSpec
@@ -35,8 +38,8 @@ class Realised:
 
     Attributes:
         weights: Module path to its codes.
-        replaced: Tensor name to its new value, for 16-bit tensors that took up AWQ's scales, in
-            the checkpoint's data type.
+        replaced: Tensor name to its new value, for 16-bit tensors that took up the scales of AWQ
+            or SmoothQuant, in the checkpoint's data type.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -50,6 +53,7 @@ def realise(
     store: StatisticsStore | None,
     *,
     samples: int | None = None,
+    calibration: TokenSequences | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Realised:
     """Quantize a model as assigned; equal arguments give equal codes.
@@ -60,11 +64,12 @@ def realise(
         settings: The methods' settings.
         store: Complete statistics; None where no scheme needs any.
         samples: Prefix of the calibration sequences to use; None for all.
+        calibration: The sequences themselves, which ``settings.sequential`` needs.
         progress: Called with (input groups done, in all).
 
     Raises:
-        InputError: A module does not exist, a group size does not divide, or the linears that
-            share an input are only in part AWQ.
+        InputError: A module does not exist, a group size does not divide, the linears that share
+            an input are only in part AWQ or SmoothQuant, or codes cannot be sequential.
     """
     _check(loaded, assignment)
     chosen = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
@@ -74,8 +79,13 @@ def realise(
     scales = _all_scales(loaded, chosen, groups, settings, store, samples)
     tensors = _fold(loaded, scales)
     weights: dict[str, QuantizedWeight] = {}
+    prefix = _prefix(loaded, chosen, settings, store, samples, calibration)
     for done, (group, members) in enumerate(groups.items()):
-        statistics = None if store is None else store.layer(members[0], samples)
+        if prefix is not None:
+            inputs = prefix.inputs(members[0], weights)
+            statistics: LayerStatistics | None = inputs.statistics
+        else:
+            statistics = None if store is None else store.layer(members[0], samples)
         if statistics is not None and group in scales:
             statistics = scale_inputs(statistics, scales[group])
         quantized = [linear for linear in members if linear.name in chosen]
@@ -85,6 +95,8 @@ def realise(
                 tensors.get(f"{linear.name}.weight", module_weight(loaded, linear))
                 for linear in same
             ]
+            if prefix is not None:
+                originals = [inputs.target(weight, settings.correction) for weight in originals]
             results = _quantize(originals, statistics, scheme, settings)
             weights.update(zip((linear.name for linear in same), results, strict=True))
         if progress is not None:
@@ -97,6 +109,28 @@ def realise(
     }
     replaced |= _gguf_outer(loaded, weights)
     return Realised(weights, replaced)
+
+
+def _prefix(
+    loaded: LoadedModel,
+    chosen: Mapping[str, Scheme],
+    settings: QuantizationSettings,
+    store: StatisticsStore | None,
+    samples: int | None,
+    calibration: TokenSequences | None,
+) -> QuantizedPrefix | None:
+    """Return the walk over quantized blocks, where the settings ask for it."""
+    if not settings.sequential:
+        return None
+    if not can_be_sequential(chosen):
+        raise InputError(
+            "sequential=True needs gptq in some module and awq or smoothquant in none, but got "
+            f"{', '.join(sorted({scheme.method for scheme in chosen.values()}))}."
+        )
+    if calibration is None or store is None:
+        raise InputError("sequential=True needs the calibration text and its statistics.")
+    tokens = calibration.tokens if samples is None else calibration.tokens[:samples]
+    return QuantizedPrefix(loaded, tokens, store.work_folder, settings)
 
 
 def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
@@ -148,26 +182,34 @@ def _all_scales(
     store: StatisticsStore | None,
     samples: int | None,
 ) -> dict[str, Tensor]:
-    """Return AWQ's scales by input group, from the original weights and statistics."""
+    """Return the scales of AWQ and SmoothQuant by input group, from the original weights.
+
+    Groups whose scales fold into nothing keep their inputs, as in the libraries.
+    """
     result: dict[str, Tensor] = {}
     for folding in foldable_groups(loaded.model):
         members = groups[folding.input_group]
-        schemes = [chosen.get(linear.name) for linear in members]
-        awq = [scheme for scheme in schemes if scheme is not None and scheme.method == "awq"]
-        if not awq:
+        present = [chosen[linear.name] for linear in members if linear.name in chosen]
+        scaling = [scheme for scheme in present if scheme.method in SCALING_METHODS]
+        if not scaling:
             continue
-        if len(awq) < len(members):
+        method = scaling[0].method
+        having = [scheme for scheme in scaling if scheme.method == method]
+        if len(having) < len(members):
             raise InputError(
-                f"linears that share an input take awq together, but of {folding.input_group} "
-                f"only {len(awq)} of {len(members)} have it."
+                f"linears that share an input take {method} together, but of {folding.input_group} "
+                f"only {len(having)} of {len(members)} have it."
             )
         if store is None:
-            raise InputError("awq needs calibration statistics, but there are none.")
-        # Where the engine does not fuse them, members may differ in bits: the coarsest decides.
-        coarsest = min(awq, key=lambda scheme: scheme.bits)
+            raise InputError(f"{method} needs calibration statistics, but there are none.")
         weights = [module_weight(loaded, linear) for linear in members]
         statistics = store.layer(members[0], samples)
-        scales = awq_scales(weights, statistics, coarsest, settings)
+        if method == "awq":
+            # Where the engine does not fuse them, members may differ in bits: the coarsest decides.
+            coarsest = min(having, key=lambda scheme: scheme.bits)
+            scales = awq_scales(weights, statistics, coarsest, settings)
+        else:
+            scales = smoothing_scales(weights, statistics, settings)
         result[folding.input_group] = _as_stored(loaded, folding, scales)
     return result
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError
-from advisor.search.finalists import Finalist, Measurer, strain
+from advisor.search.finalists import Finalist, Measurer, choose, strain
 from advisor.search.offers import best_of_kinds
+from advisor.search.sequential import can_be_sequential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +24,10 @@ MOST_STEPS = 4
 """Further measurements on the way to a quality budget."""
 MOST_OFFERS = 4
 """Uniform candidates of other formats and methods that are measured."""
+MOST_SEQUENTIAL = 3
+"""Measurements of sequential codes on the way to a smaller answer."""
+_WITHIN_REACH = 1.3
+"""How many times the answer's KL sequential codes may start from: they gain about a seventh."""
 _AIM = 0.96
 _GOOD_ENOUGH = 0.9
 _SMALLEST_STRAIN = 1e-3
@@ -75,6 +80,38 @@ class Refiner:
             finalist = self._measure(mixture)
             if finalist is None or (self.goal.smallest and finalist.passes):
                 return
+
+    def refine_sequentially(self) -> None:
+        """Measure the best that can be with each block fitted to the quantized ones before it.
+
+        Where the smallest is wanted, what this gains is then spent on fewer bytes.
+        """
+        known = self.measurer.finalists
+        able = [f for f in known if can_be_sequential(f.mixture.assignment)]
+        if not able:
+            return
+        plain = choose(able, self.goal)
+        if plain.measured_kl > _WITHIN_REACH * choose(known, self.goal).measured_kl:
+            return
+        best = plain.mixture
+        finalist = self._measure(best.sequentially())
+        if finalist is None or not self.goal.smallest or best.predicted_kl <= 0:
+            return
+        points = [finalist]
+        for _ in range(MOST_SEQUENTIAL):
+            if _GOOD_ENOUGH <= strain(points[-1], self.goal) <= 1:
+                return
+            target = next_target([(p.mixture.predicted_kl, strain(p, self.goal)) for p in points])
+            mixture = self._smallest_for([best.family], target)
+            passing = [f.mixture.size_bytes for f in self.measurer.finalists if f.passes]
+            if mixture is None or not can_be_sequential(mixture.assignment):
+                return
+            if mixture.size_bytes >= min(passing, default=best.size_bytes):
+                return
+            finalist = self._measure(mixture.sequentially())
+            if finalist is None:
+                return
+            points.append(finalist)
 
     def _search_within(self) -> None:
         """Measure the mixtures of each method at the edge of the size budget, then uniform ones."""
@@ -140,7 +177,8 @@ class Refiner:
         if self.stop():
             return None
         finalist = self.measurer.measure(mixture, self.progress(mixture))
-        if mixture.predicted_kl > 0 and finalist.measured_kl > 0:
+        scored = mixture.predicted_kl > 0 and not mixture.family.sequential
+        if scored and finalist.measured_kl > 0:
             ratio = math.log(finalist.measured_kl / mixture.predicted_kl)
             self._ratios.setdefault(mixture.family.method, []).append(ratio)
         return finalist

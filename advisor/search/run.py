@@ -82,6 +82,7 @@ class Run:
     overlap: float
     records: list[TrialRecord] = field(default_factory=list)
     finalists: list[Finalist] = field(default_factory=list)
+    sequential: bool = True
     relaxed: tuple[Relaxation, ...] = ()
     study: str = "none"
 
@@ -178,8 +179,9 @@ class Run:
         """Measure finalists; where none meets the budgets, also what would."""
         task = self.task
         measurer = Measurer(
-            task.loaded, store, reference, task.settings, goal, self.workdir / "finalists"
-        )
+            task.loaded, store, reference, task.settings, goal, self.workdir / "finalists",
+            task.calibration,
+        )  # fmt: skip
         self.finalists = measurer.finalists
         composer = scorer.composer
         smallest, largest = composer.smallest_and_largest()
@@ -193,6 +195,8 @@ class Run:
         refiner.measure_offers(
             uniform_offers(task.spec, task.loaded.linears, task.hardware, task.engine, self.offered)
         )
+        if self.sequential:
+            refiner.refine_sequentially()
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets)
 

@@ -48,6 +48,7 @@ def tune(
     prefer: str = "balanced",
     options: MixtureOptions | None = None,
     settings: QuantizationSettings | None = None,
+    sequential: bool = True,
     progress: Callable[[SearchEvent], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TuneResult:
@@ -75,6 +76,7 @@ def tune(
         prefer: ``accuracy``, ``size``, ``speed`` or ``balanced``.
         options: What one checkpoint may mix; by default what the engine does on the hardware.
         settings: The methods' settings that the search refines.
+        sequential: Also measure the answer with each block fitted to the quantized ones before it.
         progress: Called with events.
         stop: Asked before every step; True ends the search as Ctrl-C does.
 
@@ -96,7 +98,8 @@ def tune(
         context, batch, offered.format, base,
     )  # fmt: skip
     clock = Clock(time_budget_s, stop or (lambda: False))
-    run = Run(task, offered, workdir, progress or (lambda event: None), clock, overlap)
+    report = progress or (lambda event: None)
+    run = Run(task, offered, workdir, report, clock, overlap, sequential=sequential)
     return run.search(
         trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer
     )

@@ -13,6 +13,7 @@ from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
     from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.tokens import TokenSequences
     from advisor.models.load import LoadedModel
     from advisor.plan.schema import Plan
 
@@ -103,13 +104,14 @@ def apply(
     folder = resolve_model_folder(model or content.model.id)
     check_model(content, folder)
     loaded = load_model(folder)
-    store = statistics(content, loaded, report)
+    sequences, store = statistics(content, loaded, report)
     realised = realise(
         loaded,
         assignment_of(content, loaded.linears),
         settings_of(content),
         store,
         samples=samples_of(content),
+        calibration=sequences,
         progress=stage(report, "Quantizing"),
     )
     files = write_checkpoint(
@@ -137,10 +139,10 @@ def apply(
 
 def statistics(
     plan: Plan, loaded: LoadedModel, progress: ProgressCallback
-) -> StatisticsStore | None:
-    """Return the plan's calibration statistics, collected again if the cache has lost them."""
+) -> tuple[TokenSequences | None, StatisticsStore | None]:
+    """Return the plan's calibration text and its statistics, collected again if they are lost."""
     if plan.calibration is None:
-        return None
+        return None, None
     from advisor.calibration.collect import collect_statistics, open_store
     from advisor.workflows.texts import redraw
 
@@ -150,4 +152,4 @@ def statistics(
         collect_statistics(loaded, sequences, store, progress=stage(progress, "Calibrating"))
     if not store.complete:
         raise InputError("the calibration statistics could not be completed; run apply again.")
-    return store
+    return sequences, store

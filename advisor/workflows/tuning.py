@@ -84,6 +84,7 @@ def tune(
     time_budget: str | float | None = None,
     seed: int = 0,
     storage: str | None = None,
+    sequential: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Tuning:
     """Find the quantization that meets the budgets best, measure it, and write its plan.
@@ -109,6 +110,7 @@ def tune(
         time_budget: Seconds, or text such as ``10m``, after which nothing new is started.
         seed: Of every random choice.
         storage: RDB URL of the study.
+        sequential: Also measure the answer with each block fitted to the quantized ones before it.
         progress: Called with events.
 
     Raises:
@@ -161,6 +163,7 @@ def tune(
         context=context,
         batch=batch,
         prefer=prefer,
+        sequential=sequential,
         progress=_forward(report),
     )
     save_plan(result.plan, target)
@@ -207,6 +210,7 @@ def _finalist(row: Finalist, plan: Plan) -> dict[str, Any]:
     return {
         "name": row.name,
         "method": row.mixture.family.method,
+        "sequential": row.mixture.family.sequential,
         "chosen": _is_answer(row, plan),
         "settings": row.mixture.family.describe(),
         "size_bytes": row.mixture.size_bytes,

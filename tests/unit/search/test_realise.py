@@ -12,6 +12,7 @@ from advisor.errors import InputError
 from advisor.evaluation.runtime import quantized_model
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
+from advisor.models.load import load_model
 from advisor.schemes import parse_scheme
 from advisor.search.realise import realise
 from advisor.search.scores import ScoreBook, score_change
@@ -80,6 +81,46 @@ def test_awq_folds_without_changing_the_function(random_llama, store):
         with quantized_model(random_llama.model, realised.weights, realised.replaced) as model:
             found = model(tokens).logits
     assert (found - expected).norm() / expected.norm() < 0.03
+
+
+def test_smoothquant_moves_outliers_out_of_the_inputs(llama_builder, tmp_path):
+    """With a few huge channels, 8-bit inputs lose the small ones unless scales are folded."""
+    folder = llama_builder("outliers")
+    loaded = load_model(folder)
+    with torch.no_grad():
+        for block in loaded.model.model.layers:
+            for norm, readers in (
+                (block.input_layernorm, ("q_proj", "k_proj", "v_proj")),
+                (block.post_attention_layernorm, ("gate_proj", "up_proj")),
+            ):
+                norm.weight[:3] *= 64
+                for name in readers:
+                    owner = block.self_attn if hasattr(block.self_attn, name) else block.mlp
+                    getattr(owner, name).weight[:, :3] /= 64
+    tokens = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))
+    sequences = TokenSequences(tokens, "random", "0" * 8, 0, hash_tokens(tokens))
+    store = open_store(loaded, sequences, root=tmp_path)
+    collect_statistics(loaded, sequences, store)
+    test = torch.randint(2, 300, (2, 24), generator=torch.Generator().manual_seed(9))
+    errors = {}
+    with torch.no_grad():
+        expected = loaded.model(test).logits
+        for method in ("rtn", "smoothquant"):
+            scheme = parse_scheme(f"{method}-int8-gch-sym-aint8")
+            made = realise(loaded, dict.fromkeys((m.name for m in loaded.linears), scheme),
+                           SETTINGS, store)  # fmt: skip
+            assert bool(made.replaced) is (method == "smoothquant")
+            with quantized_model(loaded.model, made.weights, made.replaced) as model:
+                errors[method] = float((model(test).logits - expected).norm() / expected.norm())
+    assert errors["smoothquant"] < 0.4 * errors["rtn"], errors
+
+
+def test_smoothquant_and_awq_share_no_input(random_llama, store):
+    names = [linear.name for linear in random_llama.linears]
+    assignment = dict.fromkeys(names, parse_scheme("smoothquant-int8-gch-sym-aint8"))
+    assignment[names[0]] = parse_scheme("awq-int4-g32-sym")
+    with pytest.raises(InputError, match="of 3 have it"):
+        realise(random_llama, assignment, SETTINGS, store)
 
 
 def test_awq_needs_all_linears_of_an_input(random_llama, store):

@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from advisor.budgets import Budgets
+from advisor.calibration.collect import open_store
+from advisor.calibration.store import cache_root
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.engines.options import MixtureOptions
+from advisor.evaluation.measure import measure
+from advisor.evaluation.reference import Reference
+from advisor.evaluation.runtime import quantized_model
 from advisor.hardware.catalogue import find_profile
 from advisor.models.load import load_model
 from advisor.plan.files import dump_plan
@@ -91,20 +96,45 @@ def test_plan_realises_to_the_codes_that_were_measured(run, model):
     loaded, spec = model
     result = run(Budgets(max_size_bytes=_middle(spec)))
     assignment = assignment_of(result.plan, loaded.linears)
-    chosen = next(f for f in result.finalists if f.name == result.plan.scheme.name)
+    expected = result.plan.expected
+    chosen = next(f for f in result.finalists if f.measurement.kl == expected.kl)
     assert assignment == dict(chosen.mixture.assignment)
-    from advisor.calibration.collect import open_store
+    settings = settings_of(result.plan)
+    assert settings.sequential == chosen.mixture.family.sequential
+    realised = realise(
+        loaded, assignment, settings, open_store(loaded, _sequences(1, 16)),
+        samples=samples_of(result.plan), calibration=_sequences(1, 16),
+    )  # fmt: skip
+    assert realised.weights.keys() == {n for n, s in assignment.items() if s.is_quantized}
+    reference = Reference.compute(loaded, _sequences(2, 8), cache_root())
+    with quantized_model(loaded.model, realised.weights, realised.replaced) as quantized:
+        assert measure(quantized, reference).kl == expected.kl
 
-    store = open_store(loaded, _sequences(1, 16))
-    realised = [
-        realise(
-            loaded, assignment, settings_of(result.plan), store, samples=samples_of(result.plan)
-        )
-        for _ in range(2)
+
+def test_sequential_codes_are_measured_beside_the_plain_ones(run, model):
+    budgets = Budgets(max_size_bytes=_middle(model[1]))
+    result = run(budgets)
+    named = [f for f in result.finalists if f.mixture.family.sequential]
+    assert len(named) == 1
+    (same,) = [
+        f
+        for f in result.finalists
+        if f.mixture.assignment == named[0].mixture.assignment and f is not named[0]
     ]
-    assert realised[0].weights.keys() == {n for n, s in assignment.items() if s.is_quantized}
-    for name, weight in realised[0].weights.items():
-        assert torch.equal(weight.codes, realised[1].weights[name].codes)
+    assert named[0].measured_kl != same.measured_kl
+    assert result.plan.expected.kl.value <= min(same.measured_kl, named[0].measured_kl)
+    assert len([r for r in result.plan.runners_up if ", sequential, " in r.reason]) == 1
+    without = run(budgets, workdir="plain", sequential=False)
+    assert not any(f.mixture.family.sequential for f in without.finalists)
+    assert without.plan.settings["sequential"] is False
+
+
+def test_sequential_codes_never_make_the_smallest_larger(run):
+    plain = run(Budgets(max_kl=0.05), workdir="plain", sequential=False)
+    refined = run(Budgets(max_kl=0.05))
+    assert refined.feasible
+    assert refined.plan.expected.size_bytes <= plain.plan.expected.size_bytes
+    assert any(f.mixture.family.sequential for f in refined.finalists)
 
 
 def test_same_seed_same_plan_and_resume_keeps_trials(run, model):
@@ -180,7 +210,8 @@ def test_uniform_candidates_that_no_mixture_holds_are_measured(run, model):
     formats = {mixture.name: mixture.format_name for mixture in offers}
     assert formats["rtn-int8-gch-sym-aint8"] == "compressed-tensors"
     assert formats["bnb-nf4"] == "bitsandbytes"
-    assert not {"gptq-int4-g128-sym", "smoothquant-int8-gch-sym-aint8"} & formats.keys()
+    assert formats["smoothquant-int8-gch-sym-aint8"] == "compressed-tensors"
+    assert "gptq-int4-g128-sym" not in formats
     most = max(mixture.size_bytes for mixture in offers)
     kinds = [
         (s.method, s.activation)
@@ -191,7 +222,7 @@ def test_uniform_candidates_that_no_mixture_holds_are_measured(run, model):
     assert best_of_kinds(offers, 1) == []
     result = run(Budgets(max_size_bytes=most))
     measured = {f.name for f in result.finalists}
-    assert {"rtn-int8-gch-sym-aint8"} <= measured
+    assert {"smoothquant-int8-gch-sym-aint8"} <= measured
     assert result.plan.expected.kl.value <= min(f.measured_kl for f in result.finalists) * 1.5
 
 
