@@ -53,7 +53,11 @@ class TokenSequences:
 
     def first(self, sequences: int) -> TokenSequences:
         """Return the first sequences; a draw of that many would have given the same."""
-        tokens = self.tokens[:sequences]
+        return self.part(0, sequences)
+
+    def part(self, start: int, stop: int) -> TokenSequences:
+        """Return the sequences from one place to before another."""
+        tokens = self.tokens[start:stop]
         return TokenSequences(
             tokens, self.corpus, self.corpus_sha256, self.seed, hash_tokens(tokens)
         )
@@ -74,6 +78,7 @@ def draw_sequences(
     sequence_length: int,
     seed: int,
     role: str,
+    most: int | None = None,
 ) -> TokenSequences:
     """Cut a corpus into windows that do not overlap and draw some of them.
 
@@ -88,6 +93,7 @@ def draw_sequences(
         sequence_length: Tokens of each, a leading special token included; at least 2.
         seed: Of the shuffle.
         role: What they are for (``calibration`` or ``evaluation``): named in errors.
+        most: Where the text has more than ``sequences``, draw up to this many.
 
     Raises:
         InputError: The text is too short (says how many sequences it has), or a number is not
@@ -112,7 +118,7 @@ def draw_sequences(
         )
     windows = torch.tensor(ids[: available * width], dtype=torch.int64).view(available, width)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
-    tokens = windows[order[:sequences]]
+    tokens = windows[order[: max(sequences, most or 0)]]
     if leading:
         start = torch.tensor(leading, dtype=torch.int64).expand(sequences, -1)
         tokens = torch.cat([start, tokens], dim=1)

@@ -144,6 +144,12 @@ EvaluationText = Annotated[
     typer.Option("--evaluation", rich_help_panel=_TEXTS, metavar="PATH",
                  help="Text to judge on, disjoint from calibration. Default: builtin:evaluation."),
 ]  # fmt: skip
+Slices = Annotated[
+    list[str],
+    typer.Option("--slice", rich_help_panel=_TEXTS, metavar="NAME=PATH",
+                 help="A further text that must meet the budgets on its own: code=src/. "
+                 "Repeatable."),
+]  # fmt: skip
 Samples = Annotated[
     int,
     typer.Option("--samples", min=1, rich_help_panel=_TEXTS, help="Calibration sequences."),
@@ -155,7 +161,8 @@ SequenceLength = Annotated[
 EvaluationSequences = Annotated[
     int,
     typer.Option("--evaluation-sequences", min=4, rich_help_panel=_TEXTS,
-                 help="Held-out sequences to measure on; more give narrower intervals."),
+                 help="Held-out sequences to measure on; up to eight times as many where these "
+                 "leave a budget undecided."),
 ]  # fmt: skip
 Trials = Annotated[
     int,

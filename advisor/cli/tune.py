@@ -31,6 +31,7 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--output", help="Plan to write.")] = Path("plan.yaml"),
     calibration: opt.CalibrationText = [],  # noqa: B006 - Typer copies defaults
     evaluation: opt.EvaluationText = [],  # noqa: B006
+    slices: opt.Slices = [],  # noqa: B006
     samples: opt.Samples = 32,
     sequence_length: opt.SequenceLength = 256,
     evaluation_sequences: opt.EvaluationSequences = 32,
@@ -60,7 +61,7 @@ def command(
         result = workflows.tune(
             model, gpu=gpu, engine=engine, budgets=budgets, context=context, batch=batch,
             prefer=prefer, output=out, calibration=calibration, evaluation=evaluation,
-            samples=samples, sequence_length=sequence_length,
+            slices=slices, samples=samples, sequence_length=sequence_length,
             evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
             seed=seed, storage=storage, sequential=sequential, progress=callback,
         )  # fmt: skip
@@ -100,6 +101,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
             style="bold" if chosen else "",
         )
     console.print(table)
+    _judged_apart(console, document["finalists"])
     search = document["search"]
     console.print(
         f"\n{search['trials']} trials scored, {len(document['finalists'])} measured on held-out "
@@ -118,3 +120,25 @@ def render(console: Any, document: dict[str, Any]) -> None:
         console.print(f"  - {describe_relaxation(change)}", soft_wrap=True)
     if document["plan_path"]:
         console.print(f"The nearest candidate is in {document['plan_path']}")
+
+
+def _judged_apart(console: Any, finalists: list[dict[str, Any]]) -> None:
+    """Draw what further texts and the benchmark say of each candidate, where there are any."""
+    rows = [row for row in finalists if row["slices"] or row["accuracy"]]
+    if not rows:
+        return
+    names = list(rows[0]["slices"])
+    task = (rows[0]["accuracy"] or {}).get("task")
+    heads = [f"loss on {name}, 95%" for name in names]
+    heads += [] if task is None else [f"accuracy on {task}", "drop, 95%"]
+    table = output.table("", "candidate", *heads)
+    for row in rows:
+        cells = [output.interval(row["slices"][name]["loss"], middle="value") for name in names]
+        if (found := row["accuracy"]) is not None:
+            cells += [
+                f"{output.percent(found['value'])} (16-bit {output.percent(found['reference'])})",
+                output.interval(found["drop"], middle="value"),
+            ]
+        mark = "[green]>[/]" if row["chosen"] else ""
+        table.add_row(mark, row["name"], *cells, style="bold" if row["chosen"] else "")
+    console.print(table)

@@ -1,4 +1,4 @@
-"""The gate: a budget on loss or KL is met, missed, or needs more text to tell."""
+"""The gate: a budget on loss, KL or accuracy is met, missed, or needs more text to tell."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from advisor.errors import InputError
 from advisor.evaluation.intervals import CONFIDENCE, guarded_interval, t_quantile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
     from advisor.budgets import Budgets
     from advisor.evaluation.measure import Measurement
+    from advisor.evaluation.tasks import TaskMeasurement
+    from advisor.plan.schema import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,38 +37,68 @@ class Decision:
     more_sequences: int | None = None
 
 
-def decide(measurement: Measurement, budgets: Budgets, *, looks: int = 1) -> Decision:
-    """Decide the budgets on loss and KL from a measurement.
+def look_confidence(look: int, looks: int) -> float:
+    """Return the confidence of one look at a measurement that grows until it decides.
 
-    A budget is met only if the upper end of the two-sided 95% interval, corrected for skewness,
-    meets it; it is missed if the lower end is above it. A candidate exactly at its budget is then
-    accepted by chance in 2.5% of measurements, and in less than 5% also where the losses of
-    sequences are as skewed as an exponential distribution (simulated in the tests).
+    The first look takes the usual 95% (2.5% on the side of a false accept); the later ones share
+    another 2.5%, so that all together accept a candidate exactly at its budget in at most 5%.
+
+    Args:
+        look: Number of this look, from 1.
+        looks: How many there may be.
+
+    Raises:
+        InputError: There is no such look.
+    """
+    if not 1 <= look <= looks:
+        raise InputError(f"a look must be between 1 and {looks}, but got {look}.")
+    return CONFIDENCE if look == 1 else 1.0 - (1.0 - CONFIDENCE) / (looks - 1)
+
+
+def decide(
+    measurement: Measurement,
+    budgets: Budgets,
+    *,
+    slices: Mapping[str, Measurement] | None = None,
+    task: TaskMeasurement | None = None,
+    confidence: float = CONFIDENCE,
+) -> Decision:
+    """Decide the budgets on loss, KL and accuracy from what was measured.
+
+    A budget is met only if the upper end of the two-sided interval, corrected for skewness, meets
+    it, on every text; it is missed if the lower end is above it on any. A candidate exactly at its
+    budget is then accepted by chance in 2.5% of measurements, and in less than 5% also where the
+    losses of sequences are as skewed as an exponential distribution (simulated in the tests).
 
     Args:
         measurement: Per-sequence results; sequences are taken as independent.
-        budgets: Limits; those on size, memory, speed and tasks are not decided here.
-        looks: How often the same growing measurement is decided on; the error is shared out
-            among the looks (Bonferroni), so that growing the text until it decides stays honest.
-
-    Raises:
-        InputError: ``looks`` is not positive.
+        budgets: Limits; those on size, memory and speed are not decided here.
+        slices: Results on further texts, by name; each must meet the budgets on its own.
+        task: Results on the benchmark, where the budgets speak of one.
+        confidence: Of the intervals.
     """
-    if looks < 1:
-        raise InputError(f"looks must be at least 1, but got {looks}.")
-    confidence = 1.0 - (1.0 - CONFIDENCE) / looks
     parts = []
-    if budgets.max_loss is not None:
-        # Decided on the mean difference of log-likelihoods, where the interval is symmetric.
-        differences = measurement.sequence_nll - measurement.sequence_reference_nll
-        limit = math.log1p(budgets.max_loss)
-        parts.append(_decide("loss", differences, limit, confidence, as_loss=True))
-    if budgets.max_kl is not None:
+    for name, measured in {"": measurement, **(slices or {})}.items():
+        suffix = f" on {name}" if name else ""
+        if budgets.max_loss is not None:
+            # Decided on the mean difference of log-likelihoods, where the interval is symmetric.
+            differences = measured.sequence_nll - measured.sequence_reference_nll
+            limit = math.log1p(budgets.max_loss)
+            interval = guarded_interval(differences, confidence)
+            parts.append(_decide(f"loss{suffix}", differences, interval, limit, confidence, _loss))
+        if budgets.max_kl is not None:
+            values = measured.sequence_kl
+            interval = guarded_interval(values, confidence)
+            parts.append(
+                _decide(f"KL{suffix}", values, interval, budgets.max_kl, confidence, _plain)
+            )
+    if budgets.max_accuracy_drop is not None and task is not None:
         parts.append(
-            _decide("KL", measurement.sequence_kl, budgets.max_kl, confidence, as_loss=False)
-        )
+            _decide(f"accuracy drop on {task.name}", task.drops, task.drop_interval(confidence),
+                    budgets.max_accuracy_drop, confidence, _points)
+        )  # fmt: skip
     if not parts:
-        return Decision("pass", "no budget on loss or KL")
+        return Decision("pass", "no budget on loss, KL or accuracy")
     for verdict in ("fail", "undecided"):
         found = [part for part in parts if part.verdict == verdict]
         if found:
@@ -75,16 +109,30 @@ def decide(measurement: Measurement, budgets: Budgets, *, looks: int = 1) -> Dec
     return Decision("pass", "; ".join(part.reason for part in parts))
 
 
+def _loss(value: float) -> str:
+    return f"{math.expm1(min(value, 700.0)):.2%}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.2f}pp"
+
+
 def _decide(
-    name: str, values: NDArray[np.float64], limit: float, confidence: float, *, as_loss: bool
+    name: str,
+    values: NDArray[np.float64],
+    interval: Interval,
+    limit: float,
+    confidence: float,
+    printed: Callable[[float], str],
 ) -> Decision:
-    """Decide one budget on a mean of per-sequence values."""
-    interval = guarded_interval(values, confidence)
+    """Decide one budget on a mean of independent values."""
 
     def show(value: float) -> str:
-        if not math.isfinite(value):
-            return "unbounded"
-        return f"{math.expm1(min(value, 700.0)):.2%}" if as_loss else f"{value:.4f}"
+        return printed(value) if math.isfinite(value) else "unbounded"
 
     span = f"{name} {show(interval.value)} ({show(interval.low)} to {show(interval.high)})"
     if interval.high <= limit:
@@ -92,7 +140,8 @@ def _decide(
     if interval.low > limit:
         return Decision("fail", f"{span} exceeds {show(limit)}")
     more = _more_sequences(values, limit, confidence)
-    needs = f": needs about {more} more sequences" if more is not None else ""
+    unit = "questions" if printed is _points else "sequences"
+    needs = f": needs about {more} more {unit}" if more is not None else ""
     return Decision("undecided", f"{span} is undecided at {show(limit)}{needs}", more)
 
 

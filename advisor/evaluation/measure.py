@@ -81,6 +81,24 @@ class Measurement:
             update={"low": max(interval.low, 0.0), "high": min(interval.high, 1.0)}
         )
 
+    def first(self, count: int) -> Measurement:
+        """Return the results of the first sequences."""
+        return Measurement(
+            self.sequence_kl[:count],
+            self.sequence_nll[:count],
+            self.sequence_reference_nll[:count],
+            self.sequence_agreement[:count],
+        )
+
+    def then(self, other: Measurement) -> Measurement:
+        """Return these results and those of further sequences."""
+        return Measurement(
+            np.concatenate([self.sequence_kl, other.sequence_kl]),
+            np.concatenate([self.sequence_nll, other.sequence_nll]),
+            np.concatenate([self.sequence_reference_nll, other.sequence_reference_nll]),
+            np.concatenate([self.sequence_agreement, other.sequence_agreement]),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return what a report shows."""
         return {

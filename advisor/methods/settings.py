@@ -42,7 +42,7 @@ class QuantizationSettings:
     scale_steps: int = 20
     smoothing: float = 0.5
     sequential: bool = False
-    correction: float = 0.5
+    correction: float = 0.3
     correction_damping: float = 0.1
     scale_dtype: str = "bfloat16"
 

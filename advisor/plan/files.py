@@ -51,6 +51,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def dump_plan(plan: Plan) -> str:
     """Return a plan as YAML, in the order of the schema; what is not known is left out."""
     document = plan.model_dump(mode="json", exclude_none=True)
+    for part in (document, document["expected"]):
+        if not part.get("slices"):
+            part.pop("slices", None)
     body: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
     return _HEADER + body
 

@@ -109,6 +109,25 @@ class Interval(Strict):
     high: float
 
 
+class SliceResult(Strict):
+    """What was measured on one further text."""
+
+    loss: Interval
+    kl: Interval
+    top1_agreement: Interval
+
+
+class Accuracy(Strict):
+    """What was measured on a benchmark."""
+
+    task: str
+    questions: int
+    value: float
+    reference: float
+    """Of the unquantized model."""
+    drop: Interval
+
+
 class Expected(Strict):
     """What the search measured or computed of the answer."""
 
@@ -120,6 +139,8 @@ class Expected(Strict):
     top1_agreement: Interval | None = None
     perplexity: float | None = None
     reference_perplexity: float | None = None
+    slices: dict[str, SliceResult] = Field(default_factory=dict)
+    accuracy: Accuracy | None = None
     memory_bytes: int | None = None
 
 
@@ -161,6 +182,8 @@ class Plan(Strict):
     calibration: Text | None = None
     expected: Expected
     evaluation: Text | None = None
+    slices: dict[str, Text] = Field(default_factory=dict)
+    """Further texts that had to meet the budgets on their own, by name."""
     search: Search | None = None
     runners_up: tuple[RunnerUp, ...] = ()
     versions: dict[str, str]

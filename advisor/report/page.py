@@ -53,6 +53,7 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
         _figures(plan),
         _chart("Loss against size", _frontier(plan)),
         _chart("Bits per module", bits_map(_bits(plan, modules))),
+        _apart(plan),
         _candidates(plan),
         _section("Kernel", [("engine", plan.engine.name), *_kernel(plan)]),
         _section("How it was judged", _texts(plan)),
@@ -149,6 +150,24 @@ def _candidates(plan: Plan) -> str:
     return f"<h2>Runners-up</h2>{_table(head, rows)}"
 
 
+def _apart(plan: Plan) -> str:
+    """Return what was measured on further texts and on a benchmark."""
+    expected = plan.expected
+    rows = [
+        (escape(name), f"{row.kl.value:.4f}", _percent(row.loss), f"{row.top1_agreement.value:.1%}")
+        for name, row in expected.slices.items()
+    ]
+    head = ("text", "KL", "loss, 95%", "top-1 agreement")
+    parts = [f"<h2>Judged apart</h2>{_table(head, rows)}"] if rows else []
+    if (found := expected.accuracy) is not None:
+        line = (
+            f"{found.value:.1%} of {found.questions} questions right, {found.reference:.1%} in 16 "
+            f"bits: a drop of {_percent(found.drop)} points"
+        )
+        parts.append(_section("Benchmark", [(found.task, line)]))
+    return "".join(parts)
+
+
 def _kernel(plan: Plan) -> list[tuple[str, str]]:
     kernel = plan.engine.kernel
     rows = [("support", kernel.support), ("kernel", kernel.name or "none"), ("why", kernel.reason)]
@@ -159,7 +178,8 @@ def _kernel(plan: Plan) -> list[tuple[str, str]]:
 
 def _texts(plan: Plan) -> list[tuple[str, str]]:
     rows = []
-    for label, text in (("calibration", plan.calibration), ("evaluation", plan.evaluation)):
+    texts = [("calibration", plan.calibration), ("evaluation", plan.evaluation)]
+    for label, text in texts + [(f"slice {name}", text) for name, text in plan.slices.items()]:
         if text is not None:
             rows.append(
                 (

@@ -12,6 +12,7 @@ import advisor
 from advisor.engines.verdict import verdict
 from advisor.plan.hashing import hash_model
 from advisor.plan.schema import (
+    Accuracy,
     BudgetLimits,
     Engine,
     Expected,
@@ -21,6 +22,7 @@ from advisor.plan.schema import (
     RunnerUp,
     Search,
     Serving,
+    SliceResult,
     Text,
 )
 from advisor.search.assignment import plan_settings, scheme_choice
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from advisor.modelspec import ModelSpec
     from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
+    from advisor.search.measuring import Judges
 
 Stopped = Literal["completed", "interrupted", "time budget"]
 _LIBRARIES = (
@@ -57,7 +60,7 @@ class Task:
     engine: str
     budgets: Budgets
     calibration: TokenSequences
-    evaluation: TokenSequences
+    judges: Judges
     context: int
     batch: int
     format_name: str
@@ -96,6 +99,8 @@ def build_plan(
     hashes = hash_model(task.loaded.folder)
     task = replace(task, format_name=chosen.format_name or task.format_name)
     winner = next((f for f in finalists if f.mixture == chosen), None)
+    measured = _measured(winner, "", task.judges.first)
+    judged = task.judges.evaluation.first(measured)
     return Plan(
         advisor_version=advisor.__version__,
         model=ModelIdentity(
@@ -115,7 +120,11 @@ def build_plan(
         settings=plan_settings(chosen.family.settings(task.settings), chosen.family.samples),
         calibration=_text(task.calibration, None),
         expected=_expected(task, chosen, winner, scored=scored),
-        evaluation=_text(task.evaluation, overlap),
+        evaluation=_text(judged, overlap),
+        slices={
+            name: _text(text.first(_measured(winner, name, task.judges.first)), None)
+            for name, text in task.judges.slices.items()
+        },
         search=Search(
             study=study,
             trials=trials,
@@ -129,6 +138,13 @@ def build_plan(
     )
 
 
+def _measured(winner: Finalist | None, name: str, first: int) -> int:
+    """Return how many sequences of a text the answer was measured on, or was to be."""
+    if winner is None:
+        return first
+    return (winner.slices[name] if name else winner.measurement).sequences
+
+
 def _expected(task: Task, chosen: Mixture, winner: Finalist | None, *, scored: bool) -> Expected:
     found: dict[str, Any] = {}
     if winner is not None:
@@ -139,7 +155,19 @@ def _expected(task: Task, chosen: Mixture, winner: Finalist | None, *, scored: b
             "top1_agreement": measured.top1,
             "perplexity": measured.perplexity,
             "reference_perplexity": measured.reference_perplexity,
+            "slices": {
+                name: SliceResult(loss=text.loss, kl=text.kl, top1_agreement=text.top1)
+                for name, text in winner.slices.items()
+            },
         }
+        if (task_result := winner.task) is not None:
+            found["accuracy"] = Accuracy(
+                task=task_result.name,
+                questions=len(task_result.scores),
+                value=task_result.accuracy,
+                reference=task_result.reference_accuracy,
+                drop=task_result.drop,
+            )
     unmeasured: Literal["score", "evidence"] = "score" if scored else "evidence"
     from advisor.predict.size import checkpoint_size
 

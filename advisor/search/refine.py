@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError
-from advisor.search.finalists import Finalist, Measurer, choose, strain
+from advisor.search.finalists import Finalist, choose, excess_bytes, strain
 from advisor.search.offers import best_of_kinds
 from advisor.search.sequential import can_be_sequential
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from advisor.search.compose import Composer, Mixture
     from advisor.search.families import Family
     from advisor.search.goal import Goal
+    from advisor.search.measuring import Measurer
 
 MOST_MIXTURES = 3
 """Methods whose mixture is measured at the same size."""
@@ -26,6 +27,8 @@ MOST_OFFERS = 4
 """Uniform candidates of other formats and methods that are measured."""
 MOST_SEQUENTIAL = 3
 """Measurements of sequential codes on the way to a smaller answer."""
+MOST_GROWTHS = 6
+"""Times that an undecided candidate is measured on more text."""
 _WITHIN_REACH = 1.3
 """How many times the answer's KL sequential codes may start from: they gain about a seventh."""
 _AIM = 0.96
@@ -80,6 +83,44 @@ class Refiner:
             finalist = self._measure(mixture)
             if finalist is None or (self.goal.smallest and finalist.passes):
                 return
+
+    def settle(self) -> None:
+        """Measure undecided candidates that would be the answer on more text, until it decides.
+
+        Text that cannot be enough, by the spread seen so far, is not spent.
+        """
+        if not self.goal.has_quality_budget:
+            return
+        for _ in range(MOST_GROWTHS):
+            found = self._undecided()
+            if found is None or self.stop():
+                return
+            self.measurer.extend(found, self.progress(found.mixture))
+
+    def _undecided(self) -> Finalist | None:
+        """Return the candidate whose decision matters most, or None."""
+        finalists = self.measurer.finalists
+        if not finalists:
+            return None
+        answer = choose(finalists, self.goal)
+        found = [
+            f
+            for f in finalists
+            if f.decision.verdict == "undecided"
+            and excess_bytes(f.mixture, self.goal) == 0
+            and self.measurer.can_grow(f)
+            and (f.decision.more_sequences or math.inf) <= self.measurer.left(f)
+        ]
+        if answer.passes and self.goal.smallest:
+            found = [f for f in found if f.mixture.size_bytes < answer.mixture.size_bytes]
+        elif answer.passes:
+            found = [f for f in found if f.measured_kl < answer.measured_kl]
+
+        def rank(finalist: Finalist) -> tuple[float, float]:
+            size, kl = finalist.mixture.size_bytes, finalist.measured_kl
+            return (size, kl) if self.goal.smallest else (kl, size)
+
+        return min(found, key=rank, default=None)
 
     def refine_sequentially(self) -> None:
         """Measure the best that can be with each block fitted to the quantized ones before it.

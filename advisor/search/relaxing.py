@@ -18,7 +18,7 @@ class Relaxation:
     """A changed budget, and the candidate that then is an answer.
 
     Attributes:
-        budget: ``max_size``, ``max_loss`` or ``max_kl``.
+        budget: ``max_size``, ``max_loss``, ``max_kl`` or ``max_accuracy_drop``.
         limit: The budget as given.
         needed: What it would have to be; the other budgets stay.
         candidate: Name of the candidate.
@@ -99,11 +99,15 @@ def _asked(change: Relaxation) -> float:
 def _quality(best: Finalist, budgets: Budgets) -> list[Relaxation]:
     """Return what the quality budgets would have to be for a candidate to pass."""
     found = []
-    loss, kl = best.measurement.loss.high, best.measurement.kl.high
+    loss, kl = best.loss_high, best.kl_high
     if budgets.max_loss is not None and loss > budgets.max_loss:
         found.append(Relaxation("max_loss", budgets.max_loss, _rounded_up(loss), best.name))
     if budgets.max_kl is not None and kl > budgets.max_kl:
         found.append(Relaxation("max_kl", budgets.max_kl, _rounded_up(kl), best.name))
+    limit = budgets.max_accuracy_drop
+    if limit is not None and best.task is not None and best.task.drop.high > limit:
+        needed = _rounded_up(best.task.drop.high)
+        found.append(Relaxation("max_accuracy_drop", limit, needed, best.name))
     return found
 
 

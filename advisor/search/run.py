@@ -11,18 +11,12 @@ from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.settings import default_prefixes
 from advisor.calibration.store import cache_root
 from advisor.errors import InputError
-from advisor.evaluation.reference import Reference
 from advisor.plan.hashing import sha256_json
 from advisor.search.compose import Composer, Mixture
-from advisor.search.finalists import (
-    Finalist,
-    Measurer,
-    choose,
-    excess_bytes,
-    score_quality,
-)
+from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.goal import Goal, goal_of
 from advisor.search.limits import size_limit
+from advisor.search.measuring import Measurer
 from advisor.search.offers import uniform_offers
 from advisor.search.planning import Stopped, Task, build_plan
 from advisor.search.refine import Refiner
@@ -113,10 +107,7 @@ class Run:
             )
             self.study = study_name or self._study_name(space, goal, store, seed)
             self._trials(scorer, space, url, trials, seed)
-            reference = Reference.compute(
-                task.loaded, task.evaluation, cache_root(), self._stage("Reference")
-            )
-            self._measure(scorer, store, reference, goal)
+            self._measure(scorer, store, goal)
         except KeyboardInterrupt:
             _logger.info("interrupted: keeping the best so far")
             self.clock.stopped = "interrupted"
@@ -173,16 +164,15 @@ class Run:
         scorer.recall(self.records)
         self.records = run(trials)
 
-    def _measure(
-        self, scorer: Scorer, store: StatisticsStore, reference: Reference, goal: Goal
-    ) -> None:
+    def _measure(self, scorer: Scorer, store: StatisticsStore, goal: Goal) -> None:
         """Measure finalists; where none meets the budgets, also what would."""
         task = self.task
         measurer = Measurer(
-            task.loaded, store, reference, task.settings, goal, self.workdir / "finalists",
-            task.calibration,
+            task.loaded, store, task.judges, task.settings, goal, self.workdir / "finalists",
+            cache_root(), task.calibration,
         )  # fmt: skip
         self.finalists = measurer.finalists
+        measurer.prepare(self._stage("Reference"))
         composer = scorer.composer
         smallest, largest = composer.smallest_and_largest()
         limit = max(goal.max_bytes or (smallest.total_bytes + largest.total_bytes) // 2,
@@ -195,8 +185,10 @@ class Run:
         refiner.measure_offers(
             uniform_offers(task.spec, task.loaded.linears, task.hardware, task.engine, self.offered)
         )
+        refiner.settle()
         if self.sequential:
             refiner.refine_sequentially()
+            refiner.settle()
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets)
 

@@ -8,6 +8,7 @@ from advisor.calibration.tokens import check_disjoint
 from advisor.engines.options import MixtureOptions, mixture_options
 from advisor.errors import InputError
 from advisor.methods.settings import QuantizationSettings
+from advisor.search.measuring import Judges
 from advisor.search.planning import Task
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.run import Clock, Run
@@ -36,7 +37,7 @@ def tune(
     budgets: Budgets,
     *,
     calibration: TokenSequences,
-    evaluation: TokenSequences,
+    evaluation: TokenSequences | Judges,
     workdir: Path,
     trials: int = 40,
     time_budget_s: float | None = None,
@@ -64,7 +65,7 @@ def tune(
         engine: Engine's name.
         budgets: Limits; without any, at most 1% loss is aimed at.
         calibration: Sequences that codes are fitted to.
-        evaluation: Sequences that finalists are judged on.
+        evaluation: Sequences that finalists are judged on, or these with further texts and tasks.
         workdir: Folder of the study and the measurements.
         trials: Finished trials wanted, those of earlier runs included.
         time_budget_s: Seconds after which no further trial or measurement starts.
@@ -82,19 +83,22 @@ def tune(
 
     Raises:
         InputError: The texts overlap, the engine offers nothing, the storage cannot be opened, or
-            a budget needs a benchmark.
+            an accuracy budget has no benchmark.
     """
     if trials < 1:
         raise InputError(f"--trials must be at least 1, but got {trials}.")
-    if budgets.max_accuracy_drop is not None:
-        raise InputError(
-            "--max-accuracy-drop is not decided by the search yet: give --max-loss or --max-kl."
-        )
-    overlap = check_disjoint(calibration, evaluation)
+    judges = evaluation
+    if not isinstance(judges, Judges):
+        judges = Judges(judges, judges.sequences)
+    if budgets.max_accuracy_drop is not None and judges.benchmark is None:
+        raise InputError("max_accuracy_drop needs the benchmark that it speaks of.")
+    overlap = check_disjoint(calibration, judges.evaluation)
+    for text in judges.slices.values():
+        check_disjoint(calibration, text)
     offered = options or mixture_options(engine, hardware, spec.linears)
     base = settings or QuantizationSettings(scale_steps=_SCALE_STEPS)
     task = Task(
-        loaded, spec, hardware, engine, budgets, calibration, evaluation,
+        loaded, spec, hardware, engine, budgets, calibration, judges,
         context, batch, offered.format, base,
     )  # fmt: skip
     clock = Clock(time_budget_s, stop or (lambda: False))

@@ -24,8 +24,11 @@ def draw(
     sequences: int,
     sequence_length: int,
     seed: int,
+    most: int | None = None,
 ) -> TokenSequences:
     """Draw sequences from the sources, or from the built-in text of the role if there are none.
+
+    Where the text has more than ``sequences``, up to ``most`` are drawn.
 
     Raises:
         InputError: A source is missing, empty or too short.
@@ -38,6 +41,7 @@ def draw(
         sequence_length=sequence_length,
         seed=seed,
         role=role,
+        most=most,
     )
 
 
@@ -82,3 +86,22 @@ def redraw(text: Text, tokenizer: Any, role: str) -> TokenSequences:
     if problems:
         raise InputError(join_errors(problems))
     return sequences
+
+
+def parse_slices(slices: Sequence[str]) -> dict[str, list[str]]:
+    """Return the sources of each slice by name; a name may be given several times.
+
+    Raises:
+        InputError: Something is not ``name=source``; all offenders are named.
+    """
+    found: dict[str, list[str]] = {}
+    problems = []
+    for text in slices:
+        name, separator, source = text.partition("=")
+        if not (separator and name.strip() and source.strip()):
+            problems.append(f"--slice must be NAME=PATH such as code=src/, but got {text!r}.")
+        else:
+            found.setdefault(name.strip(), []).append(source.strip())
+    if problems:
+        raise InputError(join_errors(problems))
+    return found

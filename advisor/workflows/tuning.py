@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from advisor.budgets import Budgets, parse_duration
 from advisor.errors import InputError, join_errors
@@ -18,11 +19,19 @@ from advisor.workflows.resolve import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from advisor.calibration.tokens import TokenSequences
+    from advisor.evaluation.tasks import TaskMeasurement
     from advisor.plan.schema import Plan
     from advisor.search.finalists import Finalist
+    from advisor.search.measuring import Judges
     from advisor.search.tune import SearchEvent, TuneResult
+
+_Made = TypeVar("_Made")
+_MOST_TIMES = 8
+"""How many times the sequences asked for may be measured where fewer leave a budget undecided."""
+_FEWEST_OF_SLICE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,7 @@ def tune(
     output: str | Path = "plan.yaml",
     calibration: Sequence[str] = (),
     evaluation: Sequence[str] = (),
+    slices: Sequence[str] = (),
     samples: int = 32,
     sequence_length: int = 256,
     evaluation_sequences: int = 32,
@@ -103,9 +113,11 @@ def tune(
         output: The plan's file.
         calibration: Text to calibrate on; the built-in one by default.
         evaluation: Text to judge on, disjoint from the calibration; the built-in one by default.
+        slices: Further texts as ``name=source``, each of which must meet the budgets on its own.
         samples: Calibration sequences.
         sequence_length: Tokens of a sequence.
-        evaluation_sequences: Sequences that finalists are measured on.
+        evaluation_sequences: Sequences that finalists are measured on; up to eight times as many,
+            if the text has them, where these leave a budget undecided.
         trials: Candidates scored.
         time_budget: Seconds, or text such as ``10m``, after which nothing new is started.
         seed: Of every random choice.
@@ -147,10 +159,11 @@ def tune(
             sequence_length=sequence_length,
             seed=seed,
         ),
-        evaluation=draw(
+        evaluation=_judges(
             evaluation,
+            slices,
+            budgets,
             loaded.tokenizer,
-            role="evaluation",
             sequences=evaluation_sequences,
             sequence_length=sequence_length,
             seed=seed,
@@ -168,6 +181,55 @@ def tune(
     )
     save_plan(result.plan, target)
     return Tuning(result, target)
+
+
+def _judges(
+    evaluation: Sequence[str],
+    slices: Sequence[str],
+    budgets: Budgets | None,
+    tokenizer: Any,
+    *,
+    sequences: int,
+    sequence_length: int,
+    seed: int,
+) -> Judges:
+    """Draw everything that candidates are judged on.
+
+    Raises:
+        InputError: A text or the benchmark is not what it should be; all are named.
+    """
+    from advisor.evaluation.tasks import load_benchmark
+    from advisor.search.measuring import Judges
+    from advisor.workflows.texts import draw, parse_slices
+
+    problems: list[str] = []
+
+    def attempt(make: Callable[[], _Made]) -> _Made | None:
+        try:
+            return make()
+        except InputError as error:
+            problems.append(str(error))
+            return None
+
+    def text(sources: Sequence[str], role: str, fewest: int) -> TokenSequences:
+        return draw(
+            sources, tokenizer, role=role, sequences=fewest, sequence_length=sequence_length,
+            seed=seed, most=_MOST_TIMES * sequences,
+        )  # fmt: skip
+
+    main = attempt(partial(text, evaluation, "evaluation", sequences))
+    named = attempt(lambda: parse_slices(slices)) or {}
+    drawn = {
+        name: attempt(partial(text, sources, f"slice {name}", _FEWEST_OF_SLICE))
+        for name, sources in named.items()
+    }
+    benchmark = None
+    if budgets is not None and (task := budgets.task) is not None:
+        benchmark = attempt(lambda: load_benchmark(task, tokenizer))
+    if problems or main is None:
+        raise InputError(join_errors(problems))
+    further = {name: found for name, found in drawn.items() if found is not None}
+    return Judges(main, sequences, further, benchmark)
 
 
 def _check_output(target: Path) -> None:
@@ -220,8 +282,24 @@ def _finalist(row: Finalist, plan: Plan) -> dict[str, Any]:
         "loss": measured.loss.model_dump(),
         "top1_agreement": measured.top1.model_dump(),
         "perplexity": measured.perplexity,
+        "sequences": measured.sequences,
+        "slices": {
+            name: {"kl": text.kl.model_dump(), "loss": text.loss.model_dump()}
+            for name, text in row.slices.items()
+        },
+        "accuracy": None if row.task is None else _accuracy(row.task),
         "verdict": row.decision.verdict,
         "reason": row.decision.reason,
+    }
+
+
+def _accuracy(task: TaskMeasurement) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "questions": len(task.scores),
+        "value": task.accuracy,
+        "reference": task.reference_accuracy,
+        "drop": task.drop.model_dump(),
     }
 
 

@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from advisor.evaluation.measure import Measurement
     from advisor.formats.read import Checkpoint
     from advisor.models.load import LoadedModel
-    from advisor.plan.schema import Plan
+    from advisor.plan.schema import Accuracy, Interval, Plan
 
 _KL_TOLERANCE = 0.02
 """Measured KL may differ from the plan's by this share (other machines sum in other orders) ..."""
 _KL_FLOOR = 2e-5
 """... or by this many nats, where KL itself is near rounding noise."""
+_ANSWERS_TOLERANCE = 0.01
+"""Share of a benchmark's answers that may differ."""
 _RELATIVE_ERROR_LIMIT = 0.75
 """A weight that differs more from its source, relative to the source's norm, is another weight.
 Two-bit rounding stays below; an unrelated weight of the same size is at 1.4."""
@@ -247,32 +250,80 @@ def _measure(
     from advisor.evaluation.measure import measure
     from advisor.evaluation.reference import Reference
     from advisor.evaluation.runtime import quantized_model
+    from advisor.evaluation.tasks import load_benchmark
     from advisor.workflows.checkpoints import contents
     from advisor.workflows.texts import redraw
 
-    sequences = redraw(plan.evaluation, loaded.tokenizer, "evaluation")
-    reference = Reference.compute(loaded, sequences, cache_root())
+    texts = {"": (plan.evaluation, plan.expected.kl)}
+    for name, text in plan.slices.items():
+        result = plan.expected.slices.get(name)
+        texts[name] = (text, None if result is None else result.kl)
+    drawn = {
+        name: redraw(text, loaded.tokenizer, f"slice {name}" if name else "evaluation")
+        for name, (text, _) in texts.items()
+    }
+    references = {
+        name: Reference.compute(loaded, sequences, cache_root())
+        for name, sequences in drawn.items()
+    }
     weights, replaced = contents(checkpoint, loaded)
-    with quantized_model(loaded.model, weights, replaced):
-        measurement = measure(loaded.model, reference, progress=progress)
-    measured = {
+    accuracy = None
+    with quantized_model(loaded.model, weights, replaced) as model:
+        found = {
+            name: measure(model, reference, progress=progress)
+            for name, reference in references.items()
+        }
+        if plan.expected.accuracy is not None:
+            benchmark = load_benchmark(plan.expected.accuracy.task, loaded.tokenizer)
+            accuracy = float(benchmark.evaluate(model).mean())
+    measurement = found[""]
+    measured: dict[str, Any] = {
         "kl": measurement.kl.model_dump(),
         "loss": measurement.loss.model_dump(),
         "top1_agreement": measurement.top1.model_dump(),
         "perplexity": measurement.perplexity,
     }
-    expected = plan.expected.kl
-    if expected is None or plan.expected.basis != "measured":
-        return [
-            Check("quality", True, f"KL {measurement.kl.value:.5f}; the plan says none")
-        ], measured
+    if plan.slices:
+        measured["slices"] = {
+            name: {"kl": result.kl.model_dump(), "loss": result.loss.model_dump()}
+            for name, result in found.items()
+            if name
+        }
+    known = plan.expected.basis == "measured"
+    checks = [
+        _drift(f"quality on {name}" if name else "quality", found[name],
+               expected if known else None)
+        for name, (_, expected) in texts.items()
+    ]  # fmt: skip
+    if accuracy is not None and plan.expected.accuracy is not None:
+        measured["accuracy"] = accuracy
+        checks.append(_accuracy_drift(accuracy, plan.expected.accuracy))
+    return checks, measured
+
+
+def _drift(name: str, measurement: Measurement, expected: Interval | None) -> Check:
+    """Compare a KL with the plan's."""
+    if expected is None:
+        return Check(name, True, f"KL {measurement.kl.value:.5f}; the plan says none")
     drift = measurement.kl.value - expected.value
     allowed = max(_KL_FLOOR, _KL_TOLERANCE * abs(expected.value))
     detail = (
         f"KL {measurement.kl.value:.5f}, the plan says {expected.value:.5f} "
         f"(drift {drift:+.5f}, allowed {allowed:.5f}); loss {measurement.loss.value * 100:.2f}%"
     )
-    return [Check("quality", abs(drift) <= allowed, detail)], measured
+    return Check(name, abs(drift) <= allowed, detail)
+
+
+def _accuracy_drift(accuracy: float, expected: Accuracy) -> Check:
+    """Compare an accuracy with the plan's: answers that hang by a hair may differ elsewhere."""
+    allowed = max(1.0, _ANSWERS_TOLERANCE * expected.questions) / expected.questions
+    detail = (
+        f"{accuracy:.2%} of {expected.questions} questions right, the plan says "
+        f"{expected.value:.2%} (allowed drift {allowed:.2%})"
+    )
+    return Check(
+        f"accuracy on {expected.task}", abs(accuracy - expected.value) <= allowed + 1e-9, detail
+    )
 
 
 def _list(problems: list[str]) -> str:

@@ -233,3 +233,64 @@ def test_impossible_budgets_name_what_would_do(tmp_path: Path) -> None:
     changed = {row["budget"]: row for row in document["relaxation"]}
     assert changed["max_size"]["to"] > budgets.max_size_bytes
     assert changed["max_kl"]["to"] > 0.0005
+
+
+def test_slices_and_a_benchmark_are_judged_apart_and_verified(tmp_path, cli_text):
+    """A second text and a task: both in the plan, both measured again by verify."""
+    code = tmp_path / "code.txt"
+    code.write_text(cli_text, encoding="utf-8")
+    task = tmp_path / "task.jsonl"
+    rows = [
+        {"question": f"The {noun} statement is used", "choices": ["to", "zzzz"], "answer": 0}
+        for noun in ("if", "for", "while", "return", "import", "pass", "with", "try", "del")
+    ]
+    task.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    budgets = Budgets(max_size_bytes=SIZE_LIMIT, max_accuracy_drop=0.9, task=str(task))
+    tuning = workflows.tune(
+        example_model(), budgets=budgets, slices=[f"code={code}"],
+        output=tmp_path / "plan.yaml", **SETTINGS,
+    )  # fmt: skip
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert tuning.feasible
+    assert plan.expected.slices.keys() == {"code"}
+    assert plan.slices["code"].corpus == str(code)
+    assert plan.expected.accuracy is not None
+    assert plan.expected.accuracy.questions == len(rows)
+    assert plan.expected.accuracy.reference > 0.5, "the model knows the text it was trained on"
+    row = tuning.to_dict()["finalists"][0]
+    assert row["slices"]["code"]["kl"]["value"] == plan.expected.slices["code"].kl.value
+    workflows.apply(tmp_path / "plan.yaml", tmp_path / "quantized")
+    report = workflows.verify(tmp_path / "plan.yaml", tmp_path / "quantized")
+    assert report.passed, report.checks
+    names = {check.name for check in report.checks}
+    assert {"quality", "quality on code", f"accuracy on {task}"} <= names
+    assert report.measured is not None
+    assert report.measured["accuracy"] == plan.expected.accuracy.value
+    workflows.report(tmp_path / "plan.yaml", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Judged apart" in page
+    assert "questions right" in page
+
+
+@pytest.fixture
+def cli_text() -> str:
+    """Source text of a few modules: not what the model was trained or calibrated on."""
+    from pathlib import Path as Folder
+
+    import advisor
+
+    folder = Folder(advisor.__file__).parent / "cli"
+    return "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py")))
+
+
+def test_bad_judges_are_named_all_at_once(tmp_path):
+    (tmp_path / "bad.jsonl").write_text("[]\n[]\n", encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        workflows.tune(
+            example_model(), slices=["nonsense", f"x={tmp_path / 'none.txt'}"],
+            budgets=Budgets(max_accuracy_drop=0.1, task=str(tmp_path / "bad.jsonl")),
+            evaluation=[str(tmp_path / "gone.txt")], output=tmp_path / "plan.yaml", **SETTINGS,
+        )  # fmt: skip
+    text = str(caught.value)
+    assert all(part in text for part in ("gone.txt", "'nonsense'", "line 1 of", "NAME=PATH"))
+    assert not (tmp_path / "plan.yaml").exists()

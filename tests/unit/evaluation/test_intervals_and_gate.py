@@ -7,7 +7,7 @@ import pytest
 
 from advisor.budgets import Budgets
 from advisor.errors import InputError
-from advisor.evaluation.gate import decide
+from advisor.evaluation.gate import decide, look_confidence
 from advisor.evaluation.intervals import bootstrap_interval, mean_interval, t_quantile
 from advisor.evaluation.measure import Measurement
 
@@ -137,11 +137,14 @@ def test_growing_until_it_decides_stays_honest():
     runs, accepted = 500, 0
     for _ in range(runs):
         values = limit + 0.01 * generator.normal(0, 1.0, 64)
-        for count in (8, 16, 32, 64):
-            decision = decide(measurement(values[:count]), Budgets(max_loss=0.03), looks=4)
+        for look, count in enumerate((8, 16, 32, 64), start=1):
+            confidence = look_confidence(look, 4)
+            decision = decide(
+                measurement(values[:count]), Budgets(max_loss=0.03), confidence=confidence
+            )
             if decision.verdict != "undecided":
                 accepted += decision.verdict == "pass"
                 break
     assert accepted / runs <= 0.05
-    with pytest.raises(InputError):
-        decide(measurement(values), Budgets(max_loss=0.03), looks=0)
+    with pytest.raises(InputError, match="between 1 and 4"):
+        look_confidence(5, 4)
