@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from advisor.errors import InputError, did_you_mean, join_errors
 
@@ -20,6 +22,9 @@ BUILTIN_PREFIX = "builtin:"
 CALIBRATION_PERCENT = 65
 # This salt gives parts of about two to one, which share no 16 words in a row.
 _PART_SALT = 37
+DATASET_PREFIX = "hf:"
+_MOST_RECORDS = 20_000
+"""Records read of a data set: more text than any calibration draws from."""
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl")
 # In the packaged files a form feed and a name open each document.
 _DOCUMENT_MARK = "\f"
@@ -79,13 +84,20 @@ def builtin_corpus(part: str) -> Corpus:
     return _corpus(BUILTIN_PREFIX + part, builtin_documents(part).values())
 
 
-def load_corpus(sources: Sequence[str] | str) -> Corpus:
+Render = Callable[[list[Any]], str]
+"""Turns a conversation (a list of messages) into text, as the model's chat template does."""
+
+
+def load_corpus(sources: Sequence[str] | str, render: Render | None = None) -> Corpus:
     """Read text from one or several sources, in the order given.
 
     Args:
         sources: Each is ``"builtin:calibration"``, ``"builtin:evaluation"``, a text file (UTF-8,
-            one document), a ``.jsonl`` file (one document per line, in its ``"text"`` field), or a
-            folder of such files (``.txt``, ``.md``, ``.rst``, ``.jsonl``, at any depth, by name).
+            one document), a ``.jsonl`` file (one document per line: its ``"text"``, or its
+            ``"messages"``, a conversation), a folder of such files (``.txt``, ``.md``, ``.rst``,
+            ``.jsonl``, at any depth, by name), or a data set of the Hugging Face hub as
+            ``hf:NAME[:CONFIG[:SPLIT]]``.
+        render: Applies the model's chat template to conversations; without one they are refused.
 
     Raises:
         InputError: A source is missing, empty, twice in the list or not text; all are named.
@@ -101,7 +113,7 @@ def load_corpus(sources: Sequence[str] | str) -> Corpus:
     ]
     for name in dict.fromkeys(names):
         try:
-            documents += _read_source(name)
+            documents += _read_source(name, render)
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -109,9 +121,11 @@ def load_corpus(sources: Sequence[str] | str) -> Corpus:
     return _corpus(" + ".join(names), documents)
 
 
-def _read_source(name: str) -> list[str]:
+def _read_source(name: str, render: Render | None) -> list[str]:
     if name.startswith(BUILTIN_PREFIX):
         return list(builtin_documents(name.removeprefix(BUILTIN_PREFIX)).values())
+    if name.startswith(DATASET_PREFIX):
+        return _read_dataset(name, render)
     path = Path(name)
     if path.is_dir():
         files = [
@@ -131,13 +145,13 @@ def _read_source(name: str) -> list[str]:
         raise InputError(
             f"there is no text at {name!r}. Give a file, a folder or one of {builtin}."
         )
-    documents = [document for file in files for document in _read_file(file)]
+    documents = [document for file in files for document in _read_file(file, render)]
     if not any(document.strip() for document in documents):
         raise InputError(f"{name!r} has no text: it is empty or blank.")
     return documents
 
 
-def _read_file(file: Path) -> list[str]:
+def _read_file(file: Path, render: Render | None) -> list[str]:
     try:
         text = _decode(file.read_bytes())
     except UnicodeDecodeError as error:
@@ -149,10 +163,10 @@ def _read_file(file: Path) -> list[str]:
         raise InputError(f"'{file}' cannot be read: {error.strerror}.") from error
     if "\0" in text:
         raise InputError(f"text has no NUL characters, but '{file}' does: it is a binary file.")
-    return _read_jsonl(file, text) if file.suffix.lower() == ".jsonl" else [text]
+    return _read_jsonl(file, text, render) if file.suffix.lower() == ".jsonl" else [text]
 
 
-def _read_jsonl(file: Path, text: str) -> list[str]:
+def _read_jsonl(file: Path, text: str, render: Render | None) -> list[str]:
     documents = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -164,14 +178,48 @@ def _read_jsonl(file: Path, text: str) -> list[str]:
                 f"every line of a .jsonl file is one JSON object, but line {number} of '{file}' "
                 f"is not: {error.msg}."
             ) from error
-        document = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(document, str):
-            raise InputError(
-                f'every line of a .jsonl file needs a "text" string, but line {number} of '
-                f"'{file}' has none."
-            )
-        documents.append(document)
+        documents.append(_document(record, f"line {number} of '{file}'", render))
     return documents
+
+
+def _document(record: Any, place: str, render: Render | None) -> str:
+    """Return the text of a record, or of its conversation."""
+    document = record.get("text") if isinstance(record, dict) else None
+    if isinstance(document, str):
+        return document
+    messages = record.get("messages") if isinstance(record, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f'a record needs a "text" string or a "messages" list; {place} has none.')
+    if render is None:
+        raise InputError(
+            f'{place} holds "messages", but the model has no chat template to apply: give "text".'
+        )
+    try:
+        return render(messages)
+    except Exception as error:  # a template is a program of the model's authors
+        raise InputError(f"the model's chat template refuses {place}: {error}.") from error
+
+
+def _read_dataset(name: str, render: Render | None) -> list[str]:
+    """Read a data set of the hub; without a split, its ``train`` part."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"{name!r} needs the datasets library ({error}): pip install datasets."
+        ) from error
+    parts = name.removeprefix(DATASET_PREFIX).split(":")
+    if not parts[0] or len(parts) > 3:
+        raise InputError(f"a data set is given as hf:NAME[:CONFIG[:SPLIT]], but got {name!r}.")
+    config = parts[1] if len(parts) > 1 and parts[1] else None
+    split = parts[2] if len(parts) > 2 else "train"
+    try:
+        rows = datasets.load_dataset(parts[0], config, split=split, streaming=True)
+        taken = list(itertools.islice(rows, _MOST_RECORDS))
+    except Exception as error:  # the hub, the network and the data set's format each have theirs
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the data set {name!r} cannot be read: {reason}") from error
+    return [_document(row, f"record {i} of {name!r}", render) for i, row in enumerate(taken)]
 
 
 def _decode(content: bytes) -> str:

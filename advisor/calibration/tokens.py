@@ -12,6 +12,8 @@ import torch
 from advisor.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from advisor.calibration.corpora import Corpus
@@ -129,6 +131,43 @@ def draw_sequences(
         seed=seed,
         sha256=hash_tokens(tokens),
     )
+
+
+def share_out(count: int, weights: Sequence[float]) -> list[int]:
+    """Return whole shares of a count in proportion to weights; none of them is left with nothing.
+
+    Raises:
+        InputError: There are fewer to share than weights.
+    """
+    if count < len(weights):
+        raise InputError(
+            f"a mix of {len(weights)} texts needs at least as many sequences, but got {count}."
+        )
+    exact = [count * weight / sum(weights) for weight in weights]
+    shares = [max(1, int(share)) for share in exact]
+    while sum(shares) != count:
+        step = 1 if sum(shares) < count else -1
+        able = [i for i in range(len(shares)) if shares[i] + step >= 1]
+        place = max(able, key=lambda i: step * (exact[i] - shares[i]))
+        shares[place] += step
+    return shares
+
+
+def mix_sequences(parts: Sequence[TokenSequences], name: str) -> TokenSequences:
+    """Return sequences of several texts in one, so spread that every prefix has about the mix.
+
+    Args:
+        parts: Of equal length and seed.
+        name: What the mix is called.
+    """
+    places = sorted(
+        ((index + 0.5) / part.sequences, number, index)
+        for number, part in enumerate(parts)
+        for index in range(part.sequences)
+    )
+    tokens = torch.stack([parts[number].tokens[index] for _, number, index in places])
+    digest = hashlib.sha256("".join(part.corpus_sha256 for part in parts).encode()).hexdigest()
+    return TokenSequences(tokens, name, digest, parts[0].seed, hash_tokens(tokens))
 
 
 def _leading_tokens(tokenizer: Any) -> list[int]:

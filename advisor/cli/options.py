@@ -136,8 +136,9 @@ _SEARCH = "Search"
 CalibrationText = Annotated[
     list[str],
     typer.Option("--calibration", rich_help_panel=_TEXTS, metavar="PATH",
-                 help="Text to calibrate on: files, folders, JSONL. Default: builtin:calibration, "
-                 "technical English. Give text like your users'."),
+                 help="Text to calibrate on: files, folders, JSONL (text or chat messages), "
+                 "hf:NAME[:CONFIG[:SPLIT]]; PATH@2 weighs one against others. Default: "
+                 "builtin:calibration, technical English. Give text like your users'."),
 ]  # fmt: skip
 EvaluationText = Annotated[
     list[str],

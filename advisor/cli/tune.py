@@ -108,6 +108,11 @@ def render(console: Any, document: dict[str, Any]) -> None:
         f"text in {output.duration(document['seconds'])}"
         + ("" if search["stopped"] == "completed" else f" ({search['stopped']}: best so far)")
     )
+    for warning in (document["plan"]["calibration_fit"] or {}).get("warnings", ()):
+        console.print(
+            f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's.",
+            soft_wrap=True,
+        )
     if document["feasible"]:
         console.print(f"\n[bold]{document['chosen']}[/] is {document['why']}.", soft_wrap=True)
         console.print(f"[bold]Plan[/]   {document['plan_path']}")

@@ -101,6 +101,19 @@ class Text(Strict):
     share_of_calibration_tokens: float | None = None
 
 
+class CalibrationFit(Strict):
+    """How well the calibration text stands for the evaluation text."""
+
+    token_coverage: float
+    """Share of the evaluation's tokens of a kind that the calibration has."""
+    calibration_perplexity: float
+    evaluation_perplexity: float
+    """Both of the unquantized model."""
+    moment_ratio: float
+    """Distance of the layers' inputs between the texts, over that between calibration halves."""
+    warnings: tuple[str, ...] = ()
+
+
 class Interval(Strict):
     """A measured mean and its 95% confidence interval."""
 
@@ -180,6 +193,7 @@ class Plan(Strict):
     scheme: SchemeChoice
     settings: dict[str, str | int | float | bool | None]
     calibration: Text | None = None
+    calibration_fit: CalibrationFit | None = None
     expected: Expected
     evaluation: Text | None = None
     slices: dict[str, Text] = Field(default_factory=dict)

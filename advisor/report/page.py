@@ -188,6 +188,13 @@ def _texts(plan: Plan) -> list[tuple[str, str]]:
                     f"seed {text.seed}, sha256 {text.sha256[:16]}",
                 )
             )
+    if (fit := plan.calibration_fit) is not None:
+        line = (
+            f"{fit.token_coverage:.0%} of the evaluation's tokens occur in the calibration; "
+            f"perplexity {fit.calibration_perplexity:.2f} and {fit.evaluation_perplexity:.2f}; "
+            f"layer inputs {fit.moment_ratio:.1f} times as far apart as halves of the calibration"
+        )
+        rows.append(("calibration against evaluation", "; ".join([line, *fit.warnings])))
     if plan.search is not None:
         search = plan.search
         rows.append(("search", f"{search.trials} trials, {search.sampler}, seed {search.seed}"))

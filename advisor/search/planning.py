@@ -14,6 +14,7 @@ from advisor.plan.hashing import hash_model
 from advisor.plan.schema import (
     Accuracy,
     BudgetLimits,
+    CalibrationFit,
     Engine,
     Expected,
     Kernel,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from advisor.budgets import Budgets
+    from advisor.calibration.representativeness import Representativeness
     from advisor.calibration.tokens import TokenSequences
     from advisor.hardware.profile import HardwareProfile
     from advisor.methods.settings import QuantizationSettings
@@ -80,6 +82,7 @@ def build_plan(
     spearman: float | None,
     overlap: float | None,
     scored: bool,
+    fit: Representativeness | None = None,
 ) -> Plan:
     """Return the complete plan, but for the hashes of outputs.
 
@@ -95,6 +98,7 @@ def build_plan(
         spearman: Rank correlation of predicted and measured KL.
         overlap: Share of the evaluation's token windows that the calibration has too.
         scored: Whether the answer has a predicted KL.
+        fit: How well the calibration text stands for the evaluation text.
     """
     hashes = hash_model(task.loaded.folder)
     task = replace(task, format_name=chosen.format_name or task.format_name)
@@ -119,6 +123,7 @@ def build_plan(
         scheme=scheme_choice(chosen.name, task.format_name, chosen.assignment),
         settings=plan_settings(chosen.family.settings(task.settings), chosen.family.samples),
         calibration=_text(task.calibration, None),
+        calibration_fit=None if fit is None else CalibrationFit(**fit.to_dict()),
         expected=_expected(task, chosen, winner, scored=scored),
         evaluation=_text(judged, overlap),
         slices={

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.representativeness import Representativeness, representativeness
 from advisor.calibration.settings import default_prefixes
 from advisor.calibration.store import cache_root
 from advisor.errors import InputError
@@ -77,6 +78,7 @@ class Run:
     records: list[TrialRecord] = field(default_factory=list)
     finalists: list[Finalist] = field(default_factory=list)
     sequential: bool = True
+    fit: Representativeness | None = None
     relaxed: tuple[Relaxation, ...] = ()
     study: str = "none"
 
@@ -105,6 +107,10 @@ class Run:
             collect_statistics(
                 task.loaded, task.calibration, store, progress=self._stage("Statistics")
             )
+            self.fit = representativeness(
+                task.loaded, task.calibration, task.judges.evaluation.first(task.judges.first),
+                self._stage("Comparing texts"),
+            )  # fmt: skip
             self.study = study_name or self._study_name(space, goal, store, seed)
             self._trials(scorer, space, url, trials, seed)
             self._measure(scorer, store, goal)
@@ -213,7 +219,7 @@ class Run:
         plan = build_plan(
             self.task, goal, chosen, self.finalists, study=self.study, trials=len(self.records),
             seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
-            scored=scored,
+            scored=scored, fit=self.fit,
         )  # fmt: skip
         return TuneResult(
             plan=plan,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor.calibration.corpora import load_corpus
-from advisor.calibration.tokens import TokenSequences, draw_sequences
+from advisor.calibration.tokens import (
+    TokenSequences,
+    draw_sequences,
+    mix_sequences,
+    share_out,
+)
 from advisor.errors import InputError, join_errors
 from advisor.plan.schema import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SEPARATOR = " + "
 """Stands between the sources in a corpus's name."""
@@ -28,21 +34,66 @@ def draw(
 ) -> TokenSequences:
     """Draw sequences from the sources, or from the built-in text of the role if there are none.
 
-    Where the text has more than ``sequences``, up to ``most`` are drawn.
+    Where the text has more than ``sequences``, up to ``most`` are drawn; of a mix, whose sources
+    carry weights (``code.jsonl@2``), just as many as asked for, in these proportions.
 
     Raises:
         InputError: A source is missing, empty or too short.
     """
-    corpus = load_corpus(list(sources) or [f"builtin:{role}"])
-    return draw_sequences(
-        corpus,
-        tokenizer,
-        sequences=sequences,
-        sequence_length=sequence_length,
-        seed=seed,
-        role=role,
-        most=most,
-    )
+    named = list(sources) or [f"builtin:{role}"]
+    render = _chat_template(tokenizer)
+    weights = _weights(named)
+    if weights is None:
+        corpus = load_corpus(named, render)
+        return draw_sequences(
+            corpus, tokenizer, sequences=sequences, sequence_length=sequence_length,
+            seed=seed, role=role, most=most,
+        )  # fmt: skip
+    shares = share_out(sequences, list(weights.values()))
+    parts = [
+        draw_sequences(
+            load_corpus(source, render), tokenizer, sequences=share,
+            sequence_length=sequence_length, seed=seed, role=f"{role} ({source})",
+        )
+        for source, share in zip(weights, shares, strict=True)
+        if share
+    ]  # fmt: skip
+    return mix_sequences(parts, SEPARATOR.join(named))
+
+
+def _chat_template(tokenizer: Any) -> Callable[[list[Any]], str] | None:
+    """Return what turns a conversation into text, or None where the model has no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def _weights(sources: Sequence[str]) -> dict[str, float] | None:
+    """Return source -> weight of a mix, written ``source@weight``; None where none has a weight.
+
+    Raises:
+        InputError: Only some sources have a weight, or a weight is not positive.
+    """
+    split = [(source, source.rpartition("@")) for source in sources]
+    found: dict[str, float] = {}
+    problems = []
+    for source, (name, _, weight) in split:
+        if not name or Path(source).exists():
+            continue
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            continue  # an @ in a name
+        if not 0 < found[name] < float("inf"):
+            problems.append(f"the weight of a text must be above 0, but got {source!r}.")
+    if found and len(found) < len(sources):
+        problems.append(
+            "either all texts of a mix have a weight or none, but only "
+            f"{len(found)} of {len(sources)} have one: write {sources[0]}@1."
+        )
+    if problems:
+        raise InputError(join_errors(problems))
+    return found or None
 
 
 def describe(sequences: TokenSequences) -> Text:

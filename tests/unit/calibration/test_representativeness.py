@@ -1,0 +1,58 @@
+"""Calibration text against evaluation text: alike, and unlike in each way that is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advisor.calibration.representativeness import moment_distance, representativeness
+from advisor.calibration.tokens import TokenSequences, hash_tokens
+
+
+def _sequences(low, high, seed, count=24, length=160):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(low, high, (count, length), generator=generator)
+    return TokenSequences(tokens, f"random:{seed}", str(seed) * 8, seed, hash_tokens(tokens))
+
+
+def test_text_of_one_kind_is_near(random_llama):
+    found = representativeness(random_llama, _sequences(2, 60, 1), _sequences(2, 60, 2))
+    assert found.token_coverage == 1.0
+    assert found.moment_ratio < 1.2
+    assert found.warnings == ()
+
+
+def test_text_of_another_kind_is_far_and_not_covered(random_llama):
+    found = representativeness(random_llama, _sequences(2, 60, 1), _sequences(40, 200, 2))
+    assert found.token_coverage == pytest.approx(20 / 160, abs=0.05)
+    assert found.moment_ratio > 2
+    assert "tokens are of a kind" in found.warnings[0]
+    assert any("layers' inputs differ" in warning for warning in found.warnings)
+
+
+def test_log_loss_is_the_models_own(random_llama):
+    calibration, evaluation = _sequences(2, 60, 1, count=8), _sequences(2, 60, 2, count=8)
+    found = representativeness(random_llama, calibration, evaluation)
+    for tokens, nll in (
+        (calibration.tokens, found.calibration_nll), (evaluation.tokens, found.evaluation_nll),
+    ):  # fmt: skip
+        with torch.no_grad():
+            output = random_llama.model(tokens, labels=tokens)
+        assert nll == pytest.approx(float(output.loss), rel=1e-4)
+
+
+def test_distance_forgives_the_amount_of_text_and_the_size_of_channels():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 12, generator=generator) * torch.logspace(-2, 2, 12)
+    moment = rows.T @ rows
+    scale = moment.diagonal().rsqrt()
+    assert moment_distance(moment, 7 * moment, scale) == pytest.approx(0, abs=1e-6)
+    small = moment.clone()
+    small[0, :] *= 3
+    small[:, 0] *= 3  # the smallest channel, three times as large
+    assert moment_distance(moment, small, scale) > 0.3
+
+
+def test_too_little_text_says_nothing(random_llama):
+    short = _sequences(2, 60, 1, count=3)
+    assert representativeness(random_llama, short, short) is None

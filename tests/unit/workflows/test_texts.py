@@ -1,0 +1,107 @@
+"""Mixes of texts, conversations, slices: drawn, and drawn again from a plan."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from advisor.calibration.tokens import share_out
+from advisor.errors import InputError
+from advisor.workflows.texts import describe, draw, parse_slices, redraw
+
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+@pytest.fixture
+def tokenizer(random_llama_folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(random_llama_folder)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    paths = []
+    for word in ("fox", "table", "value"):
+        path = tmp_path / f"{word}.txt"
+        path.write_text(" ".join(f"{word} {i % 97}" for i in range(4000)), encoding="utf-8")
+        paths.append(str(path))
+    return paths
+
+
+def _drawn(sources, tokenizer, count=20):
+    return draw(sources, tokenizer, role="calibration", sequences=count, sequence_length=32, seed=3)
+
+
+def test_a_mix_has_its_proportions_in_every_prefix(texts, tokenizer):
+    a, b, c = texts
+    mixed = _drawn([f"{a}@3", f"{b}@1", f"{c}@1"], tokenizer)
+    words = [tokenizer.decode(row) for row in mixed.tokens]
+    assert [sum(word in text for text in words) for word in ("fox", "table", "value")] == [12, 4, 4]
+    for prefix in (5, 10, 15):
+        foxes = sum("fox" in text for text in words[:prefix])
+        assert abs(foxes - 0.6 * prefix) <= 1
+    alone = _drawn([a], tokenizer, 12)
+    rows = {tuple(row.tolist()) for row in mixed.tokens}
+    assert all(tuple(row.tolist()) in rows for row in alone.tokens), "a draw of each text alone"
+
+
+def test_a_mix_is_drawn_again_from_its_plan(texts, tokenizer):
+    mixed = _drawn([f"{texts[0]}@0.7", f"{texts[1]}@0.3"], tokenizer)
+    again = redraw(describe(mixed), tokenizer, "calibration")
+    assert torch.equal(again.tokens, mixed.tokens)
+    with open(texts[1], "a", encoding="utf-8") as file:
+        file.write(" more")
+    with pytest.raises(InputError, match="has changed"):
+        redraw(describe(mixed), tokenizer, "calibration")
+
+
+def test_bad_weights(texts, tokenizer):
+    with pytest.raises(InputError, match="only 1 of 2"):
+        _drawn([f"{texts[0]}@2", texts[1]], tokenizer)
+    with pytest.raises(InputError, match="above 0"):
+        _drawn([f"{texts[0]}@0", f"{texts[1]}@1"], tokenizer)
+    with pytest.raises(InputError, match="at least as many"):
+        _drawn([f"{text}@1" for text in texts], tokenizer, 2)
+
+
+@pytest.mark.parametrize(
+    ("count", "weights", "shares"),
+    [
+        (10, [1, 1], [5, 5]),
+        (10, [99, 1], [9, 1]),
+        (7, [1, 1, 1], [3, 2, 2]),
+        (3, [8, 1, 1], [1] * 3),
+    ],
+)
+def test_shares(count, weights, shares):
+    assert sorted(share_out(count, weights)) == sorted(shares)
+    assert sum(share_out(count, weights)) == count
+
+
+def test_conversations_go_through_the_chat_template(tmp_path, tokenizer):
+    path = tmp_path / "chat.jsonl"
+    row = {"messages": [{"role": "user", "content": "jumps " * 60}]}
+    path.write_text("\n".join([json.dumps(row)] * 20), encoding="utf-8")
+    with pytest.raises(InputError, match="no chat template"):
+        _drawn([str(path)], tokenizer, 4)
+    tokenizer.chat_template = TEMPLATE
+    text = "".join(tokenizer.decode(row) for row in _drawn([str(path)], tokenizer, 40).tokens)
+    assert "<user>jumps" in text
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": []}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r'"messages" list; line 1 of .*bad\.jsonl'):
+        _drawn([str(bad)], tokenizer, 4)
+
+
+def test_a_data_set_that_cannot_be_read_is_one_line(tokenizer):
+    with pytest.raises(InputError, match=r"hf:nobody/nothing"):
+        _drawn(["hf:nobody/nothing"], tokenizer, 4)
+
+
+def test_slices():
+    assert parse_slices(["code=a", "code=b", "ru=c=d"]) == {"code": ["a", "b"], "ru": ["c=d"]}
+    with pytest.raises(InputError, match=r"(?s)2 problems.*'code'.*'=x'"):
+        parse_slices(["code", "=x"])
