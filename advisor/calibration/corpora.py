@@ -25,7 +25,12 @@ _PART_SALT = 37
 DATASET_PREFIX = "hf:"
 _MOST_RECORDS = 20_000
 """Records read of a data set: more text than any calibration draws from."""
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl")
+TEXT_SUFFIXES = (
+    ".txt", ".md", ".rst", ".jsonl",
+    ".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".java", ".js", ".kt", ".php", ".rb",
+    ".rs", ".scala", ".sh", ".sql", ".swift", ".ts", ".html", ".css", ".tex",
+)  # fmt: skip
+"""What is read of a folder: prose and source text."""
 # In the packaged files a form feed and a name open each document.
 _DOCUMENT_MARK = "\f"
 
@@ -94,9 +99,9 @@ def load_corpus(sources: Sequence[str] | str, render: Render | None = None) -> C
     Args:
         sources: Each is ``"builtin:calibration"``, ``"builtin:evaluation"``, a text file (UTF-8,
             one document), a ``.jsonl`` file (one document per line: its ``"text"``, or its
-            ``"messages"``, a conversation), a folder of such files (``.txt``, ``.md``, ``.rst``,
-            ``.jsonl``, at any depth, by name), or a data set of the Hugging Face hub as
-            ``hf:NAME[:CONFIG[:SPLIT]]``.
+            ``"messages"``, a conversation), a folder of such files and of source
+            code (:data:`TEXT_SUFFIXES`, at any depth, by name), or a data set of the Hugging Face
+            hub as ``hf:NAME[:CONFIG[:SPLIT]]``.
         render: Applies the model's chat template to conversations; without one they are refused.
 
     Raises:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from advisor.errors import InputError
 from advisor.methods.checks import group_width, prepare_weight, require_statistics
+from advisor.methods.descent import improve
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid, blocks_of, quantize_columns
 from advisor.methods.grids import check_scales
 from advisor.numerics.linear_algebra import InverseCholesky, inverse_cholesky
@@ -74,7 +75,9 @@ def quantize_many(
     Differs from the paper: groups start from weights that are up to date whatever the block size
     (the authors' code reads weights that miss the updates of the current block); inputs that were
     never active are rounded (the authors' code sets their weights to zero); scales are rounded as
-    stored before codes are chosen; with a clip search, errors are weighted by H's diagonal.
+    stored before codes are chosen; with a clip search, errors are weighted by H's diagonal; with
+    ``settings.descent``, codes and scales are improved afterwards (see
+    :mod:`advisor.methods.descent`).
     """
     values = prepare_weight(weight, schemes)
     found = require_statistics(statistics, weight.shape[1], "gptq")
@@ -108,6 +111,7 @@ def _quantize_in_order(
         ColumnGrid(int(s.bits), group_width(s, in_features), bool(s.symmetric)) for s in schemes
     ]
     order: Tensor | None = None
+    unordered = second_moment
     by_channel = all(grid.width == in_features for grid in grids)
     if schemes[0].activation_order or settings.static_groups:
         order = activation_order(second_moment)
@@ -123,6 +127,12 @@ def _quantize_in_order(
         columns = columns[order]
     codes = _loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
     permutation = order if static_order is None else None
+    if settings.descent:
+        moment = second_moment if permutation is not None else unordered
+        codes = [
+            improve(columns, found, grid.bits, moment, settings)
+            for found, grid in zip(codes, grids, strict=True)
+        ]
     return {
         scheme: _assemble(scheme, found, factor, permutation, settings)
         for scheme, found in zip(schemes, codes, strict=True)
@@ -223,3 +233,8 @@ def _check(schemes: Sequence[Scheme], settings: QuantizationSettings) -> None:
             )
     if settings.column_block < 1:
         raise InputError(f"column_block must be at least 1, but got {settings.column_block}.")
+    if settings.descent < 0 or not 0 < settings.descent_damping <= 1:
+        raise InputError(
+            "descent must not be negative and descent_damping in (0, 1], but got "
+            f"{settings.descent} and {settings.descent_damping}."
+        )

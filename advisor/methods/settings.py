@@ -18,6 +18,8 @@ class QuantizationSettings:
         column_block: GPTQ: columns updated at once; results do not depend on it beyond rounding.
         static_groups: GPTQ: work in activation order, but keep groups of consecutive inputs with
             scales chosen beforehand; for schemes that are not ``actorder`` themselves.
+        descent: GPTQ: passes of coordinate descent over codes and scales afterwards; 0 for none.
+        descent_damping: GPTQ: as ``damping``, for these passes; in (0, 1].
         clip: Search a smaller range per group that lowers the error (``mse``: of the weights,
             weighted by H's diagonal), or keep the whole range (``none``).
         clip_shrink: Smallest share of the range that the clip search tries; in (0, 1].
@@ -36,6 +38,8 @@ class QuantizationSettings:
     damping: float = 0.01
     column_block: int = 128
     static_groups: bool = False
+    descent: int = 0
+    descent_damping: float = 0.05
     clip: str = "none"
     clip_shrink: float = 0.5
     clip_steps: int = 20

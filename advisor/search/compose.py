@@ -72,6 +72,8 @@ class Mixture:
         }
         named = {name: str(scheme) for name, scheme in self.assignment.items()}
         content: dict[str, object] = {"modules": named, "settings": [needs[name] for name in used]}
+        if own.descent and any(scheme.method == "gptq" for scheme in self.assignment.values()):
+            content["descent"] = [own.descent, own.descent_damping]
         if own.sequential:
             content["sequential"] = [own.correction, own.correction_damping]
         return sha256_json(content)

@@ -187,6 +187,8 @@ class ScoreBook:
         fitted, judges = self._statistics(members, samples)
         weights = [module_weight(self._loaded, linear) for linear in members]
         foldable = members[0].input_group in self._foldable
+        # Descent lowers all scores by about the same share, and would double their cost.
+        settings = replace(settings, descent=0)
         results = quantize_group(
             weights, fitted, schemes, settings, foldable=foldable, share_scales=True
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchEvent", "TuneResult", "tune"]
 
+_DESCENT = 3
 _SCALE_STEPS = 8
 """AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
 
@@ -96,7 +97,7 @@ def tune(
     for text in judges.slices.values():
         check_disjoint(calibration, text)
     offered = options or mixture_options(engine, hardware, spec.linears)
-    base = settings or QuantizationSettings(scale_steps=_SCALE_STEPS)
+    base = settings or QuantizationSettings(scale_steps=_SCALE_STEPS, descent=_DESCENT)
     task = Task(
         loaded, spec, hardware, engine, budgets, calibration, judges,
         context, batch, offered.format, base,

@@ -1,0 +1,152 @@
+"""Coordinate descent on codes and scales: what GPTQ chose, improved one value at a time.
+
+GPTQ decides on every column once, and on scales before any code of the group. Going over all of
+them again, each the best for what the others are, lowers the layer's error on inputs that no code
+was fitted to (SmolLM2-135M, 12 linears of three blocks, 4096 calibration tokens, judged on 4096
+others; geometric mean of the error against GPTQ alone, three passes, damping 0.05): 0.91 for int4
+g32 asym, 0.93 for int4 g64 sym, 0.97 for int8 per channel; after a clip search 0.88, 0.89, 0.95. A
+damping of 0.01 gains less (0.94, 0.96, 0.99), as more of the gain is on the calibration alone.
+Three passes take about as long as GPTQ itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from advisor.methods.gptq_columns import ColumnCodes
+from advisor.numerics.affine import grid_levels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advisor.methods.settings import QuantizationSettings
+
+_BLOCK = 64
+"""Columns whose residuals are updated one by one; the others get them as a matrix product."""
+
+
+@dataclass(slots=True)
+class ColumnState:
+    """Codes of a weight, columns (inputs) first, groups of consecutive columns.
+
+    Attributes:
+        steps: Codes minus zero points, float32 [columns, rows].
+        scales: float32 [groups, rows].
+        low: Smallest step, float32 [groups, rows].
+        high: Largest step, float32 [groups, rows].
+    """
+
+    steps: Tensor
+    scales: Tensor
+    low: Tensor
+    high: Tensor
+
+    def weight(self) -> Tensor:
+        """Return the quantized weight, float32 [columns, rows]."""
+        width = self.steps.shape[0] // self.scales.shape[0]
+        return self.steps * self.scales.repeat_interleave(width, 0)
+
+
+def improve(
+    columns: Tensor,
+    found: ColumnCodes,
+    bits: int,
+    second_moment: Tensor,
+    settings: QuantizationSettings,
+) -> ColumnCodes:
+    """Return better codes and scales for a weight; zero points stay.
+
+    Args:
+        columns: W, float32 [columns, rows], groups of consecutive columns; not modified.
+        found: Codes to start from, in the same order of columns; not modified.
+        bits: Width of a code.
+        second_moment: H in that order, float32 [columns, columns], not damped.
+        settings: ``descent`` passes, ``descent_damping``, rounding of scales.
+    """
+    width = columns.shape[0] // found.scales.shape[0]
+    zeros = found.zero_points.float()
+    levels = float(grid_levels(bits, device=columns.device))
+    steps = found.codes.float() - zeros.repeat_interleave(width, 0)
+    state = ColumnState(steps, found.scales.clone(), -zeros, levels - zeros)
+    mean = float(second_moment.diagonal().double().mean())
+    added = settings.descent_damping * (mean if mean > 0 else 1.0)
+    damped = second_moment + added * torch.eye(len(second_moment), device=second_moment.device)
+    descend(columns, state, damped, settings, settings.descent)
+    codes = (state.steps + zeros.repeat_interleave(width, 0)).to(torch.uint8)
+    return ColumnCodes(codes, state.scales, found.zero_points)
+
+
+def descend(
+    weight: Tensor,
+    state: ColumnState,
+    second_moment: Tensor,
+    settings: QuantizationSettings,
+    passes: int,
+) -> None:
+    """Lower tr((W - Q) H (W - Q)ᵀ) in place, group by group.
+
+    Of every group first the scale takes its best value for the codes as they are (rounded as it
+    is stored, and kept only if that is nearer to the best), then each column in turn the code
+    nearest to where the error, all other codes as they are, is least. No step raises the error.
+
+    Args:
+        weight: W, float32 [columns, rows].
+        state: Changed.
+        second_moment: H, damped, float32 [columns, columns].
+        settings: Rounding of scales.
+        passes: Times over all columns.
+
+    Reference: CDQuant, arXiv:2406.17542, section 3 (greedy coordinate descent on codes); Frantar
+    and Alistarh, OBC, arXiv:2208.11580 (the same quadratic).
+    Differs from the paper: columns in turn, not the best of all; scales move too.
+    """
+    columns = weight.shape[0]
+    width = columns // state.scales.shape[0]
+    residual = second_moment @ (weight - state.weight())
+    diagonal = second_moment.diagonal()
+    for _ in range(passes):
+        for group, start in enumerate(range(0, columns, width)):
+            span = slice(start, start + width)
+            _rescale(state, residual, second_moment, settings, group, span)
+            scale, low, high = state.scales[group], state.low[group], state.high[group]
+            for first in range(start, start + width, _BLOCK):
+                last = min(first + _BLOCK, start + width)
+                block = slice(first, last)
+                moment = second_moment[block, block]
+                near = residual[block].clone()
+                change = torch.empty_like(near)
+                for index in range(last - first):
+                    column = first + index
+                    steps = state.steps[column]
+                    best = steps + near[index] / (scale * diagonal[column])
+                    best.round_().clamp_(low, high)
+                    torch.mul(steps - best, scale, out=change[index])
+                    state.steps[column] = best
+                    near.addcmul_(moment[:, index : index + 1], change[index : index + 1])
+                residual.addmm_(second_moment[:, block], change)
+
+
+def _rescale(
+    state: ColumnState,
+    residual: Tensor,
+    second_moment: Tensor,
+    settings: QuantizationSettings,
+    group: int,
+    span: slice,
+) -> None:
+    """Move one group's scales to where the error is least, if a stored value is nearer to it."""
+    steps = state.steps[span]
+    curvature = (steps * (second_moment[span, span] @ steps)).sum(0)
+    slope = (steps * residual[span]).sum(0)
+    old = state.scales[group]
+    best = old + slope / curvature.clamp_min(1e-30)
+    new = settings.round_scales(best)
+    better = (
+        (new > 0) & new.isfinite() & (curvature > 0) & ((new - best).abs() < (old - best).abs())
+    )
+    change = torch.where(better, old - new, torch.zeros_like(old))
+    state.scales[group] = old - change
+    residual.addmm_(second_moment[:, span], steps * change)
