@@ -92,4 +92,6 @@ def collect_statistics(
     collector = Collector(loaded, sequences, store, settings, progress)
     collector.check_disk(max_bytes)
     collector.runner.check(sequences.tokens.to(loaded.device))
-    collector.run()
+    with store.lock():
+        if not store.complete:  # another process may have collected them meanwhile
+            collector.run()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -17,7 +19,7 @@ from advisor.errors import AdvisorError, InputError
 from advisor.plan.hashing import sha256_file, sha256_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -125,6 +127,28 @@ class StatisticsStore:
                 "Set ADVISOR_CACHE to a folder that can be written."
             ) from error
         self._save_manifest({**facts, "version": STORE_VERSION, "files": {}, "complete": False})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Wait until no other process collects the same statistics; what it wrote is seen then.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            held = FileLock(self.folder.with_name(f"{self.key}.lock"))
+            held.acquire()
+        except OSError as error:
+            raise InputError(
+                f"cannot write statistics to {self.folder}: {error.strerror}. "
+                "Set ADVISOR_CACHE to a folder that can be written."
+            ) from error
+        try:
+            self._manifest = None
+            yield
+        finally:
+            held.release()
 
     def has(self, name: str) -> bool:
         """Whether a file was finished."""

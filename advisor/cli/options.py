@@ -180,11 +180,18 @@ Seed = Annotated[
 Storage = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--storage", rich_help_panel=_SEARCH, metavar="URL",
-                 help="Where the study lives: an RDB URL. Default: SQLite beside the plan."),
+                 help="Where the study lives: an RDB URL; several processes may share it. Default: "
+                 "SQLite beside the plan."),
 ]  # fmt: skip
 Sequential = Annotated[
     bool,
     typer.Option("--sequential/--no-sequential", rich_help_panel=_SEARCH,
                  help="Also measure the answer with each block fitted to what the quantized "
                  "blocks before it give, and keep the better."),
+]  # fmt: skip
+Sampler = Annotated[
+    str,
+    typer.Option("--sampler", rich_help_panel=_SEARCH, metavar="NAME",
+                 help="Who proposes: tpe, nsga2 (over the whole frontier of size and KL) or "
+                 "random."),
 ]  # fmt: skip

@@ -39,6 +39,7 @@ def command(
     time_budget: opt.TimeBudget = None,
     seed: opt.Seed = 0,
     storage: opt.Storage = None,
+    sampler: opt.Sampler = "tpe",
     sequential: opt.Sequential = True,
     profiles: opt.Profiles = [],  # noqa: B006
     json: opt.Json = False,
@@ -63,7 +64,8 @@ def command(
             prefer=prefer, output=out, calibration=calibration, evaluation=evaluation,
             slices=slices, samples=samples, sequence_length=sequence_length,
             evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
-            seed=seed, storage=storage, sequential=sequential, progress=callback,
+            seed=seed, storage=storage, sequential=sequential, sampler=sampler,
+            progress=callback,
         )  # fmt: skip
     document = result.to_dict()
     output.show(document, render)

@@ -29,7 +29,7 @@ from advisor.plan.schema import (
 from advisor.search.assignment import plan_settings, scheme_choice
 from advisor.search.finalists import Finalist, excess_bytes, is_tie
 from advisor.search.limits import memory_bytes
-from advisor.search.study import SAMPLER
+from advisor.search.study import SAMPLERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +83,7 @@ def build_plan(
     overlap: float | None,
     scored: bool,
     fit: Representativeness | None = None,
+    sampler: str = "tpe",
 ) -> Plan:
     """Return the complete plan, but for the hashes of outputs.
 
@@ -99,6 +100,7 @@ def build_plan(
         overlap: Share of the evaluation's token windows that the calibration has too.
         scored: Whether the answer has a predicted KL.
         fit: How well the calibration text stands for the evaluation text.
+        sampler: Which one proposed the trials.
     """
     hashes = hash_model(task.loaded.folder)
     task = replace(task, format_name=chosen.format_name or task.format_name)
@@ -133,7 +135,7 @@ def build_plan(
         search=Search(
             study=study,
             trials=trials,
-            sampler=SAMPLER,
+            sampler=SAMPLERS[sampler],
             seed=seed,
             stopped=stopped,
             score_spearman=spearman,

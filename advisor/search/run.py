@@ -78,6 +78,7 @@ class Run:
     records: list[TrialRecord] = field(default_factory=list)
     finalists: list[Finalist] = field(default_factory=list)
     sequential: bool = True
+    sampler: str = "tpe"
     fit: Representativeness | None = None
     relaxed: tuple[Relaxation, ...] = ()
     study: str = "none"
@@ -148,6 +149,8 @@ class Run:
             "settings": self.task.settings.to_dict(),
             "seed": seed,
         }
+        if self.sampler != "tpe":
+            content["sampler"] = self.sampler
         return f"advisor-{sha256_json(content)[:16]}"
 
     def _trials(self, scorer: Scorer, space: Space, url: str, trials: int, seed: int) -> None:
@@ -164,6 +167,7 @@ class Run:
             return run_study(
                 name=self.study, url=url, seed=seed, trials=count, propose_and_score=scorer,
                 priors=queue, stop=lambda: self.clock.over(_TRIALS_SHARE), report=keep,
+                sampler=self.sampler,
             )  # fmt: skip
 
         self.records = run(0)
@@ -219,7 +223,7 @@ class Run:
         plan = build_plan(
             self.task, goal, chosen, self.finalists, study=self.study, trials=len(self.records),
             seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
-            scored=scored, fit=self.fit,
+            scored=scored, fit=self.fit, sampler=self.sampler,
         )  # fmt: skip
         return TuneResult(
             plan=plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -15,15 +16,22 @@ import optuna
 import sqlalchemy
 from optuna.trial import TrialState
 
-from advisor.errors import InputError
+from advisor.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from advisor.search.space import Choice, Suggester
 
-SAMPLER = "TPE (multivariate, grouped, constrained)"
+SAMPLERS = {
+    "tpe": "TPE (multivariate, grouped, constrained)",
+    "nsga2": "NSGA-II (size and predicted KL, constrained)",
+    "random": "random",
+}
+"""Samplers on offer: ``nsga2`` spreads its trials over the whole frontier of size and KL."""
 _STARTUP_TRIALS = 12
+_POPULATION = 16
+_SEEDS_OF_A_WORKER = 100
 _ATTRIBUTE = "advisor"
 _UNCLAIMED_SECONDS = 60.0
 _ELSEWHERE_SECONDS = 3600.0
@@ -41,12 +49,14 @@ class Outcome:
         constraints: Each is met where it is zero or negative.
         attributes: What to remember of the trial (JSON values).
         rejected: Why arithmetic ruled it out before it cost anything, or None.
+        objectives: What ``nsga2`` minimises together.
     """
 
     value: float
     constraints: tuple[float, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     rejected: str | None = None
+    objectives: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class TrialRecord:
     Attributes:
         number: Its number in the study.
         parameters: What was proposed.
-        value: The objective; None for rejected ones.
+        value: The objective (of several the last); None for rejected ones.
         feasible: Whether every constraint was met.
         rejected: Why it was rejected, or None.
         attributes: What was remembered.
@@ -68,6 +78,19 @@ class TrialRecord:
     feasible: bool
     rejected: str | None
     attributes: Mapping[str, Any]
+
+
+def check_sampler(name: str) -> None:
+    """Refuse a sampler that there is not.
+
+    Raises:
+        InputError: There is no such sampler.
+    """
+    if name not in SAMPLERS:
+        raise InputError(
+            f"--sampler must be one of {', '.join(SAMPLERS)}, but got {name!r}."
+            f"{did_you_mean(name, SAMPLERS)}"
+        )
 
 
 def storage_url(storage: str | Path | None, workdir: Path) -> str:
@@ -91,6 +114,7 @@ def run_study(
     priors: Sequence[Mapping[str, Choice]],
     stop: Callable[[], bool],
     report: Callable[[TrialRecord, int], None] | None = None,
+    sampler: str = "tpe",
 ) -> list[TrialRecord]:
     """Run trials until the study holds ``trials`` finished ones; return them all.
 
@@ -107,18 +131,20 @@ def run_study(
         priors: Parameters tried first, in a new study.
         stop: Asked before each trial; True ends the run.
         report: Called after each trial with its record and the number of finished trials.
+        sampler: One of :data:`SAMPLERS`; each needs a study of its own.
 
     Raises:
-        InputError: The storage cannot be opened.
+        InputError: The storage cannot be opened, or there is no such sampler.
     """
+    check_sampler(sampler)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _open(name, url, seed)
+    study = _open(name, url, seed, sampler)
     if not study.get_trials(deepcopy=False):
         for parameters in priors:
             study.enqueue_trial(dict(parameters), skip_if_exists=True)
     _requeue_dead(study)
     while (finished := len(_finished(study))) < trials and not stop():
-        study.sampler = _sampler(seed + finished)
+        study.sampler = _sampler(sampler, seed + finished + _apart(study))
         trial = study.ask()
         trial.set_user_attr("worker", _worker())
         try:
@@ -132,7 +158,7 @@ def run_study(
     return [_record(trial) for trial in _finished(study)]
 
 
-def _open(name: str, url: str, seed: int) -> optuna.Study:
+def _open(name: str, url: str, seed: int, sampler: str) -> optuna.Study:
     """Open or create the study."""
     try:
         arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
@@ -142,8 +168,8 @@ def _open(name: str, url: str, seed: int) -> optuna.Study:
         return optuna.create_study(
             study_name=name,
             storage=storage,
-            sampler=_sampler(seed),
-            direction="minimize",
+            sampler=_sampler(sampler, seed),
+            directions=["minimize"] * (2 if sampler == "nsga2" else 1),
             load_if_exists=True,
         )
     except (InputError, KeyboardInterrupt):
@@ -166,8 +192,10 @@ def _set_up_sqlite(storage: optuna.storages.RDBStorage) -> None:
     storage.engine.dispose()
 
 
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Return the sampler of one trial; random until there is something to learn from."""
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
     constraints: dict[str, Any] = {}
     if not _SETS_CONSTRAINTS:
         constraints["constraints_func"] = lambda trial: trial.user_attrs.get(_ATTRIBUTE, {}).get(
@@ -176,6 +204,10 @@ def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         # Both options are called experimental, in some versions with a warning for every sampler.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "nsga2":
+            return optuna.samplers.NSGAIISampler(
+                seed=seed, population_size=_POPULATION, **constraints
+            )
         return optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=_STARTUP_TRIALS,
@@ -198,7 +230,8 @@ def _tell(study: optuna.Study, trial: optuna.Trial, outcome: Outcome) -> None:
     if outcome.rejected is not None:
         study.tell(trial, state=TrialState.PRUNED)
     else:
-        study.tell(trial, outcome.value)
+        several = len(study.directions) > 1
+        study.tell(trial, list(outcome.objectives) if several else outcome.value)
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -214,7 +247,7 @@ def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
     return TrialRecord(
         number=trial.number,
         parameters=dict(trial.params),
-        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        value=trial.values[-1] if trial.state == TrialState.COMPLETE else None,
         feasible=trial.state == TrialState.COMPLETE and all(value <= 0 for value in constraints),
         rejected=rejected,
         attributes=remembered,
@@ -223,6 +256,14 @@ def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
 
 def _worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _apart(study: optuna.Study) -> int:
+    """Return what keeps workers of one study from proposing the same; 0 for one alone."""
+    if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        return 0
+    digest = hashlib.sha256(_worker().encode()).digest()
+    return int.from_bytes(digest[:3], "big") * _SEEDS_OF_A_WORKER
 
 
 def _requeue_dead(study: optuna.Study) -> None:

@@ -147,7 +147,10 @@ class Scorer:
             constraints.append((mixture.size_bytes - self.goal.max_bytes) / self.goal.max_bytes)
         if self.goal.has_quality_budget:
             constraints.append(math.log(max(mixture.predicted_kl, 1e-12) / self.goal.target_kl))
-        return Outcome(self._value(mixture), tuple(constraints), _attributes(mixture))
+        return Outcome(
+            self._value(mixture), tuple(constraints), _attributes(mixture),
+            objectives=(float(mixture.size_bytes), mixture.predicted_kl),
+        )  # fmt: skip
 
 
 def _attributes(mixture: Mixture) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from advisor.search.measuring import Judges
 from advisor.search.planning import Task
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.run import Clock, Run
+from advisor.search.study import check_sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,7 @@ def tune(
     options: MixtureOptions | None = None,
     settings: QuantizationSettings | None = None,
     sequential: bool = True,
+    sampler: str = "tpe",
     progress: Callable[[SearchEvent], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TuneResult:
@@ -79,6 +81,7 @@ def tune(
         options: What one checkpoint may mix; by default what the engine does on the hardware.
         settings: The methods' settings that the search refines.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
+        sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
         progress: Called with events.
         stop: Asked before every step; True ends the search as Ctrl-C does.
 
@@ -91,6 +94,7 @@ def tune(
     judges = evaluation
     if not isinstance(judges, Judges):
         judges = Judges(judges, judges.sequences)
+    check_sampler(sampler)
     if budgets.max_accuracy_drop is not None and judges.benchmark is None:
         raise InputError("max_accuracy_drop needs the benchmark that it speaks of.")
     overlap = check_disjoint(calibration, judges.evaluation)
@@ -104,7 +108,9 @@ def tune(
     )  # fmt: skip
     clock = Clock(time_budget_s, stop or (lambda: False))
     report = progress or (lambda event: None)
-    run = Run(task, offered, workdir, report, clock, overlap, sequential=sequential)
+    run = Run(
+        task, offered, workdir, report, clock, overlap, sequential=sequential, sampler=sampler
+    )
     return run.search(
         trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer
     )

@@ -95,6 +95,7 @@ def tune(
     seed: int = 0,
     storage: str | None = None,
     sequential: bool = True,
+    sampler: str = "tpe",
     progress: ProgressCallback | None = None,
 ) -> Tuning:
     """Find the quantization that meets the budgets best, measure it, and write its plan.
@@ -123,6 +124,7 @@ def tune(
         seed: Of every random choice.
         storage: RDB URL of the study.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
+        sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
         progress: Called with events.
 
     Raises:
@@ -177,6 +179,7 @@ def tune(
         batch=batch,
         prefer=prefer,
         sequential=sequential,
+        sampler=sampler,
         progress=_forward(report),
     )
     save_plan(result.plan, target)

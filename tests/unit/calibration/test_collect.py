@@ -263,3 +263,33 @@ def test_a_model_run_in_an_unknown_way_is_refused(random_llama, sequences, tmp_p
     store = open_store(random_llama, sequences, root=tmp_path)
     with pytest.raises((AdvisorError, RuntimeError)):
         collect_statistics(random_llama, sequences, store)
+
+
+def test_two_processes_collect_once(random_llama_folder, tmp_path):
+    """The second waits for the first, and then finds everything done."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from advisor.calibration.collect import collect_statistics, open_store\n"
+        "from advisor.calibration.tokens import TokenSequences, hash_tokens\n"
+        "from advisor.models.load import load_model\n"
+        f"loaded = load_model(Path({str(random_llama_folder)!r}))\n"
+        "tokens = torch.randint(2, 300, (64, 32), generator=torch.Generator().manual_seed(0))\n"
+        "sequences = TokenSequences(tokens, 'r', '0', 0, hash_tokens(tokens))\n"
+        f"store = open_store(loaded, sequences, root=Path({str(tmp_path)!r}))\n"
+        "steps = []\n"
+        "collect_statistics(loaded, sequences, store, progress=lambda d, t: steps.append(d))\n"
+        "assert store.complete\n"
+        "print(len(steps))\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    steps = [int(process.communicate(timeout=240)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(steps)[0] == 0
+    assert sorted(steps)[1] > 0

@@ -104,6 +104,59 @@ def test_unusable_storage_is_an_input_error(tmp_path):
         _run("nosuch://secret@host/db", 1)
 
 
+def _two_sided(trial):
+    outcome = _score(trial)
+    if outcome.rejected:
+        return outcome
+    bits = outcome.attributes["bits"]
+    value = 2.0**-bits * (1 + (trial.params["method"] != "gptq"))
+    return Outcome(value, (), outcome.attributes, objectives=(bits, value))
+
+
+def test_nsga2_spreads_over_the_frontier_and_resumes(tmp_path):
+    url = storage_url(tmp_path / "whole.db", tmp_path)
+    whole = _run(url, 60, sampler="nsga2", propose_and_score=_two_sided)
+    other = storage_url(tmp_path / "part.db", tmp_path)
+    _run(other, 25, sampler="nsga2", propose_and_score=_two_sided)
+    resumed = _run(other, 60, sampler="nsga2", propose_and_score=_two_sided)
+    assert _outcomes(resumed) == _outcomes(whole)
+    study = optuna.load_study(study_name="study", storage=url)
+    assert len(study.directions) == 2
+    front = sorted(trial.values[0] for trial in study.best_trials)
+    assert front[0] < 4.4
+    assert front[-1] > 5.6, "both ends of the sizes"
+    assert len(front) >= 8
+    assert all(record.value is None or record.value < 1 for record in whole)
+
+
+def test_unknown_sampler_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"must be one of tpe, nsga2, random.*Did you mean"):
+        _run(storage_url(tmp_path / "a.db", tmp_path), 2, sampler="nsga")
+
+
+def test_two_processes_share_a_study(tmp_path):
+    """Both work at once; together they finish what was asked, and no trial is done twice."""
+    url = storage_url(tmp_path / "shared.db", tmp_path)
+    code = (
+        "import sys, time\n"
+        "from advisor.search.study import Outcome, run_study\n"
+        "def score(trial):\n"
+        "    x = trial.suggest_float('x', 0, 1)\n"
+        "    time.sleep(0.15)\n"
+        "    return Outcome((x - 0.3) ** 2, (), {'process': sys.argv[1]})\n"
+        f"run_study(name='study', url={url!r}, seed=3, trials=24,\n"
+        "          propose_and_score=score, priors=[{{'x': 0.5}}, {{'x': 0.6}}], stop=lambda: False)\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(i)]) for i in (1, 2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    study = optuna.load_study(study_name="study", storage=url)
+    done = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    assert 24 <= len(done) <= 25, "one may be under way when the last is told"
+    by = {trial.user_attrs["advisor"]["process"] for trial in done}
+    assert by == {"1", "2"}
+    assert len({trial.params["x"] for trial in done}) >= len(done) - 1
+
+
 class Fixed:
     """Answers as told, and remembers what was asked."""
 
