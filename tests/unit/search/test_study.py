@@ -145,7 +145,8 @@ def test_two_processes_share_a_study(tmp_path):
         "    time.sleep(0.15)\n"
         "    return Outcome((x - 0.3) ** 2, (), {'process': sys.argv[1]})\n"
         f"run_study(name='study', url={url!r}, seed=3, trials=24,\n"
-        "          propose_and_score=score, priors=[{{'x': 0.5}}, {{'x': 0.6}}], stop=lambda: False)\n"
+        "          propose_and_score=score, priors=[{'x': 0.5}, {'x': 0.6}],\n"
+        "          stop=lambda: False)\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(i)]) for i in (1, 2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
