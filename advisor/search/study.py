@@ -31,6 +31,8 @@ SAMPLERS = {
 """Samplers on offer: ``nsga2`` spreads its trials over the whole frontier of size and KL."""
 _STARTUP_TRIALS = 12
 _POPULATION = 16
+_ATTEMPTS = 8
+_RECENT = 20
 _SEEDS_OF_A_WORKER = 100
 _ATTRIBUTE = "advisor"
 _UNCLAIMED_SECONDS = 60.0
@@ -159,26 +161,42 @@ def run_study(
 
 
 def _open(name: str, url: str, seed: int, sampler: str) -> optuna.Study:
-    """Open or create the study."""
-    try:
-        arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
-        if url.startswith("sqlite"):
-            _set_up_sqlite(storage)
-        return optuna.create_study(
-            study_name=name,
-            storage=storage,
-            sampler=_sampler(sampler, seed),
-            directions=["minimize"] * (2 if sampler == "nsga2" else 1),
-            load_if_exists=True,
-        )
-    except (InputError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # SQLAlchemy and each database driver have errors of their own
-        raise InputError(
-            f"--storage must be a database that can be opened, but {url.split('@')[-1]} gave: "
-            f"{str(error).splitlines()[0]}. Use a file path or sqlite:///study.db."
-        ) from error
+    """Open or create the study; other processes may be creating it at the same moment."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _create(name, url, seed, sampler)
+        except (InputError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # SQLAlchemy and each database driver have errors of their own
+            if attempt + 1 < _ATTEMPTS and _is_race(error):
+                time.sleep(0.2 * (attempt + 1))
+                continue
+            raise InputError(
+                f"--storage must be a database that can be opened, but {url.split('@')[-1]} gave: "
+                f"{str(error).splitlines()[0]}. Use a file path or sqlite:///study.db."
+            ) from error
+    raise AssertionError("every attempt returns or raises")
+
+
+def _is_race(error: Exception) -> bool:
+    """Whether another process has just made what was to be made."""
+    if isinstance(error, (sqlalchemy.exc.IntegrityError, optuna.exceptions.DuplicatedStudyError)):
+        return True
+    return any(text in str(error).lower() for text in ("already exists", "database is locked"))
+
+
+def _create(name: str, url: str, seed: int, sampler: str) -> optuna.Study:
+    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+    if url.startswith("sqlite"):
+        _set_up_sqlite(storage)
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=_sampler(sampler, seed),
+        directions=["minimize"] * (2 if sampler == "nsga2" else 1),
+        load_if_exists=True,
+    )
 
 
 def _set_up_sqlite(storage: optuna.storages.RDBStorage) -> None:
@@ -260,18 +278,24 @@ def _worker() -> str:
 
 def _apart(study: optuna.Study) -> int:
     """Return what keeps workers of one study from proposing the same; 0 for one alone."""
-    if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    recent = study.get_trials(deepcopy=False)[-_RECENT:]
+    others = {trial.user_attrs.get("worker", _worker()): trial for trial in recent}
+    if not any(_is_alive(worker, _age(trial)) for worker, trial in others.items()):
         return 0
     digest = hashlib.sha256(_worker().encode()).digest()
     return int.from_bytes(digest[:3], "big") * _SEEDS_OF_A_WORKER
 
 
+def _age(trial: optuna.trial.FrozenTrial) -> float:
+    """Return the seconds since a trial began."""
+    started = trial.datetime_start
+    return time.time() - started.timestamp() if started else float("inf")
+
+
 def _requeue_dead(study: optuna.Study) -> None:
     """Queue the trials again whose process died; those of live processes are left alone."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        started = trial.datetime_start
-        age = time.time() - started.timestamp() if started else float("inf")
-        if _is_alive(trial.user_attrs.get("worker"), age):
+        if _is_alive(trial.user_attrs.get("worker"), _age(trial)):
             continue
         _logger.info("trial %d was left unfinished: queued again", trial.number)
         _requeue(study, trial)
