@@ -54,6 +54,9 @@ def dump_plan(plan: Plan) -> str:
     for part in (document, document["expected"]):
         if not part.get("slices"):
             part.pop("slices", None)
+    search = document.get("search", {})
+    if not search.get("best"):
+        search.pop("best", None)
     body: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
     return _HEADER + body
 

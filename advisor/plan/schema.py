@@ -154,6 +154,8 @@ class Expected(Strict):
     reference_perplexity: float | None = None
     slices: dict[str, SliceResult] = Field(default_factory=dict)
     accuracy: Accuracy | None = None
+    predicted_kl: float | None = None
+    """The score, before anything was measured; none for candidates that have no score."""
     memory_bytes: int | None = None
 
 
@@ -165,6 +167,8 @@ class Search(Strict):
     sampler: str
     seed: int
     stopped: Literal["completed", "interrupted", "time budget"] = "completed"
+    best: tuple[tuple[int, float], ...] = ()
+    """(trial, best objective from then on): size in bytes or predicted KL, within the budgets."""
     score_spearman: float | None = None
     """Rank correlation of predicted and measured KL over the finalists."""
 
@@ -177,6 +181,7 @@ class RunnerUp(Strict):
     basis: Literal["evidence", "score", "measured"]
     loss: Interval | None = None
     kl: Interval | None = None
+    predicted_kl: float | None = None
     reason: str
 
 

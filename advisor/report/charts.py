@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_WIDTH, _HEIGHT = 640, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 48
+WIDTH, HEIGHT = 640, 340
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +50,23 @@ def frontier(points: Sequence[Point], size_limit: int | None = None) -> str:
     y_high = math.log10(max(point.high for point in points)) + 0.1
 
     def x(megabytes: float) -> float:
-        return _LEFT + (megabytes - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+        return LEFT + (megabytes - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
 
     def y(kl: float) -> float:
         share = (math.log10(max(kl, 1e-7)) - y_low) / (y_high - y_low)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_frame("size of the weight files, MB", "KL per token, nats")]
-    for tick in _linear_ticks(x_low, x_high):
-        parts.append(_x_tick(x(tick), f"{tick:g}"))
-    for tick in _log_ticks(y_low, y_high):
-        parts.append(_y_tick(y(tick), f"{tick:g}"))
+    parts = [draw_frame("size of the weight files, MB", "KL per token, nats")]
+    for tick in linear_ticks(x_low, x_high):
+        parts.append(x_tick(x(tick), f"{tick:g}"))
+    for tick in log_ticks(y_low, y_high):
+        parts.append(y_tick(y(tick), f"{tick:g}"))
     if size_limit is not None:
         at = x(size_limit / 1e6)
         parts.append(
-            f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" '
-            f'y2="{_HEIGHT - _BOTTOM}"/>'
-            f'<text class="small" x="{at - 4:.1f}" y="{_TOP + 10}" text-anchor="end">budget</text>'
+            f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
+            f'y2="{HEIGHT - BOTTOM}"/>'
+            f'<text class="small" x="{at - 4:.1f}" y="{TOP + 10}" text-anchor="end">budget</text>'
         )
     for point in points:
         centre = x(point.size_bytes / 1e6)
@@ -78,7 +78,7 @@ def frontier(points: Sequence[Point], size_limit: int | None = None) -> str:
             f'r="{6 if point.chosen else 4}"><title>{escape(point.name)}</title></circle>'
         )
     parts.extend(_labels([(x(point.size_bytes / 1e6), y(point.kl), point) for point in points]))
-    return _svg("".join(parts), "Loss against size")
+    return draw_svg("".join(parts), "Loss against size")
 
 
 def bits_map(bits: Mapping[str, float]) -> str:
@@ -91,7 +91,7 @@ def bits_map(bits: Mapping[str, float]) -> str:
         return ""
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     blocks = sorted({block for _, block in cells})
-    width = max(10, min(28, (_WIDTH - 150) // len(blocks)))
+    width = max(10, min(28, (WIDTH - 150) // len(blocks)))
     parts = []
     for row, kind in enumerate(kinds):
         top = 10 + row * 24
@@ -121,7 +121,7 @@ def bits_map(bits: Mapping[str, float]) -> str:
                 f'<text class="small" x="{middle}" y="{bottom + 12}" '
                 f'text-anchor="middle">{block}</text>'
             )
-    return _svg("".join(parts), "Bits per module", height=bottom + 20)
+    return draw_svg("".join(parts), "Bits per module", height=bottom + 20)
 
 
 def _shade(bits: float) -> str:
@@ -139,7 +139,7 @@ def _labels(marks: list[tuple[float, float, Point]]) -> list[str]:
         while any(abs(at - other) < 13 and abs(left - x) < 170 for x, other in taken):
             at += 13
         taken.append((left, at))
-        end = left > _WIDTH * 0.62
+        end = left > WIDTH * 0.62
         anchor, shift = ("end", -8) if end else ("start", 8)
         kind = "label strong" if point.chosen else "label"
         parts.append(
@@ -149,13 +149,15 @@ def _labels(marks: list[tuple[float, float, Point]]) -> list[str]:
     return parts
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
+def linear_ticks(low: float, high: float) -> list[float]:
+    """Return round values between two, about five."""
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 7)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten between two logarithms."""
     ticks = [
         factor * 10.0**power
         for power in range(math.floor(low), math.ceil(high) + 1)
@@ -164,34 +166,38 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= math.log10(tick) <= high]
 
 
-def _frame(x_title: str, y_title: str) -> str:
-    bottom, middle = _HEIGHT - _BOTTOM, (_TOP + _HEIGHT - _BOTTOM) / 2
+def draw_frame(x_title: str, y_title: str) -> str:
+    """Return both axes and their titles."""
+    bottom, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
     return (
-        f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{_WIDTH - _RIGHT}"/>'
-        f'<text class="small" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}" '
+        f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}"/>'
+        f'<text class="small" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" '
         f'text-anchor="middle">{x_title}</text>'
         f'<text class="small" transform="translate(14 {middle}) rotate(-90)" '
         f'text-anchor="middle">{y_title}</text>'
     )
 
 
-def _x_tick(at: float, text: str) -> str:
-    top = _HEIGHT - _BOTTOM
+def x_tick(at: float, text: str) -> str:
+    """Return a tick of the horizontal axis."""
+    top = HEIGHT - BOTTOM
     return (
         f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + 4}"/>'
         f'<text class="small" x="{at:.1f}" y="{top + 16}" text-anchor="middle">{text}</text>'
     )
 
 
-def _y_tick(at: float, text: str) -> str:
+def y_tick(at: float, text: str) -> str:
+    """Return a tick of the vertical axis and its grid line."""
     return (
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        f'<text class="small" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        f'<text class="small" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
     )
 
 
-def _svg(body: str, title: str, height: int = _HEIGHT) -> str:
+def draw_svg(body: str, title: str, height: int = HEIGHT) -> str:
+    """Return a drawing that fills its column and has a name for screen readers."""
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}" '
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" '
         f'xmlns="http://www.w3.org/2000/svg">{body}</svg>'
     )

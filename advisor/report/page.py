@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from advisor.report.charts import Point, bits_map, frontier
+from advisor.report.scatter import Scored, best_by_trial, scores_against_measured
 from advisor.schemes import parse_scheme
 
 if TYPE_CHECKING:
@@ -32,10 +34,15 @@ svg{width:100%;height:auto;font:12px system-ui,sans-serif}
 svg .axis{stroke:var(--soft);fill:none}svg .grid{stroke:var(--line)}
 svg .bar{stroke:var(--soft);stroke-width:1.5}svg .limit{stroke:#c2410c;stroke-dasharray:4 3}
 svg text{fill:var(--ink)}svg .small{fill:var(--soft);font-size:11px}svg .cell{font-size:9px}
+svg .line{stroke:var(--strong);stroke-width:2;fill:none}
 svg .point{fill:var(--soft)}svg .chosen{fill:var(--strong)}svg .label{font-size:11px}
 svg .strong{fill:var(--strong);font-weight:600}
 @media print{body{max-width:none;padding:0}h2{break-after:avoid}svg,table{break-inside:avoid}}
 """
+
+
+_SMALLEST_FILE = 1000.0
+"""Bytes: objectives above are sizes, KL in nats lies far below."""
 
 
 def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
@@ -46,13 +53,17 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
         modules: Every quantizable module, for the map of bits; a plan names only those that
             differ from its default scheme.
     """
-    title = f"{plan.scheme.name} for {plan.model.id} on {plan.hardware.name}"
+    # A folder's last part names the model; where it lies on one machine is nobody's business.
+    name = plan.model.id if plan.model.id.count("/") == 1 else PurePath(plan.model.id).name
+    title = f"{plan.scheme.name} for {name} on {plan.hardware.name}"
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{_answer(plan)}</p>',
         _figures(plan),
         _chart("Loss against size", _frontier(plan)),
         _chart("Bits per module", bits_map(_bits(plan, modules))),
+        _chart("Predicted and measured", scores_against_measured(_scored(plan))),
+        _chart("Trials", _trials(plan)),
         _apart(plan),
         _candidates(plan),
         _section("Kernel", [("engine", plan.engine.name), *_kernel(plan)]),
@@ -125,6 +136,34 @@ def _frontier(plan: Plan) -> str:
             )
         )
     return frontier(points, plan.budgets.max_size_bytes)
+
+
+def _scored(plan: Plan) -> list[Scored]:
+    """Return what was both scored and measured; sequential codes have no score of their own."""
+    found = [
+        Scored(row.name, row.predicted_kl, row.kl.value)
+        for row in plan.runners_up
+        if row.kl is not None
+        and row.predicted_kl is not None
+        and ", sequential, " not in row.reason
+    ]
+    expected = plan.expected
+    if (
+        expected.kl is not None
+        and expected.predicted_kl is not None
+        and not plan.settings.get("sequential")
+    ):
+        found.append(Scored(plan.scheme.name, expected.predicted_kl, expected.kl.value, True))
+    return found
+
+
+def _trials(plan: Plan) -> str:
+    if plan.search is None or not plan.search.best:
+        return ""
+    is_size = plan.search.best[0][1] > _SMALLEST_FILE
+    steps = [(trial, value / 1e6 if is_size else value) for trial, value in plan.search.best]
+    label = "smallest within the budgets, MB" if is_size else "best predicted KL, nats"
+    return best_by_trial(steps, plan.search.trials, label)
 
 
 def _bits(plan: Plan, modules: Sequence[str]) -> dict[str, float]:

@@ -84,6 +84,7 @@ def build_plan(
     scored: bool,
     fit: Representativeness | None = None,
     sampler: str = "tpe",
+    best: Sequence[tuple[int, float]] = (),
 ) -> Plan:
     """Return the complete plan, but for the hashes of outputs.
 
@@ -101,6 +102,7 @@ def build_plan(
         scored: Whether the answer has a predicted KL.
         fit: How well the calibration text stands for the evaluation text.
         sampler: Which one proposed the trials.
+        best: (trial, best objective from then on).
     """
     hashes = hash_model(task.loaded.folder)
     task = replace(task, format_name=chosen.format_name or task.format_name)
@@ -138,6 +140,7 @@ def build_plan(
             sampler=SAMPLERS[sampler],
             seed=seed,
             stopped=stopped,
+            best=tuple(best),
             score_spearman=spearman,
         ),
         runners_up=_runners_up(goal, chosen, winner, finalists),
@@ -184,6 +187,7 @@ def _expected(task: Task, chosen: Mixture, winner: Finalist | None, *, scored: b
         size_bytes=chosen.size_bytes,
         bits_per_weight=round(chosen.bits_per_weight, 4),
         basis="measured" if winner is not None else unmeasured,
+        predicted_kl=_predicted(chosen),
         memory_bytes=memory_bytes(
             task.spec, size, task.hardware, task.engine, context=task.context, batch=task.batch
         ),
@@ -232,10 +236,16 @@ def _runners_up(
             basis="measured",
             loss=other.measurement.loss,
             kl=other.measurement.kl,
+            predicted_kl=_predicted(other.mixture),
             reason=f"{_why(goal, winner, other)} ({other.mixture.family.describe()})",
         )
         for other in others
     )
+
+
+def _predicted(mixture: Mixture) -> float | None:
+    """Return a candidate's score, to four digits; None where it has none."""
+    return float(f"{mixture.predicted_kl:.4g}") if mixture.predicted_kl > 0 else None
 
 
 def _why(goal: Goal, winner: Finalist | None, other: Finalist) -> str:

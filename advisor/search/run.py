@@ -29,7 +29,7 @@ from advisor.search.study import TrialRecord, run_study, storage_url
 from advisor.search.trials import Scorer, fallback, promising_families, scoring_allowance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from advisor.calibration.store import StatisticsStore
@@ -224,6 +224,7 @@ class Run:
             self.task, goal, chosen, self.finalists, study=self.study, trials=len(self.records),
             seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
             scored=scored, fit=self.fit, sampler=self.sampler,
+            best=best_so_far(self.records),
         )  # fmt: skip
         return TuneResult(
             plan=plan,
@@ -263,6 +264,16 @@ class Run:
     def _measuring(self, mixture: Mixture) -> Callable[[int, int], None]:
         number = len(self.finalists) + 1
         return self._stage(f"Finalist {number}: {mixture.name} ({mixture.family.method})")
+
+
+def best_so_far(records: Sequence[TrialRecord]) -> list[tuple[int, float]]:
+    """Return (trial from 1, value) wherever a trial within the budgets beat all before it."""
+    found: list[tuple[int, float]] = []
+    for count, record in enumerate(records, start=1):
+        value = record.value if record.feasible else None
+        if value is not None and (not found or value < found[-1][1]):
+            found.append((count, float(f"{value:.6g}")))
+    return found
 
 
 def _prefixes(sequences: int) -> tuple[int, ...]:
