@@ -224,7 +224,7 @@ def test_compare_and_inspect(journey: tuple[Path, Tuning]) -> None:
 
 
 def test_impossible_budgets_name_what_would_do(tmp_path: Path) -> None:
-    budgets = Budgets(max_size_bytes=2_350_000, max_kl=0.0005)
+    budgets = Budgets(max_size_bytes=2_350_000, max_kl=0.00005)
     result = workflows.tune(
         example_model(), budgets=budgets, output=tmp_path / "plan.yaml", **SETTINGS
     )
@@ -232,7 +232,7 @@ def test_impossible_budgets_name_what_would_do(tmp_path: Path) -> None:
     document = result.to_dict()
     changed = {row["budget"]: row for row in document["relaxation"]}
     assert changed["max_size"]["to"] > budgets.max_size_bytes
-    assert changed["max_kl"]["to"] > 0.0005
+    assert changed["max_kl"]["to"] > 0.00005
 
 
 def test_slices_and_a_benchmark_are_judged_apart_and_verified(tmp_path, cli_text):

@@ -152,10 +152,12 @@ def test_two_processes_share_a_study(tmp_path):
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     study = optuna.load_study(study_name="study", storage=url)
     done = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    assert 24 <= len(done) <= 25, "one may be under way when the last is told"
+    assert 24 <= len(done) <= 26, "one may be under way when the last is told"
     by = {trial.user_attrs["advisor"]["process"] for trial in done}
     assert by == {"1", "2"}
-    assert len({trial.params["x"] for trial in done}) >= len(done) - 1
+    # Both may queue the priors of a study that is new to them at the same moment.
+    sampled = [trial.params["x"] for trial in done if trial.params["x"] not in (0.5, 0.6)]
+    assert len(set(sampled)) >= len(sampled) - 1
 
 
 class Fixed:
