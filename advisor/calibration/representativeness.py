@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SEQUENCES = 16
 """Sequences of each text that are compared."""
 _FEWEST = 4
-_LOW_COVERAGE = 0.85
+_LOW_COVERAGE = 0.75
 _HIGH_GAP = 0.5
 _FAR = 2.0
 
