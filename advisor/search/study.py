@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import socket
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from advisor.errors import InputError, did_you_mean
+from advisor.search.workers import is_alive, worker_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +34,6 @@ _ATTEMPTS = 8
 _RECENT = 20
 _SEEDS_OF_A_WORKER = 100
 _ATTRIBUTE = "advisor"
-_UNCLAIMED_SECONDS = 60.0
-_ELSEWHERE_SECONDS = 3600.0
 _SETS_CONSTRAINTS = hasattr(optuna.trial.Trial, "set_constraint")
 """Optuna 5 keeps constraints with the trial; Optuna 4 asks a function for them."""
 _logger = logging.getLogger(__name__)
@@ -148,7 +145,7 @@ def run_study(
     while (finished := len(_finished(study))) < trials and not stop():
         study.sampler = _sampler(sampler, seed + finished + _apart(study))
         trial = study.ask()
-        trial.set_user_attr("worker", _worker())
+        trial.set_user_attr("worker", worker_name())
         try:
             outcome = propose_and_score(trial)
         except BaseException:
@@ -272,17 +269,13 @@ def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
     )
 
 
-def _worker() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 def _apart(study: optuna.Study) -> int:
     """Return what keeps workers of one study from proposing the same; 0 for one alone."""
     recent = study.get_trials(deepcopy=False)[-_RECENT:]
-    others = {trial.user_attrs.get("worker", _worker()): trial for trial in recent}
-    if not any(_is_alive(worker, _age(trial)) for worker, trial in others.items()):
+    others = {trial.user_attrs.get("worker", worker_name()): trial for trial in recent}
+    if not any(is_alive(worker, _age(trial)) for worker, trial in others.items()):
         return 0
-    digest = hashlib.sha256(_worker().encode()).digest()
+    digest = hashlib.sha256(worker_name().encode()).digest()
     return int.from_bytes(digest[:3], "big") * _SEEDS_OF_A_WORKER
 
 
@@ -295,7 +288,7 @@ def _age(trial: optuna.trial.FrozenTrial) -> float:
 def _requeue_dead(study: optuna.Study) -> None:
     """Queue the trials again whose process died; those of live processes are left alone."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_alive(trial.user_attrs.get("worker"), _age(trial)):
+        if is_alive(trial.user_attrs.get("worker"), _age(trial)):
             continue
         _logger.info("trial %d was left unfinished: queued again", trial.number)
         _requeue(study, trial)
@@ -306,21 +299,3 @@ def _requeue(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     wanted = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     study.enqueue_trial(wanted, user_attrs={"retries": trial.number})
     study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _is_alive(worker: str | None, age: float) -> bool:
-    """Return whether a trial's process may still be at work."""
-    if worker is None:
-        return age < _UNCLAIMED_SECONDS
-    host, _, process = worker.rpartition(":")
-    if host != socket.gethostname():
-        return age < _ELSEWHERE_SECONDS
-    if int(process) == os.getpid():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

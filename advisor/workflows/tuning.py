@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from advisor.budgets import Budgets, parse_duration
 from advisor.errors import InputError, join_errors
@@ -19,19 +18,12 @@ from advisor.workflows.resolve import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from advisor.calibration.tokens import TokenSequences
     from advisor.evaluation.tasks import TaskMeasurement
     from advisor.plan.schema import Plan
     from advisor.search.finalists import Finalist
-    from advisor.search.measuring import Judges
     from advisor.search.tune import SearchEvent, TuneResult
-
-_Made = TypeVar("_Made")
-_MOST_TIMES = 8
-"""How many times the sequences asked for may be measured where fewer leave a budget undecided."""
-_FEWEST_OF_SLICE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +133,7 @@ def tune(
     from advisor.models.load import check_model_folder, load_model
     from advisor.predict.models import load_modelspec
     from advisor.search.tune import tune as search
+    from advisor.workflows.judging import draw_judges
     from advisor.workflows.texts import draw
 
     check_model_folder(folder)
@@ -161,7 +154,7 @@ def tune(
             sequence_length=sequence_length,
             seed=seed,
         ),
-        evaluation=_judges(
+        evaluation=draw_judges(
             evaluation,
             slices,
             budgets,
@@ -184,55 +177,6 @@ def tune(
     )
     save_plan(result.plan, target)
     return Tuning(result, target)
-
-
-def _judges(
-    evaluation: Sequence[str],
-    slices: Sequence[str],
-    budgets: Budgets | None,
-    tokenizer: Any,
-    *,
-    sequences: int,
-    sequence_length: int,
-    seed: int,
-) -> Judges:
-    """Draw everything that candidates are judged on.
-
-    Raises:
-        InputError: A text or the benchmark is not what it should be; all are named.
-    """
-    from advisor.evaluation.tasks import load_benchmark
-    from advisor.search.measuring import Judges
-    from advisor.workflows.texts import draw, parse_slices
-
-    problems: list[str] = []
-
-    def attempt(make: Callable[[], _Made]) -> _Made | None:
-        try:
-            return make()
-        except InputError as error:
-            problems.append(str(error))
-            return None
-
-    def text(sources: Sequence[str], role: str, fewest: int) -> TokenSequences:
-        return draw(
-            sources, tokenizer, role=role, sequences=fewest, sequence_length=sequence_length,
-            seed=seed, most=_MOST_TIMES * sequences,
-        )  # fmt: skip
-
-    main = attempt(partial(text, evaluation, "evaluation", sequences))
-    named = attempt(lambda: parse_slices(slices)) or {}
-    drawn = {
-        name: attempt(partial(text, sources, f"slice {name}", _FEWEST_OF_SLICE))
-        for name, sources in named.items()
-    }
-    benchmark = None
-    if budgets is not None and (task := budgets.task) is not None:
-        benchmark = attempt(lambda: load_benchmark(task, tokenizer))
-    if problems or main is None:
-        raise InputError(join_errors(problems))
-    further = {name: found for name, found in drawn.items() if found is not None}
-    return Judges(main, sequences, further, benchmark)
 
 
 def _check_output(target: Path) -> None:

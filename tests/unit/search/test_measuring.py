@@ -88,10 +88,6 @@ def test_slices_are_gated_apart(random_llama, make):
     worst = max(plain.measurement.kl.high, alone.measurement.kl.high)
     assert found.kl_high == worst
     stricter = alone.measurement.kl.low * 0.9
-    lenient = plain.measurement
-    decision = decide(lenient, Budgets(max_kl=lenient.kl.high * 1.5),
-                      slices={"other": alone.measurement})  # fmt: skip
-    assert decision.verdict in ("pass", "undecided", "fail")
     strict = decide(alone.measurement, Budgets(max_kl=stricter), slices={})
     assert strict.verdict == "fail"
     mixed = decide(plain.measurement, Budgets(max_kl=stricter), slices={"x": alone.measurement})
