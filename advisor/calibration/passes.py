@@ -14,7 +14,7 @@ from advisor.calibration.spill import Spill
 from advisor.calibration.store import gradients_file, inputs_file
 from advisor.calibration.tapes import GradientTape, InputTape
 from advisor.errors import InputError
-from advisor.models.blocks import BlockRunner
+from advisor.models.blocks import BlockRunner, rows_at_once
 from advisor.models.inspect import block_linears
 
 if TYPE_CHECKING:
@@ -137,8 +137,9 @@ class Collector:
         else:
             first = 0
             states = self._hidden(0).create()
-            for start, stop, _ in self.batches:
-                states[start:stop] = self._embed(start, stop).cpu()
+            with self.runner.at_embedding():
+                for start, stop, _ in self.batches:
+                    states[start:stop] = self._embed(start, stop).cpu()
             self._hidden(0).publish()
         self._advance(first * len(self.batches))
         for block in range(first, self.blocks):
@@ -153,8 +154,9 @@ class Collector:
     def _learn_arguments(self) -> None:
         """Embed one batch of every size."""
         examples = {stop - start: (start, stop) for start, stop, _ in self.batches}
-        for start, stop in examples.values():
-            self._embed(start, stop)
+        with self.runner.at_embedding():
+            for start, stop in examples.values():
+                self._embed(start, stop)
 
     def _forward_block(self, block: int) -> None:
         inputs, target = self._hidden(block).open(), self._hidden(block + 1)
@@ -162,7 +164,11 @@ class Collector:
         tensors: dict[str, Tensor] = {}
         prefix = 0
         linears = block_linears(self.loaded.linears, block)
-        with InputTape(self.loaded.model, linears, self.loaded.device) as tape, torch.no_grad():
+        with (
+            InputTape(self.loaded.model, linears, self.loaded.device) as tape,
+            self.runner.at_block(block),
+            torch.no_grad(),
+        ):
             for start, stop, ends_prefix in self.batches:
                 hidden = inputs[start:stop].to(self.loaded.device)
                 outputs[start:stop] = self.runner.run(block, hidden).cpu()
@@ -208,28 +214,32 @@ class Collector:
         """Write the gradient of the summed log-loss at the last block's output."""
         target = self._upstream(self.blocks)
         states, gradients = self._hidden(self.blocks).open(), target.create()
-        for index in range(len(states)):
-            seed = (self.settings.seed << 32) + index
-            generator = torch.Generator().manual_seed(seed)
-            draws = torch.rand(states.shape[1], generator=generator, dtype=torch.float64)
-            for start in range(0, states.shape[1], HEAD_CHUNK_TOKENS):
-                part = slice(start, start + HEAD_CHUNK_TOKENS)
-                hidden = states[index, part].to(self.loaded.device)
-                gradients[index, part] = self._token_gradients(hidden, draws[part]).cpu()
+        with self.runner.at_head():
+            for index in range(len(states)):
+                draws = self._draws(index, states.shape[1])
+                for start in range(0, states.shape[1], HEAD_CHUNK_TOKENS):
+                    part = slice(start, start + HEAD_CHUNK_TOKENS)
+                    hidden = states[index, part].to(self.loaded.device)
+                    gradients[index, part] = self._token_gradients(hidden, draws[part]).cpu()
         target.publish()
+
+    def _draws(self, index: int, length: int) -> Tensor:
+        """Return the uniform numbers that decide a sequence's labels, float64 [length]."""
+        seed = (self.settings.seed << 32) + index
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(length, generator=generator, dtype=torch.float64)
 
     def _token_gradients(self, hidden: Tensor, draws: Tensor) -> Tensor:
         """Return d(log-loss)/d(hidden) of tokens whose labels the model draws itself."""
         hidden = hidden.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self.runner.head(hidden[None])[0]
-        residual = torch.softmax(logits.detach().float(), dim=-1)
-        cumulative = residual.cumsum(-1, dtype=torch.float64)
-        threshold = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
-        labels = torch.searchsorted(cumulative, threshold).clamp_max(residual.shape[1] - 1)
-        ones = torch.ones_like(labels, dtype=residual.dtype)
-        residual.scatter_add_(1, labels, -ones)
-        (gradient,) = torch.autograd.grad(logits, hidden, residual.to(logits.dtype))
+        residual = torch.empty_like(logits)
+        rows = rows_at_once(logits.shape[1])
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
+            residual[part] = _residual(logits[part].detach().float(), draws[part])
+        (gradient,) = torch.autograd.grad(logits, hidden, residual)
         return gradient
 
     def _backward_block(self, block: int) -> None:
@@ -241,7 +251,10 @@ class Collector:
             for linear in block_linears(self.loaded.linears, block)
         }
         linears = block_linears(self.loaded.linears, block)
-        with GradientTape(self.loaded.model, linears, full, self.loaded.device) as tape:
+        with (
+            GradientTape(self.loaded.model, linears, full, self.loaded.device) as tape,
+            self.runner.at_block(block),
+        ):
             for start, stop, _ in self.batches:
                 hidden = inputs[start:stop].to(self.loaded.device).requires_grad_(True)
                 with torch.enable_grad():
@@ -253,3 +266,13 @@ class Collector:
             taken = tape.take()
         target.publish()
         self.store.put(gradients_file(block), taken)
+
+
+def _residual(logits: Tensor, draws: Tensor) -> Tensor:
+    """Return the model's chances less 1 at labels drawn from them, float32 [tokens, vocabulary]."""
+    residual = torch.softmax(logits, dim=-1)
+    cumulative = residual.cumsum(-1, dtype=torch.float64)
+    threshold = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    labels = torch.searchsorted(cumulative, threshold).clamp_max(residual.shape[1] - 1)
+    ones = torch.ones_like(labels, dtype=residual.dtype)
+    return residual.scatter_add_(1, labels, -ones)

@@ -1,4 +1,8 @@
-"""How well calibration text stands for the text that answers are judged on."""
+"""How well calibration text stands for the text that answers are judged on.
+
+Memory holds one block in float32, two moments of its first linear, and the hidden states of at
+most 32 sequences.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,9 @@ import numpy as np
 import torch
 
 from advisor.calibration.moments import unpack_moment
-from advisor.calibration.passes import BATCH_TOKENS
+from advisor.calibration.passes import BATCH_TOKENS, HEAD_CHUNK_TOKENS
 from advisor.calibration.tapes import InputTape
-from advisor.models.blocks import BlockRunner
+from advisor.models.blocks import BlockRunner, rows_at_once
 from advisor.models.inspect import block_linears
 
 if TYPE_CHECKING:
@@ -153,13 +157,18 @@ def _compare(
         for start in range(part.start, part.stop, size)
     ]
     ends = {part.stop for part in parts}
-    states = [runner.embed(tokens[batch].to(loaded.device)) for batch in batches]
+    with runner.at_embedding():
+        states = [runner.embed(tokens[batch].to(loaded.device)) for batch in batches]
     distances, noises = [], []
     for block in range(len(runner.blocks)):
         linear = block_linears(loaded.linears, block)[0]
         key = f"{linear.input_group}/moment"
         moments = []
-        with InputTape(loaded.model, [linear], loaded.device) as tape, torch.no_grad():
+        with (
+            InputTape(loaded.model, [linear], loaded.device) as tape,
+            runner.at_block(block),
+            torch.no_grad(),
+        ):
             for index, batch in enumerate(batches):
                 states[index] = runner.run(block, states[index])
                 if batch.stop in ends:
@@ -170,10 +179,11 @@ def _compare(
         noises.append(moment_distance(first, second, scale))
         if progress is not None:
             progress(block + 1, len(runner.blocks))
-    nll = [
-        _log_loss(runner, hidden, tokens[batch])
-        for hidden, batch in zip(states, batches, strict=True)
-    ]
+    with runner.at_head():
+        nll = [
+            _log_loss(runner, hidden, tokens[batch])
+            for hidden, batch in zip(states, batches, strict=True)
+        ]
     return distances, noises, torch.cat(nll)
 
 
@@ -189,7 +199,15 @@ def _log_loss(runner: BlockRunner, hidden: Tensor, tokens: Tensor) -> Tensor:
     found = []
     with torch.no_grad():
         for row, labels in zip(hidden, tokens, strict=True):
-            logits = runner.head(row[None])[0, :-1].float()
-            wanted = labels[1:].to(logits.device)
-            found.append(torch.nn.functional.cross_entropy(logits, wanted).double().cpu())
-    return torch.stack(found)
+            total, wanted = 0.0, labels[1:]
+            for start in range(0, len(wanted), HEAD_CHUNK_TOKENS):
+                part = slice(start, min(start + HEAD_CHUNK_TOKENS, len(wanted)))
+                logits = runner.head(row[part]).float()
+                rows = rows_at_once(logits.shape[1])
+                for first in range(0, len(logits), rows):
+                    few = logits[first : first + rows]
+                    own = wanted[part][first : first + rows].to(few.device)
+                    losses = torch.nn.functional.cross_entropy(few, own, reduction="none")
+                    total += float(losses.sum(dtype=torch.float64))
+            found.append(total / len(wanted))
+    return torch.tensor(found, dtype=torch.float64)

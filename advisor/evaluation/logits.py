@@ -1,43 +1,92 @@
-"""Token log-probabilities of a model, a chunk of tokens at a time: vocabularies are large."""
+"""Token log-probabilities of a model, block after block over many sequences.
+
+Memory holds one block in float32 (:mod:`advisor.models.casting`), then the head, the hidden
+states of at most ``GROUP_TOKENS`` tokens, the logits of ``CHUNK_TOKENS`` tokens and the
+log-probabilities of a few: vocabularies are large. Each sequence runs through a block by itself,
+as it would alone, so results do not depend on which sequences run together.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from advisor.models.inspect import architecture_of
+from advisor.models.blocks import BlockRunner, rows_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
 CHUNK_TOKENS = 256
+GROUP_TOKENS = 8192
+"""Tokens that go through a block before the next one is cast: enough to make casting and
+dequantizing a small part of the time."""
 
 
-def iterate_log_probabilities(model: nn.Module, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the log-probabilities of every next token of one sequence.
+def iterate_log_probabilities(
+    model: nn.Module,
+    sequences: Sequence[Tensor],
+    step: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield the log-probabilities of every next token of some sequences, in their order.
 
     Args:
         model: A loaded model of a known architecture.
-        tokens: int64 [length].
+        sequences: Each int64 [length], at least 2 long; lengths may differ.
+        step: Called with (sequences' worth of work done, sequences in all).
 
     Yields:
-        (position of the first row, float32 [rows, vocabulary]); the rows together predict
-        ``tokens[1:]``. Each chunk belongs to the caller.
+        (sequence, position of the first row, float32 [rows, vocabulary]); the rows of a sequence
+        together predict all its tokens but the first. Each chunk belongs to the caller.
     """
-    architecture = architecture_of(model)
-    base = model.get_submodule(architecture.blocks.split(".")[0])
-    head = model.get_submodule(architecture.head)
-    config: Any = model.config
-    softcap = getattr(config, "final_logit_softcapping", None)
+    runner = BlockRunner(model)
     device = next(model.parameters()).device
-    with torch.no_grad():
-        output = base(input_ids=tokens[None].to(device), use_cache=False)
-        hidden = output.last_hidden_state[0, :-1]
-        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
-            logits = head(hidden[start : start + CHUNK_TOKENS]).to(torch.float32)
-            if softcap is not None:
-                logits = softcap * torch.tanh(logits / softcap)
-            yield start, torch.log_softmax(logits, dim=-1)
+    passes = len(runner.blocks) + 1
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if step is not None:
+            step(done // passes, len(sequences))
+
+    for first, last in _groups(sequences):
+        hidden = []
+        with torch.no_grad():
+            with runner.at_embedding():
+                for tokens in sequences[first:last]:
+                    hidden.append(runner.embed(tokens[None].to(device)))
+            for block in range(len(runner.blocks)):
+                with runner.at_block(block):
+                    for place, states in enumerate(hidden):
+                        hidden[place] = runner.run(block, states)
+                advance(last - first)
+            runner.forget()
+            with runner.at_head():
+                for place in range(last - first):
+                    for start, values in _chunks(runner, hidden[place][0, :-1]):
+                        yield first + place, start, values
+                    advance(1)
+
+
+def _groups(sequences: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    """Cut sequences into runs of at most ``GROUP_TOKENS`` tokens, or of one."""
+    first = total = 0
+    for index, tokens in enumerate(sequences):
+        if index > first and total + len(tokens) > GROUP_TOKENS:
+            yield first, index
+            first, total = index, 0
+        total += len(tokens)
+    if first < len(sequences):
+        yield first, len(sequences)
+
+
+def _chunks(runner: BlockRunner, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the first row and the log-probabilities of a few tokens at a time."""
+    for start in range(0, len(hidden), CHUNK_TOKENS):
+        logits = runner.head(hidden[start : start + CHUNK_TOKENS]).to(torch.float32)
+        rows = rows_at_once(logits.shape[1])
+        for row in range(0, len(logits), rows):
+            yield start + row, torch.log_softmax(logits[row : row + rows], dim=-1)

@@ -1,4 +1,7 @@
-"""Measure a model against the unquantized one, sequence by sequence."""
+"""Measure a model against the unquantized one, sequence by sequence.
+
+Memory: what :mod:`advisor.evaluation.logits` holds, and one sequence of the reference.
+"""
 
 from __future__ import annotations
 
@@ -129,20 +132,28 @@ def measure(
         model: The model as it is to be judged, for example inside
             :func:`advisor.evaluation.runtime.quantized_model`.
         reference: What the unquantized model says of the same sequences.
-        progress: Called with (sequences done, sequences in all).
+        progress: Called with (sequences' worth of work done, sequences in all).
         stop: Called after each sequence with what is measured so far; True ends the measurement,
-            for pruning a hopeless candidate or when a decision is clear.
+            for pruning a hopeless candidate or when a decision is clear. Sequences of one group
+            (:data:`advisor.evaluation.logits.GROUP_TOKENS`) run through the blocks together.
 
     Raises:
         AdvisorError: The stored reference is damaged, or the model's outputs are not finite.
     """
     rows: list[tuple[float, float, float]] = []
     result = _measurement(rows, reference)
-    for index, tokens in enumerate(reference.sequences.tokens):
-        rows.append(_measure_sequence(model, tokens, reference.log_probabilities(index)))
+    texts = list(reference.sequences.tokens)
+    sums = _Sums()
+    stored: Tensor | None = None
+    for index, start, ours in iterate_log_probabilities(model, texts, progress):
+        if stored is None:
+            stored = reference.log_probabilities(index)
+        sums.add(ours, stored[start : start + len(ours)], texts[index][start + 1 :])
+        if start + len(ours) < len(texts[index]) - 1:
+            continue
+        rows.append(sums.take())
+        stored = None
         result = _measurement(rows, reference)
-        if progress is not None:
-            progress(index + 1, reference.count)
         if stop is not None and stop(result):
             break
     return result
@@ -158,24 +169,41 @@ def _measurement(rows: list[tuple[float, float, float]], reference: Reference) -
     )
 
 
-def _measure_sequence(
-    model: nn.Module, tokens: Tensor, stored: Tensor
-) -> tuple[float, float, float]:
-    """Return mean KL, mean negative log-likelihood and agreement of one sequence."""
-    divergence = likelihood = 0.0
-    agreed = 0
-    for start, ours in iterate_log_probabilities(model, tokens):
-        part = slice(start, start + len(ours))
-        theirs = torch.log_softmax(stored[part].to(ours.device, torch.float32), dim=-1)
-        labels = tokens[start + 1 : start + 1 + len(ours)].to(ours.device)
-        likelihood -= float(ours.gather(1, labels[:, None]).sum(dtype=torch.float64))
-        agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+class _Sums:
+    """Sums over the tokens of one sequence."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._divergence = self._likelihood = 0.0
+        self._agreed = self._tokens = 0
+
+    def add(self, ours: Tensor, stored: Tensor, following: Tensor) -> None:
+        """Add tokens.
+
+        Args:
+            ours: Log-probabilities, float32 [rows, vocabulary].
+            stored: The reference's, float16 of the same shape.
+            following: The text's own next tokens, int64, of which the first ``rows`` count.
+        """
+        theirs = torch.log_softmax(stored.to(ours.device, torch.float32), dim=-1)
+        labels = following[: len(ours)].to(ours.device)
+        self._likelihood -= float(ours.gather(1, labels[:, None]).sum(dtype=torch.float64))
+        self._agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         # float32 sums over the vocabulary err by 1e-7 of terms that add up to about KL itself.
-        divergence += float((theirs.exp() * (theirs - ours)).sum(-1).sum(dtype=torch.float64))
-    count = len(tokens) - 1
-    if not (math.isfinite(divergence) and math.isfinite(likelihood)):
-        raise AdvisorError(
-            "the quantized model's outputs are not finite: a scale or a weight overflowed. "
-            "Use another scheme, or a wider data type for scales."
-        )
-    return divergence / count, likelihood / count, agreed / count
+        terms = (theirs.exp() * (theirs - ours)).sum(-1)
+        self._divergence += float(terms.sum(dtype=torch.float64))
+        self._tokens += len(ours)
+
+    def take(self) -> tuple[float, float, float]:
+        """Return mean KL, mean negative log-likelihood and agreement, and start again."""
+        if not (math.isfinite(self._divergence) and math.isfinite(self._likelihood)):
+            raise AdvisorError(
+                "the quantized model's outputs are not finite: a scale or a weight overflowed. "
+                "Use another scheme, or a wider data type for scales."
+            )
+        count = self._tokens
+        means = (self._divergence / count, self._likelihood / count, self._agreed / count)
+        self._start()
+        return means

@@ -1,4 +1,8 @@
-"""What the unquantized model says about a text: kept on disk, reused by every measurement."""
+"""What the unquantized model says about a text: kept on disk, reused by every measurement.
+
+Computing it holds what :mod:`advisor.evaluation.logits` holds; the log-probabilities go to a file
+a few tokens at a time. Reading it maps one sequence's rows.
+"""
 
 from __future__ import annotations
 
@@ -179,22 +183,20 @@ def _fill(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Write the log-probabilities of every sequence and return what is remembered of them."""
-    losses, checksums = [], []
+    losses = [0.0] * sequences.sequences
+    digests = [hashlib.sha256() for _ in losses]
+    texts = list(sequences.tokens)
     with path.open("wb") as handle:
-        for index, tokens in enumerate(sequences.tokens):
-            total, digest = 0.0, hashlib.sha256()
-            for start, values in iterate_log_probabilities(loaded.model, tokens):
-                values = values.cpu()
-                labels = tokens[start + 1 : start + 1 + len(values)]
-                total -= float(values.gather(1, labels[:, None]).sum(dtype=torch.float64))
-                # float16 ends at -65504; no log-probability of a finite model comes near it.
-                stored = values.clamp_min(-60000.0).to(torch.float16).numpy().data
-                digest.update(stored)
-                handle.write(stored)
-            losses.append(total / (len(tokens) - 1))
-            checksums.append(digest.hexdigest())
-            if progress is not None:
-                progress(index + 1, sequences.sequences)
+        for index, start, computed in iterate_log_probabilities(loaded.model, texts, progress):
+            values = computed.cpu()
+            labels = texts[index][start + 1 : start + 1 + len(values)]
+            losses[index] -= float(values.gather(1, labels[:, None]).sum(dtype=torch.float64))
+            # float16 ends at -65504; no log-probability of a finite model comes near it.
+            stored = values.clamp_min(-60000.0).to(torch.float16).numpy().data
+            digests[index].update(stored)
+            handle.write(stored)
         handle.flush()
         os.fsync(handle.fileno())
+    losses = [loss / (sequences.sequence_length - 1) for loss in losses]
+    checksums = [digest.hexdigest() for digest in digests]
     return {"nll": losses, "checksums": checksums, "vocabulary": vocabulary}

@@ -14,6 +14,7 @@ from advisor.evaluation.microscaled_inputs import (
     simulate_mxfp8,
     simulate_nvfp4,
 )
+from advisor.models.casting import casting_of
 from advisor.numerics.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -121,6 +122,10 @@ def quantized_model(
 ) -> Iterator[nn.Module]:
     """Let a model compute with quantized weights for a while.
 
+    A weight is looked up and dequantized when its block is about to run, and dropped after, so a
+    mapping that reads its values from disk keeps memory flat. Outside of a running block the
+    parameters are the stored ones.
+
     Args:
         model: The unquantized model, as loaded; it is the one yielded.
         weights: By module path: the linear's quantized weight, or the weight to use as it is.
@@ -128,42 +133,52 @@ def quantized_model(
         replaced: By tensor name: tensors that a transform changed beside them (norms, biases).
 
     Yields:
-        The model. On exit, also after an exception, it has its own weights again, to the bit.
+        The model. On exit, also after an exception, it computes with its own weights again.
 
     Raises:
         InputError: A name is unknown or a shape differs; nothing was changed then.
     """
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    updates = {f"{name}.weight": weight for name, weight in weights.items()}
-    doubled = updates.keys() & (replaced or {}).keys()
+    others = replaced or {}
+    doubled = {f"{name}.weight" for name in weights} & others.keys()
     if doubled:
         raise InputError(f"tensors are both quantized and replaced: {', '.join(sorted(doubled))}.")
-    values: dict[str, QuantizedWeight | Tensor] = {**updates, **(replaced or {})}
-    _check(parameters, values)
-    simulations = {
-        name: simulation
-        for name, weight in weights.items()
-        if isinstance(weight, QuantizedWeight)
-        and (simulation := activation_simulation(weight.scheme, weight.extras)) is not None
-    }
-    saved: list[tuple[Tensor, Tensor]] = []
+    problems: list[str] = []
+    simulations: dict[str, Any] = {}
+    for name, weight in weights.items():
+        problems += _problems(parameters, f"{name}.weight", tuple(weight.shape))
+        if isinstance(weight, QuantizedWeight):
+            simulation = activation_simulation(weight.scheme, weight.extras)
+            if simulation is not None:
+                simulations[name] = simulation
+    for name, tensor in others.items():
+        problems += _problems(parameters, name, tuple(tensor.shape))
+    if problems:
+        raise InputError(join_errors(problems))
+    values = {parameters[f"{name}.weight"]: _Dense(weights, name) for name in weights}
+    values |= {parameters[name]: _Dense(others, name) for name in others}
     handles = []
     try:
-        for name, value in values.items():
-            parameter = parameters[name]
-            dense = value.dequantize() if isinstance(value, QuantizedWeight) else value
-            saved.append((parameter, parameter.data))
-            parameter.data = dense.detach().to(parameter.device, parameter.dtype)
         for name, simulation in simulations.items():
             hook = _input_hook(simulation)
             handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
-        yield model
+        with casting_of(model).replace(values):
+            yield model
     finally:
         for handle in handles:
             handle.remove()
-        # Backwards: a tied tensor that was given under two names gets its first value back.
-        for parameter, data in reversed(saved):
-            parameter.data = data
+
+
+class _Dense:
+    """Makes one weight when it is called."""
+
+    def __init__(self, values: Mapping[str, Any], name: str) -> None:
+        self._values = values
+        self._name = name
+
+    def __call__(self) -> Tensor:
+        value: QuantizedWeight | Tensor = self._values[self._name]
+        return value.dequantize() if isinstance(value, QuantizedWeight) else value
 
 
 def _input_hook(simulation: Any) -> Any:
@@ -173,16 +188,9 @@ def _input_hook(simulation: Any) -> Any:
     return quantize_input
 
 
-def _check(
-    parameters: Mapping[str, Tensor], values: Mapping[str, QuantizedWeight | Tensor]
-) -> None:
-    """Refuse unknown names and wrong shapes, all at once."""
-    problems = []
-    for name, value in values.items():
-        if name not in parameters:
-            problems.append(f"the model has no tensor {name!r}.{did_you_mean(name, parameters)}")
-        elif tuple(value.shape) != tuple(parameters[name].shape):
-            expected = tuple(parameters[name].shape)
-            problems.append(f"{name} has shape {expected}, but got {tuple(value.shape)}.")
-    if problems:
-        raise InputError(join_errors(problems))
+def _problems(parameters: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> list[str]:
+    """Return what is wrong with a tensor's name or shape."""
+    if name not in parameters:
+        return [f"the model has no tensor {name!r}.{did_you_mean(name, parameters)}"]
+    expected = tuple(parameters[name].shape)
+    return [] if shape == expected else [f"{name} has shape {expected}, but got {shape}."]

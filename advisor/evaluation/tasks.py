@@ -144,14 +144,19 @@ class MultipleChoice:
         self, model: nn.Module, progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float64]:
         """Return 1 for every question that the model answers as the file does, else 0."""
-        found = np.zeros(len(self._questions))
-        for index, (question, choices) in enumerate(
-            zip(self._questions, self._choices, strict=True)
-        ):
-            scores = [_log_likelihood(model, ids, start) for ids, start in choices]
-            found[index] = float(int(np.argmax(scores)) == question.answer)
+        per_question = [len(choices) for choices in self._choices]
+        rows = [(ids, start) for choices in self._choices for ids, start in choices]
+
+        def step(done: int, total: int) -> None:
             if progress is not None:
-                progress(index + 1, len(self._questions))
+                progress(done * len(self._questions) // total, len(self._questions))
+
+        scores = _log_likelihoods(model, rows, step)
+        ends = np.cumsum([0, *per_question])
+        found = np.zeros(len(self._questions))
+        for index, question in enumerate(self._questions):
+            best = int(np.argmax(scores[ends[index] : ends[index + 1]]))
+            found[index] = float(best == question.answer)
         return found
 
 
@@ -163,15 +168,18 @@ def _tokens(tokenizer: Any, text: str, choice: str) -> tuple[list[int], int]:
     return whole, min(max(start, 1), len(whole) - 1)
 
 
-def _log_likelihood(model: nn.Module, ids: list[int], start: int) -> float:
-    """Return the log-probability of the tokens from a place on, given those before it."""
-    tokens = torch.tensor(ids, dtype=torch.int64)
-    total = 0.0
-    for row, values in iterate_log_probabilities(model, tokens):
-        labels = tokens[row + 1 : row + 1 + len(values)].to(values.device)
+def _log_likelihoods(
+    model: nn.Module, rows: list[tuple[list[int], int]], step: Callable[[int, int], None]
+) -> NDArray[np.float64]:
+    """Return the log-probability of each row's tokens from its place on, given those before."""
+    texts = [torch.tensor(ids, dtype=torch.int64) for ids, _ in rows]
+    totals = np.zeros(len(rows))
+    for index, row, values in iterate_log_probabilities(model, texts, step):
+        labels = texts[index][row + 1 : row + 1 + len(values)].to(values.device)
         likelihood = values.gather(1, labels[:, None])[:, 0]
-        total += float(likelihood[max(0, start - 1 - row) :].sum(dtype=torch.float64))
-    return total
+        counted = likelihood[max(0, rows[index][1] - 1 - row) :]
+        totals[index] += float(counted.sum(dtype=torch.float64))
+    return totals
 
 
 def load_questions(path: Path) -> tuple[Question, ...]:

@@ -1,4 +1,9 @@
-"""Run a model block by block: what calibration needs to hold one block at a time."""
+"""Run a model block by block: what calibration and evaluation need to hold one at a time.
+
+While a part runs its parameters are cast (:mod:`advisor.models.casting`). That happens by itself;
+who runs a part many times in a row, or needs it for a backward pass, holds it with
+:meth:`BlockRunner.at_embedding`, :meth:`BlockRunner.at_block` or :meth:`BlockRunner.at_head`.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advisor.errors import AdvisorError
+from advisor.models.casting import casting_of
 from advisor.models.inspect import architecture_of, find_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
 _CHECK_TOKENS = 8
 _CHECK_TOLERANCE = 0.02
+_VALUES_AT_ONCE = 1 << 21
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """Return how many tokens' logits are worked on at once, so that copies of them stay small."""
+    return max(1, _VALUES_AT_ONCE // vocabulary)
 
 
 class BlockRunner:
@@ -39,12 +52,35 @@ class BlockRunner:
         architecture = architecture_of(model)
         self.model = model
         self.blocks = find_blocks(model)
+        self._casting = casting_of(model)
+        self._embedding = model.get_submodule(architecture.embedding)
         self._base = model.get_submodule(architecture.blocks.split(".")[0])
         self._final_norm = model.get_submodule(architecture.final_norm)
         self._head = model.get_submodule(architecture.head)
         config: Any = model.config
         self._softcap = getattr(config, "final_logit_softcapping", None)
         self._arguments: dict[tuple[int, ...], list[Mapping[str, Any]]] = {}
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Data type of hidden states."""
+        return self._casting.dtype
+
+    def at_embedding(self) -> AbstractContextManager[None]:
+        """Hold the token embedding ready to compute."""
+        return self._casting.hold(self._embedding)
+
+    def at_block(self, index: int) -> AbstractContextManager[None]:
+        """Hold a block ready to compute, forward and backward."""
+        return self._casting.hold(self.blocks[index])
+
+    def at_head(self) -> AbstractContextManager[None]:
+        """Hold the final norm and the head ready to compute, forward and backward."""
+        return self._casting.hold(self._final_norm, self._head)
+
+    def forget(self) -> None:
+        """Drop the arguments of the shapes that were embedded so far."""
+        self._arguments.clear()
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the first block's input, shape [batch, length, hidden]."""
@@ -54,7 +90,7 @@ class BlockRunner:
             recorded.append((hidden_states, arguments))
             return hidden_states
 
-        with self._short_circuit(record), torch.no_grad():
+        with self._short_circuit(record), self._casting.idle(self.blocks), torch.no_grad():
             self._base(input_ids=tokens, use_cache=False)
         self._arguments[tuple(tokens.shape)] = [arguments for _, arguments in recorded]
         return recorded[0][0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
@@ -61,6 +61,15 @@ def check_safetensors(path: Path) -> None:
     Raises:
         InputError: The file is truncated or is no safetensors file.
     """
+    read_header(path)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file and where its data begins, in bytes.
+
+    Raises:
+        InputError: The file is truncated or is no safetensors file.
+    """
     size = path.stat().st_size
     advice = "Download or copy the file again."
     with path.open("rb") as handle:
@@ -71,13 +80,14 @@ def check_safetensors(path: Path) -> None:
         if length > size - _LENGTH_BYTES:
             raise InputError(f"{path} is truncated inside its header: {size} bytes. {advice}")
         try:
-            header = json.loads(handle.read(length))
+            header: dict[str, Any] = json.loads(handle.read(length))
             ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path} is no safetensors file: its header is broken.") from error
     expected = _LENGTH_BYTES + length + max(ends, default=0)
     if size < expected:
         raise InputError(f"{path} is truncated: {size} bytes, expected {expected}. {advice}")
+    return header, _LENGTH_BYTES + length
 
 
 def check_weight_files(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,31 +13,41 @@ from torch import nn
 
 from advisor.errors import InputError
 from advisor.models.architectures import get_architecture
+from advisor.models.casting import casting_of, watch
 from advisor.models.checkpoint import check_weight_files
 from advisor.models.inspect import find_linears
+from advisor.models.mapping import map_model
 from advisor.plan.hashing import hash_model, sha256_json
 
 if TYPE_CHECKING:
+    from advisor.models.casting import Casting
     from advisor.modelspec import LinearSpec
 
 _LISTED = 5
+_CHECKED_AT_ONCE = 1 << 20
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A model in memory, in evaluation mode, without gradients on its parameters.
+    """A model in evaluation mode, without gradients on its parameters.
 
     Attributes:
-        model: The transformers model.
+        model: The transformers model; its parameters are in the stored type, and in ``dtype``
+            while they compute.
         tokenizer: Its tokenizer.
         folder: Where it was read from.
         linears: Every quantizable linear, in execution order.
+        dtype: Data type that the model computes in.
+        not_mapped: Why the weights are held in memory whole; empty where they are mapped.
     """
 
     model: nn.Module
     tokenizer: Any
     folder: Path
     linears: tuple[LinearSpec, ...]
+    dtype: torch.dtype
+    not_mapped: str = ""
     _fingerprint: str = field(default="", repr=False)
 
     @property
@@ -48,14 +59,16 @@ class LoadedModel:
         return self._fingerprint
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Data type that the model computes in."""
-        return next(self.model.parameters()).dtype
-
-    @property
     def device(self) -> torch.device:
         """Device of the model's first parameter."""
         return next(self.model.parameters()).device
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one of the model's parameters in the type that it computes in, not to be changed.
+
+        Of a mapped model nothing but what is returned stays in memory.
+        """
+        return casting_of(self.model).read(self.model.get_parameter(name))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -110,10 +123,14 @@ def load_model(
 ) -> LoadedModel:
     """Load a model and its tokenizer from a folder; nothing is fetched, no remote code is run.
 
+    Weights stay in their stored type, mapped from the files where they can be
+    (:mod:`advisor.models.mapping`), and are cast part by part while they compute
+    (:mod:`advisor.models.casting`): memory holds one block in float32.
+
     Args:
         folder: A Hugging Face model folder.
         dtype: Data type to compute in; float32 is the honest one for comparing weights.
-        device: Where the weights go.
+        device: Where the weights go; another device than the CPU holds them in their stored type.
 
     Raises:
         InputError: See :func:`check_model_folder`; tensors are missing, of a wrong shape, or hold
@@ -127,14 +144,12 @@ def load_model(
     had_bars = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        found = map_model(folder, dtype)
+        if isinstance(found, str):
+            model, mapped, reason = _load_whole(folder, dtype), None, found
+            logger.warning("%s is held in memory whole, in %s: %s", folder, dtype, found)
+        else:
+            (model, mapped), reason = found, ""
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -144,10 +159,27 @@ def load_model(
     finally:
         if had_bars:
             bars.enable_progress_bar()
-    _check_loading(folder, info)
-    _check_finite(folder, model)
     model.eval().requires_grad_(False).to(device)
-    return LoadedModel(model, tokenizer, folder, find_linears(model))
+    casting = watch(model, dtype, mapped)
+    _check_finite(folder, model, casting)
+    return LoadedModel(model, tokenizer, folder, find_linears(model), dtype, reason)
+
+
+def _load_whole(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Load a model as transformers does, converted whole to a type."""
+    import transformers
+
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    _check_loading(folder, info)
+    loaded: nn.Module = model
+    return loaded
 
 
 def _check_loading(folder: Path, info: dict[str, Any]) -> None:
@@ -162,13 +194,14 @@ def _check_loading(folder: Path, info: dict[str, Any]) -> None:
         )
 
 
-def _check_finite(folder: Path, model: nn.Module) -> None:
+def _check_finite(folder: Path, model: nn.Module, casting: Casting) -> None:
     """Refuse NaN and infinite weights, naming the tensors."""
-    broken = [
-        name
-        for name, parameter in model.named_parameters()
-        if not bool(torch.isfinite(parameter.detach().sum(dtype=torch.float64)))
-    ]
+    broken = []
+    for name, parameter in model.named_parameters():
+        parts = torch.split(casting.stored(parameter).flatten(), _CHECKED_AT_ONCE)
+        if not all(bool(torch.isfinite(part.sum(dtype=torch.float64))) for part in parts):
+            broken.append(name)
+        casting.release(parameter)
     if broken:
         raise InputError(
             f"{folder} has weights that are not finite (NaN or infinity) in {len(broken)} tensors "

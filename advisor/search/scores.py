@@ -39,8 +39,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from advisor.models.folding import foldable_groups
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
@@ -50,6 +48,8 @@ from advisor.search.stacking import quantize_group
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from advisor.calibration.statistics import LayerStatistics
     from advisor.calibration.store import StatisticsStore
@@ -261,7 +261,4 @@ class ScoreBook:
 
 def module_weight(loaded: LoadedModel, linear: LinearSpec) -> Tensor:
     """Return a module's 16-bit weight in float32, shape [out, in]."""
-    weight = loaded.model.get_submodule(linear.name).weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{linear.name} has no weight")
-    return weight.detach().float()
+    return loaded.tensor(f"{linear.name}.weight").float()

@@ -143,9 +143,10 @@ class QuantizedPrefix:
         self._batches = [slice(i, min(i + size, len(tokens))) for i in range(0, len(tokens), size)]
         self._exact = self._states(folder, "sequential-exact")
         self._quantized = self._states(folder, "sequential-quantized")
-        for part in self._batches:
-            embedded = self._runner.embed(tokens[part].to(loaded.device)).cpu()
-            self._exact[part] = self._quantized[part] = embedded
+        with self._runner.at_embedding():
+            for part in self._batches:
+                embedded = self._runner.embed(tokens[part].to(loaded.device)).cpu()
+                self._exact[part] = self._quantized[part] = embedded
 
     def inputs(self, linear: LinearSpec, weights: Mapping[str, QuantizedWeight]) -> PrefixInputs:
         """Return what a linear reads.
@@ -176,7 +177,11 @@ class QuantizedPrefix:
         loaded = self._loaded
         linears = block_linears(loaded.linears, self._block)
         sums = {linear.input_group: _Sums(linear.in_features, loaded.device) for linear in linears}
-        with LatestInputs(loaded.model, linears) as latest, torch.no_grad():
+        with (
+            LatestInputs(loaded.model, linears) as latest,
+            self._runner.at_block(self._block),
+            torch.no_grad(),
+        ):
             for part in self._batches:
                 hidden = self._exact[part].to(loaded.device)
                 self._exact[part] = self._runner.run(self._block, hidden).cpu()
@@ -189,9 +194,13 @@ class QuantizedPrefix:
     def _leave(self, weights: Mapping[str, QuantizedWeight]) -> None:
         """Take the quantized model past the block."""
         loaded = self._loaded
-        names = {linear.name for linear in block_linears(loaded.linears, self._block)}
-        own = {name: weight for name, weight in weights.items() if name in names}
-        with quantized_model(loaded.model, own), torch.no_grad():
+        names = [linear.name for linear in block_linears(loaded.linears, self._block)]
+        own = {name: weights[name] for name in names if name in weights}
+        with (
+            quantized_model(loaded.model, own),
+            self._runner.at_block(self._block),
+            torch.no_grad(),
+        ):
             for part in self._batches:
                 hidden = self._quantized[part].to(loaded.device)
                 self._quantized[part] = self._runner.run(self._block, hidden).cpu()

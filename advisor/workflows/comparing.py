@@ -149,7 +149,7 @@ def compare(
     weights, replaced = contents(checkpoint, loaded)
     rows: list[dict[str, Any]] = []
     for name, weight in weights.items():
-        source = parameters[f"{name}.weight"].detach()
+        source = loaded.tensor(f"{name}.weight")
         if tuple(source.shape) != weight.shape:
             raise InputError(
                 f"{second} is no version of {first}: {name} is {list(weight.shape)}, "

@@ -191,7 +191,7 @@ def _weights(
     wrong = []
     worst = (0.0, "")
     for done, name in enumerate(checkpoint.modules):
-        source = sources[f"{name}.weight"].detach()
+        source = loaded.tensor(f"{name}.weight")
         error = relative_error(source, checkpoint.weight(name).dequantize())
         worst = max(worst, (error, name))
         if not error < _RELATIVE_ERROR_LIMIT:
@@ -201,7 +201,7 @@ def _weights(
         if name in sources and tensor.shape != sources[name].shape:
             wrong.append(f"{name} has shape {list(tensor.shape)}")
         elif name in sources and "norm" not in name:
-            error = relative_error(sources[name].detach(), tensor)
+            error = relative_error(loaded.tensor(name), tensor)
             # GGUF stores embedding and head in blocks too.
             if error > (_RELATIVE_ERROR_LIMIT if checkpoint.format == "gguf" else 0.01):
                 wrong.append(f"{name} differs from its source (relative error {error:.2f})")

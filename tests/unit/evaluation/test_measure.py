@@ -79,7 +79,9 @@ def test_stopping_early_keeps_what_was_measured(random_llama, reference):
         progress=lambda *step: seen.append(step),
     )  # fmt: skip
     assert result.sequences == 2
-    assert seen == [(1, 5), (2, 5)]
+    # Two blocks and the head are a third of a sequence each: two blocks of five sequences, then
+    # the head of one, as the second one stopped it.
+    assert seen == [(1, 5), (3, 5), (3, 5)]
     assert len(result.sequence_reference_nll) == 2
 
 

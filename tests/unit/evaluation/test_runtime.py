@@ -97,11 +97,13 @@ def test_weights_and_hooks_act_inside_and_vanish_outside(random_llama):
     weight = int8_weight(module.weight, "smoothquant-int8-gch-sym-aint8")
     seen = {}
     handle = module.register_forward_hook(
-        lambda _module, arguments, output: seen.update(x=arguments[0], y=output)
+        lambda module, arguments, output: seen.update(
+            x=arguments[0], y=output, weight=module.weight.data
+        )
     )
     with torch.no_grad(), quantized_model(model, {linear.name: weight}):
-        assert torch.equal(module.weight, weight.dequantize())
         model(tokens)
+        assert torch.equal(seen["weight"], weight.dequantize())
         inside = dict(seen)
         model(tokens)
     with torch.no_grad():
@@ -126,11 +128,21 @@ def test_restored_after_an_exception(random_llama):
             {linear.name: torch.zeros(linear.out_features, linear.in_features)},
             {norm: torch.zeros(64), "lm_head.weight": torch.zeros_like(model.lm_head.weight)},
         ):
-            assert not model.model.embed_tokens.weight.any()  # tied to the head
-            raise KeyError
+            model(torch.arange(12)[None])
+
+    seen = []
+    embedding = model.model.embed_tokens
+
+    def look(module, arguments):
+        seen.append(bool(module.weight.any()))
+        raise KeyError
+
+    handle = embedding.register_forward_pre_hook(look)
 
     with pytest.raises(KeyError):
         explode()
+    handle.remove()
+    assert seen == [False]  # tied to the head, which was replaced
     after = state(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
