@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,13 +172,16 @@ class StatisticsStore:
         self._save_manifest({**self.manifest, "complete": True})
         shutil.rmtree(self.work_folder, ignore_errors=True)
 
-    def layer(self, linear: LinearSpec, samples: int | None = None) -> LayerStatistics:
+    def layer(
+        self, linear: LinearSpec, samples: int | None = None, *, gradients: bool = True
+    ) -> LayerStatistics:
         """Return a linear's statistics.
 
         Args:
             linear: Which one.
             samples: Use only the first samples; one of :attr:`prefixes`, None for all. Gradients
                 are always those of all samples: they serve scores, never codes.
+            gradients: False leaves them out, which saves reading them.
 
         Raises:
             InputError: The store is not complete, or was not asked to keep that prefix.
@@ -196,7 +200,7 @@ class StatisticsStore:
                 moment += handle.get_tensor(f"{index}/{group}/moment")
                 maximum = maximum.maximum(handle.get_tensor(f"{index}/{group}/maximum"))
                 total += handle.get_tensor(f"{index}/{group}/sum")
-        gradient = self._gradient(linear)
+        gradient = self._gradient(linear) if gradients else None
         return LayerStatistics(
             tokens=self.manifest["tokens"][count - 1],
             second_moment=unpack_moment(moment, size),
@@ -205,6 +209,17 @@ class StatisticsStore:
             gradient_tokens=0 if gradient is None else self.manifest["gradient_tokens"],
             gradient_moment=gradient,
         )
+
+    def with_gradient(self, statistics: LayerStatistics, linear: LinearSpec) -> LayerStatistics:
+        """Return statistics with a linear's own gradients, of another that reads the same input.
+
+        Args:
+            statistics: Of a linear of the same input group; its sums are shared, not copied.
+            linear: Which one's gradients.
+        """
+        gradient = self._gradient(linear)
+        tokens = 0 if gradient is None else self.manifest["gradient_tokens"]
+        return replace(statistics, gradient_tokens=tokens, gradient_moment=gradient)
 
     def _prefix_count(self, samples: int | None) -> int:
         """Return how many deltas make up a prefix."""

@@ -89,29 +89,42 @@ def fold_scales(
     Raises:
         InputError: A scale is not positive and finite.
     """
-    if not bool((scales > 0).all() and scales.isfinite().all()):
-        raise InputError(f"scales of {folding.input_group} must be positive and finite.")
-    scales = scales.float()
-    result: dict[str, Tensor] = {}
-    for name in folding.linears:
-        weight = tensors[f"{name}.weight"]
-        result[f"{name}.weight"] = (weight.float() * scales.to(weight.device)).to(weight.dtype)
-    weight_name, bias_name = f"{folding.producer}.weight", f"{folding.producer}.bias"
+    names = folded_tensors(folding, producer_has_bias=f"{folding.producer}.bias" in tensors)
     # A producer may itself be a member of another group that was folded before: the caller passes
     # the current tensors, so foldings compose in any order.
-    weight = tensors[weight_name]
-    divisor = scales.to(weight.device)
+    return {name: fold_tensor(name, tensors[name], folding, scales) for name in names}
+
+
+def folded_tensors(folding: Folding, *, producer_has_bias: bool) -> tuple[str, ...]:
+    """Return the names of the tensors that a folding changes."""
+    names = [f"{name}.weight" for name in (*folding.linears, folding.producer)]
+    if folding.producer_kind != "norm" and producer_has_bias:
+        names.append(f"{folding.producer}.bias")
+    return tuple(names)
+
+
+def fold_tensor(name: str, tensor: Tensor, folding: Folding, scales: Tensor) -> Tensor:
+    """Return one of the tensors that a folding changes, as :func:`fold_scales` would.
+
+    Args:
+        name: Its name: the weight of one of the folding's linears, or a tensor of its producer.
+        tensor: Its current value; not modified.
+        folding: What to fold.
+        scales: Positive scale of every input channel, shape [in].
+
+    Raises:
+        InputError: A scale is not positive and finite.
+    """
+    if not bool((scales > 0).all() and scales.isfinite().all()):
+        raise InputError(f"scales of {folding.input_group} must be positive and finite.")
+    factors = scales.float().to(tensor.device)
+    module = name.rpartition(".")[0]
+    if module in folding.linears:
+        return (tensor.float() * factors).to(tensor.dtype)
     if folding.producer_kind == "norm":
         offset = folding.norm_offset
-        scaled = (weight.float() + offset) / divisor - offset
-        result[weight_name] = scaled.to(weight.dtype)
-    else:
-        start, stop = folding.rows or (0, weight.shape[0])
-        scaled = weight.float().clone()
-        scaled[start:stop] /= divisor[:, None]
-        result[weight_name] = scaled.to(weight.dtype)
-        if bias_name in tensors:
-            bias = tensors[bias_name].float().clone()
-            bias[start:stop] /= divisor
-            result[bias_name] = bias.to(tensors[bias_name].dtype)
-    return result
+        return ((tensor.float() + offset) / factors - offset).to(tensor.dtype)
+    start, stop = folding.rows or (0, tensor.shape[0])
+    scaled = tensor.float().clone()
+    scaled[start:stop] /= factors if name.endswith(".bias") else factors[:, None]
+    return scaled.to(tensor.dtype)

@@ -201,7 +201,7 @@ class Measurer:
             family = mixture.family
             realised = realise(
                 self._loaded, mixture.assignment, family.settings(self._settings), self._store,
-                samples=family.samples, calibration=self._calibration,
+                samples=family.samples, calibration=self._calibration, spill=self._folder,
             )  # fmt: skip
             with quantized_model(self._loaded.model, realised.weights, realised.replaced) as model:
                 for name, reference in missing.items():

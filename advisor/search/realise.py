@@ -12,14 +12,16 @@ from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
 from advisor.methods.smoothquant import smoothing_scales
-from advisor.models.folding import Folding, fold_scales, foldable_groups
+from advisor.models.folding import Folding, fold_tensor, foldable_groups, folded_tensors
 from advisor.models.load import read_config
+from advisor.numerics.spilled_weights import SpilledWeights
 from advisor.search.scores import fits, module_weight
 from advisor.search.sequential import SCALING_METHODS, QuantizedPrefix, can_be_sequential
 from advisor.search.stacking import awq_scales, is_stackable, quantize_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -55,8 +57,12 @@ def realise(
     samples: int | None = None,
     calibration: TokenSequences | None = None,
     progress: Callable[[int, int], None] | None = None,
+    spill: Path | None = None,
 ) -> Realised:
     """Quantize a model as assigned; equal arguments give equal codes.
+
+    Memory holds one input group's weights and statistics at a time, and its codes; those of the
+    whole model with ``spill`` on disk alone.
 
     Args:
         loaded: The 16-bit model; not modified.
@@ -66,6 +72,7 @@ def realise(
         samples: Prefix of the calibration sequences to use; None for all.
         calibration: The sequences themselves, which ``settings.sequential`` needs.
         progress: Called with (input groups done, in all).
+        spill: Folder of a nameless file that the codes go to; without, they stay in memory.
 
     Raises:
         InputError: A module does not exist, a group size does not divide, the linears that share
@@ -77,34 +84,39 @@ def realise(
     for linear in loaded.linears:
         groups.setdefault(linear.input_group, []).append(linear)
     scales = _all_scales(loaded, chosen, groups, settings, store, samples)
-    tensors = _fold(loaded, scales)
-    weights: dict[str, QuantizedWeight] = {}
+    folded = _Folded(loaded, scales)
+    kept: dict[str, QuantizedWeight] = {}
+    spilled = None if spill is None else SpilledWeights(spill)
+    weights: Mapping[str, QuantizedWeight] = kept if spilled is None else spilled
     prefix = _prefix(loaded, chosen, settings, store, samples, calibration)
     for done, (group, members) in enumerate(groups.items()):
         if prefix is not None:
             inputs = prefix.inputs(members[0], weights)
             statistics: LayerStatistics | None = inputs.statistics
         else:
-            statistics = None if store is None else store.layer(members[0], samples)
+            statistics = (
+                None if store is None else store.layer(members[0], samples, gradients=False)
+            )
         if statistics is not None and group in scales:
             statistics = scale_inputs(statistics, scales[group])
         quantized = [linear for linear in members if linear.name in chosen]
         for scheme in dict.fromkeys(chosen[linear.name] for linear in quantized):
             same = [linear for linear in quantized if chosen[linear.name] == scheme]
-            originals = [
-                tensors.get(f"{linear.name}.weight", module_weight(loaded, linear))
-                for linear in same
-            ]
+            originals = [folded.tensor(f"{linear.name}.weight") for linear in same]
             if prefix is not None:
                 originals = [inputs.target(weight, settings.correction) for weight in originals]
             results = _quantize(originals, statistics, scheme, settings)
-            weights.update(zip((linear.name for linear in same), results, strict=True))
+            for linear, result in zip(same, results, strict=True):
+                if spilled is None:
+                    kept[linear.name] = result
+                else:
+                    spilled.add(linear.name, result)
         if progress is not None:
             progress(done + 1, len(groups))
     dtype = stored_dtype(loaded)
     replaced = {
-        name: tensor.to(dtype)
-        for name, tensor in tensors.items()
+        name: folded.tensor(name).to(dtype)
+        for name in folded.names
         if name.removesuffix(".weight") not in weights
     }
     replaced |= _gguf_outer(loaded, weights)
@@ -203,7 +215,7 @@ def _all_scales(
         if store is None:
             raise InputError(f"{method} needs calibration statistics, but there are none.")
         weights = [module_weight(loaded, linear) for linear in members]
-        statistics = store.layer(members[0], samples)
+        statistics = store.layer(members[0], samples, gradients=False)
         if method == "awq":
             # Where the engine does not fuse them, members may differ in bits: the coarsest decides.
             coarsest = min(having, key=lambda scheme: scheme.bits)
@@ -236,26 +248,37 @@ def stored_dtype(loaded: LoadedModel) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else loaded.dtype
 
 
-def _fold(loaded: LoadedModel, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every tensor that the scales change, float32, all foldings applied."""
-    changed: dict[str, Tensor] = {}
-    for folding in foldable_groups(loaded.model):
-        if folding.input_group not in scales:
-            continue
-        names = [f"{linear}.weight" for linear in folding.linears] + _producer_tensors(
-            loaded, folding
-        )
-        current = {name: changed.get(name, _tensor(loaded, name)) for name in names}
-        changed.update(fold_scales(current, folding, scales[folding.input_group]))
-    return changed
+class _Folded:
+    """The model's tensors after all foldings, made one at a time.
+
+    Attributes:
+        names: Of the tensors that the scales change.
+    """
+
+    def __init__(self, loaded: LoadedModel, scales: Mapping[str, Tensor]) -> None:
+        self._loaded = loaded
+        self._scales = scales
+        self._foldings: dict[str, list[Folding]] = {}
+        for folding in foldable_groups(loaded.model) if scales else ():
+            if folding.input_group in scales:
+                for name in _changed(loaded, folding):
+                    self._foldings.setdefault(name, []).append(folding)
+        self.names = tuple(self._foldings)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor, float32; not to be written to."""
+        current = _tensor(self._loaded, name)
+        for folding in self._foldings.get(name, ()):
+            current = fold_tensor(name, current, folding, self._scales[folding.input_group])
+        return current
 
 
-def _producer_tensors(loaded: LoadedModel, folding: Folding) -> list[str]:
-    """Return the producer's tensor names."""
+def _changed(loaded: LoadedModel, folding: Folding) -> tuple[str, ...]:
+    """Return the names of the tensors that a folding changes."""
     bias = getattr(loaded.model.get_submodule(folding.producer), "bias", None)
-    return [f"{folding.producer}.weight"] + ([] if bias is None else [f"{folding.producer}.bias"])
+    return folded_tensors(folding, producer_has_bias=bias is not None)
 
 
 def _tensor(loaded: LoadedModel, name: str) -> Tensor:
     """Return one of the model's tensors in float32."""
-    return loaded.model.get_parameter(name).detach().to(torch.float32)
+    return loaded.tensor(name).to(torch.float32)

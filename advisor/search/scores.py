@@ -201,15 +201,21 @@ class ScoreBook:
         self, members: Sequence[LinearSpec], samples: int | None
     ) -> tuple[LayerStatistics, list[LayerStatistics]]:
         """Return the statistics to fit codes to, and those of each member to judge them by."""
-        whole = [self._store.layer(linear) for linear in members]
+        first = self._store.layer(members[0])
+        whole = [first]
+        for linear in members[1:]:  # they share the inputs; only the gradients are their own
+            whole.append(self._store.with_gradient(first, linear))
         if self.fitted_samples is None:
-            return whole[0] if samples is None else self._store.layer(members[0], samples), whole
-        half = self._store.layer(members[0], self.fitted_samples)
+            fitted = first
+            if samples is not None:
+                fitted = self._store.layer(members[0], samples, gradients=False)
+            return fitted, whole
+        half = self._store.layer(members[0], self.fitted_samples, gradients=False)
         fitted = half
         if samples is not None and samples < self.fitted_samples:
-            fitted = self._store.layer(members[0], samples)
-        second_moment = whole[0].second_moment - half.second_moment
-        tokens = whole[0].tokens - half.tokens
+            fitted = self._store.layer(members[0], samples, gradients=False)
+        second_moment = first.second_moment - half.second_moment
+        tokens = first.tokens - half.tokens
         return fitted, [replace(s, second_moment=second_moment, tokens=tokens) for s in whole]
 
     def _key(self, scheme: Scheme, settings: QuantizationSettings, samples: int | None) -> str:
