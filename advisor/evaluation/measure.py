@@ -122,6 +122,7 @@ def measure(
     *,
     progress: Progress | None = None,
     stop: Callable[[Measurement], bool] | None = None,
+    known: Measurement | None = None,
 ) -> Measurement:
     """Measure a model on the reference's sequences, in their order.
 
@@ -132,13 +133,20 @@ def measure(
         progress: Called with (sequences done, sequences in all).
         stop: Called after each sequence with what is measured so far; True ends the measurement,
             for pruning a hopeless candidate or when a decision is clear.
+        known: What a measurement that ended early found of the first sequences; they are not
+            measured again.
 
     Raises:
         AdvisorError: The stored reference is damaged, or the model's outputs are not finite.
     """
     rows: list[tuple[float, float, float]] = []
+    if known is not None:
+        columns = (known.sequence_kl, known.sequence_nll, known.sequence_agreement)
+        rows = [(float(a), float(b), float(c)) for a, b, c in zip(*columns, strict=True)]
     result = _measurement(rows, reference)
     for index, tokens in enumerate(reference.sequences.tokens):
+        if index < len(rows):
+            continue
         rows.append(_measure_sequence(model, tokens, reference.log_probabilities(index)))
         result = _measurement(rows, reference)
         if progress is not None:

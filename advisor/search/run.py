@@ -25,8 +25,9 @@ from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
 from advisor.search.space import Space, build_space, parameters_of, priors
-from advisor.search.study import TrialRecord, run_study, storage_url
+from advisor.search.study import run_study
 from advisor.search.trials import Scorer, fallback, promising_families, scoring_allowance
+from advisor.search.workers import storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from advisor.calibration.store import StatisticsStore
     from advisor.engines.options import MixtureOptions
+    from advisor.search.outcomes import TrialRecord
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
@@ -199,13 +201,14 @@ class Run:
         if self.sequential:
             refiner.refine_sequentially()
             refiner.settle()
+        refiner.complete_nearest()
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets)
 
     def _may_not_measure(self) -> bool:
         """Whether to stop; a time budget still leaves room for one mixture and one uniform."""
         over = self.clock.over()
-        kinds = {finalist.mixture.is_uniform for finalist in self.finalists}
+        kinds = {f.mixture.is_uniform for f in self.finalists if f.in_full}
         return over and (self.clock.stopped == "interrupted" or len(kinds) == 2)
 
     def _meets(self, finalist: Finalist, goal: Goal) -> bool:

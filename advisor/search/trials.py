@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.search.compose import Mixture
 from advisor.search.families import Family, schemes_of
+from advisor.search.outcomes import Outcome, TrialRecord
 from advisor.search.scores import fits
 from advisor.search.space import Proposal, Space, Suggester, suggest
-from advisor.search.study import Outcome, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

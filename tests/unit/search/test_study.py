@@ -13,8 +13,10 @@ import pytest
 from advisor.errors import InputError
 from advisor.schemes import parse_scheme
 from advisor.search.families import Family, relevant_settings, schemes_of
+from advisor.search.outcomes import Outcome
 from advisor.search.space import Proposal, build_space, parameters_of, priors, suggest
-from advisor.search.study import Outcome, run_study, storage_url
+from advisor.search.study import run_study
+from advisor.search.workers import storage_url
 
 OPTIONS = tuple(
     map(
@@ -139,7 +141,8 @@ def test_two_processes_share_a_study(tmp_path):
     url = storage_url(tmp_path / "shared.db", tmp_path)
     code = (
         "import sys, time\n"
-        "from advisor.search.study import Outcome, run_study\n"
+        "from advisor.search.outcomes import Outcome\n"
+        "from advisor.search.study import run_study\n"
         "def score(trial):\n"
         "    x = trial.suggest_float('x', 0, 1)\n"
         "    time.sleep(0.15)\n"
