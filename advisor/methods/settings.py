@@ -32,6 +32,8 @@ class QuantizationSettings:
             that make up for the quantized blocks before them; in [0, 1].
         correction_damping: Sequential: regularisation of that fit, as a fraction of the mean
             diagonal of the inputs' second moment; above 0.
+        calibration_mix: Whose inputs codes are fitted to, where the calibration text has several
+            sources: ``given``, ``equal``, or ``only SOURCE`` (:mod:`advisor.calibration.mixing`).
         scale_dtype: Data type in which scales are stored; codes are chosen with rounded scales.
     """
 
@@ -48,6 +50,7 @@ class QuantizationSettings:
     sequential: bool = False
     correction: float = 0.3
     correction_damping: float = 0.1
+    calibration_mix: str = "given"
     scale_dtype: str = "bfloat16"
 
     def round_scales(self, scales: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,7 @@ class Family:
         static_groups: GPTQ: act-order's order of work with groups of consecutive inputs, which
             every kernel runs; ignored by the others.
         samples: Calibration sequences used (a prefix of the statistics); None for all.
+        mix: Of the calibration's sources: ``given``, ``equal`` or ``only SOURCE``.
         sequential: Codes fitted to what the quantized blocks before give; scores ignore it.
     """
 
@@ -42,6 +43,7 @@ class Family:
     activation_order: bool = False
     static_groups: bool = False
     samples: int | None = None
+    mix: str = "given"
     sequential: bool = False
 
     @property
@@ -57,6 +59,7 @@ class Family:
             clip=self.clip,
             static_groups=self.static_groups,
             sequential=self.sequential,
+            calibration_mix=self.mix,
         )
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
@@ -77,6 +80,8 @@ class Family:
         if self.sequential:
             parts.append("sequential")
         parts.append("all samples" if self.samples is None else f"{self.samples} samples")
+        if self.mix != "given":
+            parts.append(f"calibrated on {self.mix}")
         return ", ".join(parts)
 
 
@@ -136,4 +141,6 @@ def relevant_settings(
     if result.get("clip", "none") != "none":
         result = result | {name: every[name] for name in ("clip_shrink", "clip_steps")}
     needs_statistics = scheme.method != "rtn" or settings.clip != "none"
+    if needs_statistics and settings.calibration_mix != "given":
+        result = result | {"calibration_mix": settings.calibration_mix}
     return result | ({"samples": samples} if needs_statistics else {})

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.mixing import Statistics
     from advisor.calibration.tokens import TokenSequences
     from advisor.evaluation.tasks import Benchmark
     from advisor.methods.settings import QuantizationSettings
@@ -84,7 +84,7 @@ class Measurer:
     def __init__(
         self,
         loaded: LoadedModel,
-        store: StatisticsStore,
+        store: Statistics,
         judges: Judges,
         settings: QuantizationSettings,
         goal: Goal,

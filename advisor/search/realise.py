@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from advisor.calibration.mixing import of_mix, sequence_weights
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.mixing import Statistics
     from advisor.calibration.tokens import TokenSequences
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
@@ -50,7 +51,7 @@ def realise(
     loaded: LoadedModel,
     assignment: Mapping[str, Scheme],
     settings: QuantizationSettings,
-    store: StatisticsStore | None,
+    store: Statistics | None,
     *,
     samples: int | None = None,
     calibration: TokenSequences | None = None,
@@ -72,6 +73,8 @@ def realise(
             an input are only in part AWQ or SmoothQuant, or codes cannot be sequential.
     """
     _check(loaded, assignment)
+    if store is not None:
+        store = of_mix(store, settings.calibration_mix)
     chosen = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
     groups: dict[str, list[LinearSpec]] = {}
     for linear in loaded.linears:
@@ -115,7 +118,7 @@ def _prefix(
     loaded: LoadedModel,
     chosen: Mapping[str, Scheme],
     settings: QuantizationSettings,
-    store: StatisticsStore | None,
+    store: Statistics | None,
     samples: int | None,
     calibration: TokenSequences | None,
 ) -> QuantizedPrefix | None:
@@ -129,8 +132,10 @@ def _prefix(
         )
     if calibration is None or store is None:
         raise InputError("sequential=True needs the calibration text and its statistics.")
-    tokens = calibration.tokens if samples is None else calibration.tokens[:samples]
-    return QuantizedPrefix(loaded, tokens, store.work_folder, settings)
+    used = calibration if samples is None else calibration.first(samples)
+    weights = sequence_weights(used, settings.calibration_mix)
+    kept = weights > 0
+    return QuantizedPrefix(loaded, used.tokens[kept], store.work_folder, settings, weights[kept])
 
 
 def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
@@ -179,7 +184,7 @@ def _all_scales(
     chosen: Mapping[str, Scheme],
     groups: Mapping[str, Sequence[LinearSpec]],
     settings: QuantizationSettings,
-    store: StatisticsStore | None,
+    store: Statistics | None,
     samples: int | None,
 ) -> dict[str, Tensor]:
     """Return the scales of AWQ and SmoothQuant by input group, from the original weights.

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.mixing import collect, mixes, open_statistics
 from advisor.calibration.representativeness import Representativeness, representativeness
 from advisor.calibration.settings import default_prefixes
 from advisor.calibration.store import cache_root
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.mixing import Statistics
     from advisor.engines.options import MixtureOptions
     from advisor.search.outcomes import TrialRecord
 
@@ -92,24 +92,22 @@ class Run:
         task = self.task
         self.workdir.mkdir(parents=True, exist_ok=True)
         url = storage_url(storage, self.workdir)
-        store = open_store(task.loaded, task.calibration)
+        store = open_statistics(task.loaded, task.calibration)
         book = ScoreBook(task.loaded, store, cache_root() / "scores")
         composer = Composer(
             task.spec, task.loaded.linears, self.offered.schemes, self.offered.format, book,
             task.settings,
         )  # fmt: skip
-        goal, space = self._aim(composer, store, prefer)
+        goal, space = self._aim(composer, prefer)
         scorer = Scorer(
             composer,
             space,
             goal,
-            scoring_allowance(task.spec.quantizable_parameters),
+            scoring_allowance(task.spec.quantizable_parameters, len(space.mixes)),
             self._scoring,
         )
         try:
-            collect_statistics(
-                task.loaded, task.calibration, store, progress=self._stage("Statistics")
-            )
+            collect(task.loaded, task.calibration, store, self._stage("Statistics"))
             self.fit = representativeness(
                 task.loaded, task.calibration, task.judges.evaluation.first(task.judges.first),
                 self._stage("Comparing texts"),
@@ -122,7 +120,7 @@ class Run:
             self.clock.stopped = "interrupted"
         return self._result(scorer, goal, seed)
 
-    def _aim(self, composer: Composer, store: StatisticsStore, prefer: str) -> tuple[Goal, Space]:
+    def _aim(self, composer: Composer, prefer: str) -> tuple[Goal, Space]:
         """Return what is wanted, and where to look for it."""
         task = self.task
         smallest, largest = composer.smallest_and_largest()
@@ -138,9 +136,12 @@ class Run:
             high = min(high, 8 * (goal.max_bytes - beside) / quantizable)
         low = smallest.bits_per_weight
         samples = _prefixes(task.calibration.sequences)
-        return goal, build_space(composer.options, samples, low_bits=low, high_bits=max(low, high))
+        return goal, build_space(
+            composer.options, samples, low_bits=low, high_bits=max(low, high),
+            mixes=mixes(task.calibration),
+        )  # fmt: skip
 
-    def _study_name(self, space: Space, goal: Goal, store: StatisticsStore, seed: int) -> str:
+    def _study_name(self, space: Space, goal: Goal, store: Statistics, seed: int) -> str:
         """Return a name that differs whenever a trial could come out differently."""
         content: dict[str, Any] = {
             "statistics": store.key,
@@ -176,7 +177,7 @@ class Run:
         scorer.recall(self.records)
         self.records = run(trials)
 
-    def _measure(self, scorer: Scorer, store: StatisticsStore, goal: Goal) -> None:
+    def _measure(self, scorer: Scorer, store: Statistics, goal: Goal) -> None:
         """Measure finalists; where none meets the budgets, also what would."""
         task = self.task
         measurer = Measurer(

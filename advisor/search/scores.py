@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from advisor.calibration.mixing import of_mix
 from advisor.models.folding import foldable_groups
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
@@ -51,8 +52,8 @@ from advisor.search.stacking import quantize_group
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from advisor.calibration.mixing import Statistics
     from advisor.calibration.statistics import LayerStatistics
-    from advisor.calibration.store import StatisticsStore
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.modelspec import LinearSpec
@@ -111,7 +112,7 @@ def fits(scheme: Scheme, linear: LinearSpec) -> bool:
 class ScoreBook:
     """Scores by scheme and settings, computed once and kept on disk by content."""
 
-    def __init__(self, loaded: LoadedModel, store: StatisticsStore, folder: Path) -> None:
+    def __init__(self, loaded: LoadedModel, store: Statistics, folder: Path) -> None:
         """Open the book.
 
         Args:
@@ -184,7 +185,7 @@ class ScoreBook:
         schemes = [s for s in found if s.is_quantized and fits(s, members[0])]
         if not schemes:
             return
-        fitted, judges = self._statistics(members, samples)
+        fitted, judges = self._statistics(members, samples, settings.calibration_mix)
         weights = [module_weight(self._loaded, linear) for linear in members]
         foldable = members[0].input_group in self._foldable
         # Descent lowers all scores by about the same share, and would double their cost.
@@ -198,16 +199,19 @@ class ScoreBook:
                 found[scheme][linear.name] = score_change(delta, judges[index])
 
     def _statistics(
-        self, members: Sequence[LinearSpec], samples: int | None
+        self, members: Sequence[LinearSpec], samples: int | None, mix: str
     ) -> tuple[LayerStatistics, list[LayerStatistics]]:
-        """Return the statistics to fit codes to, and those of each member to judge them by."""
+        """Return the statistics to fit codes to, and those of each member to judge them by.
+
+        Whatever mix codes are fitted to, all are judged on the given one.
+        """
+        own = of_mix(self._store, mix)
         whole = [self._store.layer(linear) for linear in members]
         if self.fitted_samples is None:
-            return whole[0] if samples is None else self._store.layer(members[0], samples), whole
+            return own.layer(members[0], samples), whole
         half = self._store.layer(members[0], self.fitted_samples)
-        fitted = half
-        if samples is not None and samples < self.fitted_samples:
-            fitted = self._store.layer(members[0], samples)
+        count = self.fitted_samples if samples is None else min(samples, self.fitted_samples)
+        fitted = own.layer(members[0], count)
         second_moment = whole[0].second_moment - half.second_moment
         tokens = whole[0].tokens - half.tokens
         return fitted, [replace(s, second_moment=second_moment, tokens=tokens) for s in whole]

@@ -124,6 +124,7 @@ class QuantizedPrefix:
         tokens: Tensor,
         folder: Path,
         settings: QuantizationSettings,
+        weights: Tensor | None = None,
     ) -> None:
         """Embed the tokens.
 
@@ -132,11 +133,13 @@ class QuantizedPrefix:
             tokens: Calibration tokens, int64 [sequences, length].
             folder: Where the hidden states are kept meanwhile.
             settings: ``correction_damping`` is used.
+            weights: How much each sequence counts, [sequences], positive; None for all alike.
         """
         self._loaded = loaded
         self._runner = BlockRunner(loaded.model)
         self._damping = settings.correction_damping
         self._tokens = tokens
+        self._weights = torch.ones(len(tokens)) if weights is None else weights
         self._block = -1
         self._inputs: dict[str, PrefixInputs] = {}
         size = max(1, BATCH_TOKENS // tokens.shape[1])
@@ -182,8 +185,9 @@ class QuantizedPrefix:
                 self._exact[part] = self._runner.run(self._block, hidden).cpu()
                 exact = latest.take()
                 self._runner.run(self._block, self._quantized[part].to(loaded.device))
+                weights = self._weights[part].repeat_interleave(self._tokens.shape[1])
                 for group, rows in latest.take().items():
-                    sums[group].add(exact[group], rows)
+                    sums[group].add(exact[group], rows, weights.to(rows))
         self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
 
     def _leave(self, weights: Mapping[str, QuantizedWeight]) -> None:
@@ -207,13 +211,20 @@ class _Sums:
         self._absolute_sum = torch.zeros(size, device=device)
         self._tokens = 0
 
-    def add(self, exact: Tensor, quantized: Tensor) -> None:
-        """Add rows [tokens, in] of the unquantized model and of the quantized one."""
-        self._moment.add(quantized)
-        self._cross.addmm_(exact.T, quantized)
+    def add(self, exact: Tensor, quantized: Tensor, weights: Tensor) -> None:
+        """Add rows [tokens, in] of the unquantized model and of the quantized one.
+
+        Args:
+            exact: Of the unquantized model.
+            quantized: Behind the quantized blocks.
+            weights: How much each row counts, [tokens].
+        """
         magnitudes = quantized.abs()
         torch.maximum(self._maximum, magnitudes.amax(0), out=self._maximum)
-        self._absolute_sum += magnitudes.sum(0)
+        self._absolute_sum += (magnitudes * weights[:, None]).sum(0)
+        roots = weights.sqrt()[:, None]
+        self._moment.add(quantized * roots)
+        self._cross.addmm_((exact * roots).T, quantized * roots)
         self._tokens += len(quantized)
 
     def finish(self, damping: float) -> PrefixInputs:

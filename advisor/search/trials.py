@@ -25,13 +25,14 @@ _CLIP_UNITS = {"rtn": 1, "gptq": 1, "awq": 4}
 """Cost of scoring all options of a method, and what a clip search adds (measured on SmolLM2)."""
 
 
-def scoring_allowance(parameters: int) -> int:
+def scoring_allowance(parameters: int, mixes: int = 1) -> int:
     """Return what may be spent on scoring; two units are about one GPTQ of the model.
 
     A function of the model's size, not of the time that passed, so that a study can be repeated.
-    The experts' families take seven units.
+    The experts' families take seven units, and two for each further mix of calibration sources.
     """
-    return max(_FEWEST_UNITS, min(_MOST_UNITS, round(_UNITS_PER_PARAMETER / parameters)))
+    units = max(_FEWEST_UNITS, min(_MOST_UNITS, round(_UNITS_PER_PARAMETER / parameters)))
+    return units + (mixes - 1) * _UNITS["gptq"]
 
 
 def scoring_cost(family: Family, known: Sequence[Family]) -> int:
@@ -49,7 +50,9 @@ def _shared(family: Family, method: str) -> tuple[object, ...]:
     own: tuple[object, ...] = (method, family.symmetric, family.clip)
     if method == "gptq":
         own += (family.damping, family.activation_order, family.static_groups)
-    return own if method == "rtn" and family.clip == "none" else (*own, family.samples)
+    if method == "rtn" and family.clip == "none":
+        return own
+    return (*own, family.samples, family.mix)
 
 
 @dataclass(slots=True)
