@@ -15,7 +15,8 @@ from advisor.methods.registry import quantize
 from advisor.methods.smoothquant import smoothing_scales
 from advisor.models.folding import Folding, fold_scales, foldable_groups
 from advisor.models.load import read_config
-from advisor.search.scores import fits, module_weight
+from advisor.models.rotation import Rotation, rotation_of
+from advisor.search.scores import fits, module_weight, rotated
 from advisor.search.sequential import SCALING_METHODS, QuantizedPrefix, can_be_sequential
 from advisor.search.stacking import awq_scales, is_stackable, quantize_group
 
@@ -79,16 +80,19 @@ def realise(
     groups: dict[str, list[LinearSpec]] = {}
     for linear in loaded.linears:
         groups.setdefault(linear.input_group, []).append(linear)
+    rotation = _rotation(loaded, chosen, settings)
     scales = _all_scales(loaded, chosen, groups, settings, store, samples)
-    tensors = _fold(loaded, scales)
+    tensors = _fold(loaded, scales) if rotation is None else rotation.tensors(loaded.linears)
     weights: dict[str, QuantizedWeight] = {}
-    prefix = _prefix(loaded, chosen, settings, store, samples, calibration)
+    prefix = _prefix(loaded, chosen, settings, store, samples, calibration, rotation)
     for done, (group, members) in enumerate(groups.items()):
         if prefix is not None:
             inputs = prefix.inputs(members[0], weights)
             statistics: LayerStatistics | None = inputs.statistics
         else:
             statistics = None if store is None else store.layer(members[0], samples)
+            if rotation is not None and statistics is not None:
+                statistics = rotated(rotation, members[0], statistics)
         if statistics is not None and group in scales:
             statistics = scale_inputs(statistics, scales[group])
         quantized = [linear for linear in members if linear.name in chosen]
@@ -114,6 +118,20 @@ def realise(
     return Realised(weights, replaced)
 
 
+def _rotation(
+    loaded: LoadedModel, chosen: Mapping[str, Scheme], settings: QuantizationSettings
+) -> Rotation | None:
+    """Return the rotation that the settings ask for."""
+    rotation = rotation_of(loaded.model, settings.rotation, settings.rotation_seed)
+    unfit = {s.method for s in chosen.values()} & (SCALING_METHODS | {"gguf"})
+    if rotation is not None and unfit:
+        raise InputError(
+            f"rotation={settings.rotation!r} goes with methods that fold no scales and with "
+            f"safetensors checkpoints, but got {', '.join(sorted(unfit))}."
+        )
+    return rotation
+
+
 def _prefix(
     loaded: LoadedModel,
     chosen: Mapping[str, Scheme],
@@ -121,6 +139,7 @@ def _prefix(
     store: Statistics | None,
     samples: int | None,
     calibration: TokenSequences | None,
+    rotation: Rotation | None,
 ) -> QuantizedPrefix | None:
     """Return the walk over quantized blocks, where the settings ask for it."""
     if not settings.sequential:
@@ -135,7 +154,9 @@ def _prefix(
     used = calibration if samples is None else calibration.first(samples)
     weights = sequence_weights(used, settings.calibration_mix)
     kept = weights > 0
-    return QuantizedPrefix(loaded, used.tokens[kept], store.work_folder, settings, weights[kept])
+    return QuantizedPrefix(
+        loaded, used.tokens[kept], store.work_folder, settings, weights[kept], rotation
+    )
 
 
 def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from advisor.calibration.representativeness import Representativeness, represent
 from advisor.calibration.settings import default_prefixes
 from advisor.calibration.store import cache_root
 from advisor.errors import InputError
+from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
 from advisor.search.compose import Composer, Mixture
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
@@ -103,7 +104,9 @@ class Run:
             composer,
             space,
             goal,
-            scoring_allowance(task.spec.quantizable_parameters, len(space.mixes)),
+            scoring_allowance(
+                task.spec.quantizable_parameters, len(space.mixes) + len(space.rotations) - 2
+            ),
             self._scoring,
         )
         try:
@@ -138,8 +141,16 @@ class Run:
         samples = _prefixes(task.calibration.sequences)
         return goal, build_space(
             composer.options, samples, low_bits=low, high_bits=max(low, high),
-            mixes=mixes(task.calibration),
+            mixes=mixes(task.calibration), rotations=self._rotations(),
         )  # fmt: skip
+
+    def _rotations(self) -> tuple[str, ...]:
+        """Return the rotations that the model and the format allow; a tied head allows none."""
+        problem = rotation_problem(self.task.loaded.model)
+        if problem is not None or self.offered.format == "gguf":
+            _logger.info("the residual stream is not rotated: %s", problem or "GGUF")
+            return (NONE,)
+        return ROTATIONS
 
     def _study_name(self, space: Space, goal: Goal, store: Statistics, seed: int) -> str:
         """Return a name that differs whenever a trial could come out differently."""

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ from torch import Tensor
 
 from advisor.calibration.mixing import of_mix
 from advisor.models.folding import foldable_groups
+from advisor.models.rotation import Rotation, rotation_of
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
 from advisor.predict.gguf_types import base_type, stored_type
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 """Part of every cache key: raised when scores mean something else."""
+_MEAN_MAGNITUDE = math.sqrt(2 / math.pi)
+"""Of a standard normal variable."""
 _logger = logging.getLogger(__name__)
 
 
@@ -188,6 +192,12 @@ class ScoreBook:
         fitted, judges = self._statistics(members, samples, settings.calibration_mix)
         weights = [module_weight(self._loaded, linear) for linear in members]
         foldable = members[0].input_group in self._foldable
+        rotation = rotation_of(self._loaded.model, settings.rotation, settings.rotation_seed)
+        if rotation is not None:
+            weights = [rotation.weight(linear) for linear in members]
+            fitted = rotated(rotation, members[0], fitted)
+            judges = [rotated(rotation, *pair) for pair in zip(members, judges, strict=True)]
+            foldable = False
         # Descent lowers all scores by about the same share, and would double their cost.
         settings = replace(settings, descent=0)
         results = quantize_group(
@@ -261,6 +271,29 @@ class ScoreBook:
             "scores": {name: [score.kl, score.error] for name, score in scores.items()},
         }
         write_atomically(self._folder / f"{key}.json", json.dumps(document))
+
+
+def rotated(rotation: Rotation, linear: LinearSpec, statistics: LayerStatistics) -> LayerStatistics:
+    """Return a linear's statistics in the rotated model.
+
+    Magnitudes of single channels do not follow from sums; they are those of a normal distribution
+    of the same variance, which what a rotation spreads comes close to.
+    """
+    moment = rotation.second_moment(linear, statistics.second_moment)
+    if moment is statistics.second_moment:
+        maximum, total = statistics.absolute_maximum, statistics.absolute_sum
+    else:
+        deviation = (moment.diagonal() / max(1, statistics.tokens)).clamp_min(0).sqrt()
+        total = deviation * statistics.tokens * _MEAN_MAGNITUDE
+        maximum = deviation * math.sqrt(2 * math.log(max(2, statistics.tokens)))
+    gradient = statistics.gradient_moment
+    return replace(
+        statistics,
+        second_moment=moment,
+        absolute_maximum=maximum,
+        absolute_sum=total,
+        gradient_moment=None if gradient is None else rotation.gradient_moment(linear, gradient),
+    )
 
 
 def module_weight(loaded: LoadedModel, linear: LinearSpec) -> Tensor:

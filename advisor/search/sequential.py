@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
+    from advisor.models.rotation import Rotation
     from advisor.modelspec import LinearSpec
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
@@ -125,6 +126,7 @@ class QuantizedPrefix:
         folder: Path,
         settings: QuantizationSettings,
         weights: Tensor | None = None,
+        rotation: Rotation | None = None,
     ) -> None:
         """Embed the tokens.
 
@@ -134,11 +136,13 @@ class QuantizedPrefix:
             folder: Where the hidden states are kept meanwhile.
             settings: ``correction_damping`` is used.
             weights: How much each sequence counts, [sequences], positive; None for all alike.
+            rotation: Of the model that is quantized; the unquantized one is run as it is.
         """
         self._loaded = loaded
         self._runner = BlockRunner(loaded.model)
         self._damping = settings.correction_damping
         self._tokens = tokens
+        self._rotation = rotation
         self._weights = torch.ones(len(tokens)) if weights is None else weights
         self._block = -1
         self._inputs: dict[str, PrefixInputs] = {}
@@ -148,7 +152,8 @@ class QuantizedPrefix:
         self._quantized = self._states(folder, "sequential-quantized")
         for part in self._batches:
             embedded = self._runner.embed(tokens[part].to(loaded.device)).cpu()
-            self._exact[part] = self._quantized[part] = embedded
+            self._exact[part] = embedded
+            self._quantized[part] = embedded if rotation is None else rotation.stream(embedded)
 
     def inputs(self, linear: LinearSpec, weights: Mapping[str, QuantizedWeight]) -> PrefixInputs:
         """Return what a linear reads.
@@ -179,23 +184,42 @@ class QuantizedPrefix:
         loaded = self._loaded
         linears = block_linears(loaded.linears, self._block)
         sums = {linear.input_group: _Sums(linear.in_features, loaded.device) for linear in linears}
+        readers = {linear.input_group: linear for linear in linears}
+        turned = self._turned()
         with LatestInputs(loaded.model, linears) as latest, torch.no_grad():
             for part in self._batches:
                 hidden = self._exact[part].to(loaded.device)
                 self._exact[part] = self._runner.run(self._block, hidden).cpu()
                 exact = latest.take()
-                self._runner.run(self._block, self._quantized[part].to(loaded.device))
+                if self._rotation is not None:
+                    exact = {
+                        group: self._rotation.inputs(readers[group], rows)
+                        for group, rows in exact.items()
+                    }
+                with quantized_model(loaded.model, {}, turned):
+                    self._runner.run(self._block, self._quantized[part].to(loaded.device))
                 weights = self._weights[part].repeat_interleave(self._tokens.shape[1])
                 for group, rows in latest.take().items():
                     sums[group].add(exact[group], rows, weights.to(rows))
         self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
+
+    def _turned(self) -> dict[str, Tensor]:
+        """Return the tensors of the block that a rotation changes."""
+        if self._rotation is None:
+            return {}
+        return self._rotation.block(self._loaded.linears, self._block)
 
     def _leave(self, weights: Mapping[str, QuantizedWeight]) -> None:
         """Take the quantized model past the block."""
         loaded = self._loaded
         names = {linear.name for linear in block_linears(loaded.linears, self._block)}
         own = {name: weight for name, weight in weights.items() if name in names}
-        with quantized_model(loaded.model, own), torch.no_grad():
+        kept = {
+            name: tensor
+            for name, tensor in self._turned().items()
+            if name.removesuffix(".weight") not in own
+        }
+        with quantized_model(loaded.model, own, kept), torch.no_grad():
             for part in self._batches:
                 hidden = self._quantized[part].to(loaded.device)
                 self._quantized[part] = self._runner.run(self._block, hidden).cpu()
