@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
-
-import torch
 
 from advisor.calibration.mixing import of_mix, sequence_weights
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
-from advisor.methods.smoothquant import smoothing_scales
-from advisor.models.folding import Folding, fold_scales, foldable_groups
-from advisor.models.load import read_config
 from advisor.models.rotation import Rotation, rotation_of
+from advisor.search.scaling import SCALING_METHODS, find_scales, fold, stored_dtype
 from advisor.search.scores import fits, module_weight, rotated
-from advisor.search.sequential import SCALING_METHODS, QuantizedPrefix, can_be_sequential
-from advisor.search.stacking import awq_scales, is_stackable, quantize_group
+from advisor.search.sequential import QuantizedPrefix, can_be_sequential
+from advisor.search.stacking import is_stackable, quantize_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,14 +78,26 @@ def realise(
     for linear in loaded.linears:
         groups.setdefault(linear.input_group, []).append(linear)
     rotation = _rotation(loaded, chosen, settings)
-    scales = _all_scales(loaded, chosen, groups, settings, store, samples)
-    tensors = _fold(loaded, scales) if rotation is None else rotation.tensors(loaded.linears)
+    tensors = {} if rotation is None else rotation.tensors(loaded.linears)
+    scales: dict[str, Tensor] = {}
     weights: dict[str, QuantizedWeight] = {}
     prefix = _prefix(loaded, chosen, settings, store, samples, calibration, rotation)
+    if prefix is None:
+        known = None if store is None else partial(store.layer, samples=samples)
+        weight_of = partial(module_weight, loaded)
+        scales = find_scales(loaded, chosen, groups, settings, known, weight_of)
+        tensors |= fold(loaded, scales)
+    block = -1
     for done, (group, members) in enumerate(groups.items()):
         if prefix is not None:
-            inputs = prefix.inputs(members[0], weights)
-            statistics: LayerStatistics | None = inputs.statistics
+            statistics: LayerStatistics | None = prefix.inputs(
+                members[0], weights, tensors
+            ).statistics
+            if members[0].block != block:
+                block = members[0].block
+                inside = {key: found for key, found in groups.items() if found[0].block == block}
+                scales, moved = _fit_block(loaded, prefix, chosen, inside, settings, tensors)
+                tensors |= moved
         else:
             statistics = None if store is None else store.layer(members[0], samples)
             if rotation is not None and statistics is not None:
@@ -98,12 +107,7 @@ def realise(
         quantized = [linear for linear in members if linear.name in chosen]
         for scheme in dict.fromkeys(chosen[linear.name] for linear in quantized):
             same = [linear for linear in quantized if chosen[linear.name] == scheme]
-            originals = [
-                tensors.get(f"{linear.name}.weight", module_weight(loaded, linear))
-                for linear in same
-            ]
-            if prefix is not None:
-                originals = [inputs.target(weight, settings.correction) for weight in originals]
+            originals = [_current(loaded, tensors, linear) for linear in same]
             results = _quantize(originals, statistics, scheme, settings)
             weights.update(zip((linear.name for linear in same), results, strict=True))
         if progress is not None:
@@ -116,6 +120,46 @@ def realise(
     }
     replaced |= _gguf_outer(loaded, weights)
     return Realised(weights, replaced)
+
+
+def _current(loaded: LoadedModel, tensors: Mapping[str, Tensor], linear: LinearSpec) -> Tensor:
+    """Return a linear's weight as it is to be quantized."""
+    found = tensors.get(f"{linear.name}.weight")
+    return module_weight(loaded, linear) if found is None else found
+
+
+def _fit_block(
+    loaded: LoadedModel,
+    prefix: QuantizedPrefix,
+    chosen: Mapping[str, Scheme],
+    groups: Mapping[str, Sequence[LinearSpec]],
+    settings: QuantizationSettings,
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a block's scales, and its weights fitted to the quantized prefix and scaled.
+
+    Args:
+        loaded: The 16-bit model; not modified.
+        prefix: Has entered the block.
+        chosen: Module path to scheme, quantized ones alone.
+        groups: The block's input groups.
+        settings: The methods' settings.
+        tensors: By name, those that a rotation has changed.
+    """
+    moved = {
+        f"{linear.name}.weight": prefix.entered(linear).target(
+            _current(loaded, tensors, linear), settings.correction
+        )
+        for members in groups.values()
+        for linear in members
+        if linear.name in chosen
+    }
+    scales = find_scales(
+        loaded, chosen, groups, settings,
+        lambda linear: prefix.entered(linear).statistics,
+        lambda linear: moved[f"{linear.name}.weight"],
+    )  # fmt: skip
+    return scales, fold(loaded, scales, moved)
 
 
 def _rotation(
@@ -146,8 +190,8 @@ def _prefix(
         return None
     if not can_be_sequential(chosen):
         raise InputError(
-            "sequential=True needs gptq in some module and awq or smoothquant in none, but got "
-            f"{', '.join(sorted({scheme.method for scheme in chosen.values()}))}."
+            "sequential=True needs gptq, awq or gguf in some module and smoothquant in none, but "
+            f"got {', '.join(sorted({scheme.method for scheme in chosen.values()}))}."
         )
     if calibration is None or store is None:
         raise InputError("sequential=True needs the calibration text and its statistics.")
@@ -198,90 +242,3 @@ def _check(loaded: LoadedModel, assignment: Mapping[str, Scheme]) -> None:
     ]
     if problems:
         raise InputError(join_errors(sorted(problems)))
-
-
-def _all_scales(
-    loaded: LoadedModel,
-    chosen: Mapping[str, Scheme],
-    groups: Mapping[str, Sequence[LinearSpec]],
-    settings: QuantizationSettings,
-    store: Statistics | None,
-    samples: int | None,
-) -> dict[str, Tensor]:
-    """Return the scales of AWQ and SmoothQuant by input group, from the original weights.
-
-    Groups whose scales fold into nothing keep their inputs, as in the libraries.
-    """
-    result: dict[str, Tensor] = {}
-    for folding in foldable_groups(loaded.model):
-        members = groups[folding.input_group]
-        present = [chosen[linear.name] for linear in members if linear.name in chosen]
-        scaling = [scheme for scheme in present if scheme.method in SCALING_METHODS]
-        if not scaling:
-            continue
-        method = scaling[0].method
-        having = [scheme for scheme in scaling if scheme.method == method]
-        if len(having) < len(members):
-            raise InputError(
-                f"linears that share an input take {method} together, but of {folding.input_group} "
-                f"only {len(having)} of {len(members)} have it."
-            )
-        if store is None:
-            raise InputError(f"{method} needs calibration statistics, but there are none.")
-        weights = [module_weight(loaded, linear) for linear in members]
-        statistics = store.layer(members[0], samples)
-        if method == "awq":
-            # Where the engine does not fuse them, members may differ in bits: the coarsest decides.
-            coarsest = min(having, key=lambda scheme: scheme.bits)
-            scales = awq_scales(weights, statistics, coarsest, settings)
-        else:
-            scales = smoothing_scales(weights, statistics, settings)
-        result[folding.input_group] = _as_stored(loaded, folding, scales)
-    return result
-
-
-def _as_stored(loaded: LoadedModel, folding: Folding, scales: Tensor) -> Tensor:
-    """Return the scales that a norm really takes up once it is rounded to its stored type.
-
-    The linears are multiplied by these, so that rounding the norm changes nothing.
-    """
-    if folding.producer_kind != "norm":
-        return scales
-    norm = _tensor(loaded, f"{folding.producer}.weight") + folding.norm_offset
-    stored = (norm / scales - folding.norm_offset).to(stored_dtype(loaded)).float()
-    exact = norm / (stored + folding.norm_offset)
-    usable = exact.isfinite() & (exact > 0)
-    return torch.where(usable, exact, scales)
-
-
-def stored_dtype(loaded: LoadedModel) -> torch.dtype:
-    """Return the data type of the checkpoint's own tensors, whatever the model computes in."""
-    config = read_config(loaded.folder)
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    return dtype if isinstance(dtype, torch.dtype) else loaded.dtype
-
-
-def _fold(loaded: LoadedModel, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every tensor that the scales change, float32, all foldings applied."""
-    changed: dict[str, Tensor] = {}
-    for folding in foldable_groups(loaded.model):
-        if folding.input_group not in scales:
-            continue
-        names = [f"{linear}.weight" for linear in folding.linears] + _producer_tensors(
-            loaded, folding
-        )
-        current = {name: changed.get(name, _tensor(loaded, name)) for name in names}
-        changed.update(fold_scales(current, folding, scales[folding.input_group]))
-    return changed
-
-
-def _producer_tensors(loaded: LoadedModel, folding: Folding) -> list[str]:
-    """Return the producer's tensor names."""
-    bias = getattr(loaded.model.get_submodule(folding.producer), "bias", None)
-    return [f"{folding.producer}.weight"] + ([] if bias is None else [f"{folding.producer}.bias"])
-
-
-def _tensor(loaded: LoadedModel, name: str) -> Tensor:
-    """Return one of the model's tensors in float32."""
-    return loaded.model.get_parameter(name).detach().to(torch.float32)

@@ -53,17 +53,18 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 
-SCALING_METHODS = frozenset({"awq", "smoothquant"})
-"""Methods whose scales fold into the layer before."""
+SEQUENTIAL_METHODS = frozenset({"gptq", "awq", "gguf"})
+"""Methods whose codes depend on the inputs' second moments."""
 
 
 def can_be_sequential(assignment: Mapping[str, Scheme]) -> bool:
-    """Whether sequential codes exist: GPTQ somewhere, and no scales folded into other layers.
+    """Whether sequential codes exist: some method looks at its inputs, and SmoothQuant is absent.
 
-    Folded scales (AWQ, SmoothQuant) are those of the unquantized model's inputs.
+    AWQ's scales are found anew behind the quantized blocks; SmoothQuant's, which weigh inputs
+    against weights for the sake of quantized activations, are not.
     """
     methods = {scheme.method for scheme in assignment.values() if scheme.is_quantized}
-    return "gptq" in methods and not methods & SCALING_METHODS
+    return bool(methods & SEQUENTIAL_METHODS) and "smoothquant" not in methods
 
 
 class PrefixInputs:
@@ -155,18 +156,28 @@ class QuantizedPrefix:
             self._exact[part] = embedded
             self._quantized[part] = embedded if rotation is None else rotation.stream(embedded)
 
-    def inputs(self, linear: LinearSpec, weights: Mapping[str, QuantizedWeight]) -> PrefixInputs:
+    def inputs(
+        self,
+        linear: LinearSpec,
+        weights: Mapping[str, QuantizedWeight],
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> PrefixInputs:
         """Return what a linear reads.
 
         Args:
             linear: Of the block that the last call asked for, or of a later one.
             weights: Codes of every quantized linear in the blocks before.
+            tensors: By name, what else is changed there: norms that took up scales, 16-bit linears.
         """
         while self._block < linear.block:
             if self._block >= 0:
-                self._leave(weights)
+                self._leave(weights, tensors or {})
             self._block += 1
             self._enter()
+        return self._inputs[linear.input_group]
+
+    def entered(self, linear: LinearSpec) -> PrefixInputs:
+        """Return what a linear of the block that was entered last reads."""
         return self._inputs[linear.input_group]
 
     def _states(self, folder: Path, name: str) -> Tensor:
@@ -209,15 +220,16 @@ class QuantizedPrefix:
             return {}
         return self._rotation.block(self._loaded.linears, self._block)
 
-    def _leave(self, weights: Mapping[str, QuantizedWeight]) -> None:
+    def _leave(self, weights: Mapping[str, QuantizedWeight], tensors: Mapping[str, Tensor]) -> None:
         """Take the quantized model past the block."""
         loaded = self._loaded
         names = {linear.name for linear in block_linears(loaded.linears, self._block)}
         own = {name: weight for name, weight in weights.items() if name in names}
+        prefix = next(iter(sorted(names))).split(f".{self._block}.")[0] + f".{self._block}."
         kept = {
             name: tensor
-            for name, tensor in self._turned().items()
-            if name.removesuffix(".weight") not in own
+            for name, tensor in {**self._turned(), **tensors}.items()
+            if name.startswith(prefix) and name.removesuffix(".weight") not in own
         }
         with quantized_model(loaded.model, own, kept), torch.no_grad():
             for part in self._batches:
