@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError
-from advisor.search.finalists import Finalist, choose, excess_bytes, nearest, strain
+from advisor.search.finalists import Finalist, choose, excess_bytes, strain
 from advisor.search.offers import best_of_kinds
 from advisor.search.sequential import can_be_sequential
 
@@ -121,15 +121,6 @@ class Refiner:
             return (size, kl) if self.goal.smallest else (kl, size)
 
         return min(found, key=rank, default=None)
-
-    def complete_nearest(self) -> None:
-        """Where nothing meets the budgets, measure what is nearest to them in full."""
-        finalists = self.measurer.finalists
-        while finalists and not self.stop():
-            found = nearest(finalists, self.goal)
-            if found.in_full or choose(finalists, self.goal).passes:
-                return
-            self.measurer.complete(found, self.progress(found.mixture))
 
     def refine_sequentially(self) -> None:
         """Measure the best that can be with each block fitted to the quantized ones before it.

@@ -14,6 +14,7 @@ from advisor.calibration.store import cache_root
 from advisor.errors import InputError
 from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
+from advisor.search.closing import complete_nearest, fill_gap
 from advisor.search.compose import Composer, Mixture
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.goal import Goal, goal_of
@@ -213,7 +214,8 @@ class Run:
         if self.sequential:
             refiner.refine_sequentially()
             refiner.settle()
-        refiner.complete_nearest()
+        fill_gap(refiner)
+        complete_nearest(refiner)
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets)
 

@@ -14,6 +14,7 @@ from advisor.evaluation.measure import Measurement
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
 from advisor.search import measuring
+from advisor.search.closing import complete_nearest
 from advisor.search.compose import Mixture
 from advisor.search.families import Family
 from advisor.search.finalists import Finalist, choose
@@ -178,6 +179,6 @@ def test_the_nearest_to_the_budgets_is_measured_in_full(random_llama, make):
         composer=None, measurer=measurer, goal=goal, families=(), stop=lambda: False,
         progress=lambda mixture: lambda done, total: None,
     )  # fmt: skip
-    refiner.complete_nearest()
+    complete_nearest(refiner)
     assert all(f.in_full for f in measurer.finalists)
     assert choose(measurer.finalists, goal).name == "mixed-4.00bpw"

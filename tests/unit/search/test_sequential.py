@@ -188,7 +188,8 @@ def test_awq_scales_are_found_behind_the_quantized_blocks(random_llama, sequence
     made = realise(random_llama, awq, settings, store, calibration=sequences)
     for name in awq:
         same = (made.weights[name].codes == plain.weights[name].codes).double().mean()
-        assert (same > 0.999) == (".layers.0." in name), name
+        unscaled = name.endswith("o_proj")  # grouped queries: its scales fold into nothing
+        assert (same > 0.999) == (".layers.0." in name or unscaled), name
     norm = "model.layers.{}.post_attention_layernorm.weight"
     assert torch.equal(made.replaced[norm.format(0)], plain.replaced[norm.format(0)])
     assert made.replaced.keys() == plain.replaced.keys()
