@@ -43,11 +43,13 @@ class Corpus:
         name: Where the text came from: the sources as they were given, joined by ``" + "``.
         documents: Texts that do not continue one another, none of them blank.
         sha256: Hash of the documents in order, the identity of the corpus.
+        sources: The source of each document.
     """
 
     name: str
     documents: tuple[str, ...]
     sha256: str
+    sources: tuple[str, ...] = ()
 
 
 def builtin_part(topic: str) -> Part:
@@ -111,6 +113,7 @@ def load_corpus(sources: Sequence[str] | str, render: Render | None = None) -> C
     if not names:
         raise InputError("at least one source of text is needed, but the list is empty.")
     documents: list[str] = []
+    origins: list[str] = []
     problems = [
         f"the source {name!r} is given {names.count(name)} times; name it once."
         for name in dict.fromkeys(names)
@@ -118,12 +121,14 @@ def load_corpus(sources: Sequence[str] | str, render: Render | None = None) -> C
     ]
     for name in dict.fromkeys(names):
         try:
-            documents += _read_source(name, render)
+            found = _read_source(name, render)
+            documents += found
+            origins += [name] * len(found)
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError(join_errors(problems))
-    return _corpus(" + ".join(names), documents)
+    return _corpus(" + ".join(names), documents, origins)
 
 
 def _read_source(name: str, render: Render | None) -> list[str]:
@@ -232,10 +237,14 @@ def _decode(content: bytes) -> str:
     return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _corpus(name: str, documents: Iterable[str]) -> Corpus:
-    kept = tuple(document for document in documents if document.strip())
+def _corpus(name: str, documents: Iterable[str], origins: Sequence[str] = ()) -> Corpus:
+    texts = list(documents)
+    known = list(origins) or [name] * len(texts)
+    pairs = [pair for pair in zip(texts, known, strict=True) if pair[0].strip()]
+    kept = tuple(document for document, _ in pairs)
     digest = hashlib.sha256()
     for document in kept:
         encoded = document.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    return Corpus(name=name, documents=kept, sha256=digest.hexdigest())
+    sources = tuple(source for _, source in pairs)
+    return Corpus(name=name, documents=kept, sha256=digest.hexdigest(), sources=sources)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class TokenSequences:
         corpus_sha256: Hash of its text.
         seed: Seed of the shuffle.
         sha256: Hash of the tokens themselves.
+        sources: The source that each sequence begins in; empty where that was not kept.
     """
 
     tokens: Tensor
@@ -42,6 +43,7 @@ class TokenSequences:
     corpus_sha256: str
     seed: int
     sha256: str
+    sources: tuple[str, ...] = ()
 
     @property
     def sequences(self) -> int:
@@ -59,10 +61,16 @@ class TokenSequences:
 
     def part(self, start: int, stop: int) -> TokenSequences:
         """Return the sequences from one place to before another."""
-        tokens = self.tokens[start:stop]
-        return TokenSequences(
-            tokens, self.corpus, self.corpus_sha256, self.seed, hash_tokens(tokens)
-        )
+        return self._pick(range(self.sequences)[start:stop])
+
+    def of_source(self, source: str) -> TokenSequences:
+        """Return the sequences of one source, in their order."""
+        return self._pick([i for i, name in enumerate(self.sources) if name == source])
+
+    def _pick(self, places: Sequence[int]) -> TokenSequences:
+        tokens = self.tokens[list(places)]
+        sources = tuple(self.sources[i] for i in places) if self.sources else ()
+        return replace(self, tokens=tokens, sha256=hash_tokens(tokens), sources=sources)
 
 
 def hash_tokens(tokens: Tensor) -> str:
@@ -108,7 +116,9 @@ def draw_sequences(
         )
     leading = _leading_tokens(tokenizer)
     ids: list[int] = []
+    begins: list[int] = []
     for document in corpus.documents:
+        begins.append(len(ids))
         ids.extend(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
     width = sequence_length - len(leading)
     available = len(ids) // width
@@ -120,9 +130,11 @@ def draw_sequences(
         )
     windows = torch.tensor(ids[: available * width], dtype=torch.int64).view(available, width)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
-    tokens = windows[order[: max(sequences, most or 0)]]
+    chosen = order[: max(sequences, most or 0)]
+    tokens = windows[chosen]
+    documents = np.searchsorted(begins, chosen.numpy() * width, side="right") - 1
     if leading:
-        start = torch.tensor(leading, dtype=torch.int64).expand(sequences, -1)
+        start = torch.tensor(leading, dtype=torch.int64).expand(len(tokens), -1)
         tokens = torch.cat([start, tokens], dim=1)
     return TokenSequences(
         tokens=tokens.contiguous(),
@@ -130,6 +142,7 @@ def draw_sequences(
         corpus_sha256=corpus.sha256,
         seed=seed,
         sha256=hash_tokens(tokens),
+        sources=tuple(corpus.sources[i] for i in documents) if corpus.sources else (),
     )
 
 
@@ -167,7 +180,8 @@ def mix_sequences(parts: Sequence[TokenSequences], name: str) -> TokenSequences:
     )
     tokens = torch.stack([parts[number].tokens[index] for _, number, index in places])
     digest = hashlib.sha256("".join(part.corpus_sha256 for part in parts).encode()).hexdigest()
-    return TokenSequences(tokens, name, digest, parts[0].seed, hash_tokens(tokens))
+    sources = tuple(parts[number].corpus for _, number, _ in places)
+    return TokenSequences(tokens, name, digest, parts[0].seed, hash_tokens(tokens), sources)
 
 
 def _leading_tokens(tokenizer: Any) -> list[int]:

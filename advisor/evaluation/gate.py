@@ -26,13 +26,14 @@ class Decision:
     """Whether a measured candidate meets its budgets.
 
     Attributes:
-        verdict: ``pass``, ``fail`` or ``undecided``.
+        verdict: ``pass``, ``fail`` or ``undecided``; ``stopped`` where the measurement ended early
+            as the candidate could no longer be the answer.
         reason: The number that decided, in one line.
         more_sequences: About how many more sequences would decide; None when decided, or when
             the mean lies so close to the budget that no number can be named.
     """
 
-    verdict: Literal["pass", "fail", "undecided"]
+    verdict: Literal["pass", "fail", "undecided", "stopped"]
     reason: str
     more_sequences: int | None = None
 

@@ -125,6 +125,7 @@ def measure(
     *,
     progress: Progress | None = None,
     stop: Callable[[Measurement], bool] | None = None,
+    known: Measurement | None = None,
 ) -> Measurement:
     """Measure a model on the reference's sequences, in their order.
 
@@ -136,20 +137,26 @@ def measure(
         stop: Called after each sequence with what is measured so far; True ends the measurement,
             for pruning a hopeless candidate or when a decision is clear. Sequences of one group
             (:data:`advisor.evaluation.logits.GROUP_TOKENS`) run through the blocks together.
+        known: What a measurement that ended early found of the first sequences; they are not
+            measured again.
 
     Raises:
         AdvisorError: The stored reference is damaged, or the model's outputs are not finite.
     """
     rows: list[tuple[float, float, float]] = []
+    if known is not None:
+        columns = (known.sequence_kl, known.sequence_nll, known.sequence_agreement)
+        rows = [(float(a), float(b), float(c)) for a, b, c in zip(*columns, strict=True)]
     result = _measurement(rows, reference)
-    texts = list(reference.sequences.tokens)
+    texts = list(reference.sequences.tokens)[len(rows) :]
+    before = len(rows)
     sums = _Sums()
     stored: Tensor | None = None
-    for index, start, ours in iterate_log_probabilities(model, texts, progress):
+    for place, start, ours in iterate_log_probabilities(model, texts, progress):
         if stored is None:
-            stored = reference.log_probabilities(index)
-        sums.add(ours, stored[start : start + len(ours)], texts[index][start + 1 :])
-        if start + len(ours) < len(texts[index]) - 1:
+            stored = reference.log_probabilities(before + place)
+        sums.add(ours, stored[start : start + len(ours)], texts[place][start + 1 :])
+        if start + len(ours) < len(texts[place]) - 1:
             continue
         rows.append(sums.take())
         stored = None

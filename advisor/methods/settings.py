@@ -32,6 +32,11 @@ class QuantizationSettings:
             that make up for the quantized blocks before them; in [0, 1].
         correction_damping: Sequential: regularisation of that fit, as a fraction of the mean
             diagonal of the inputs' second moment; above 0.
+        calibration_mix: Whose inputs codes are fitted to, where the calibration text has several
+            sources: ``given``, ``equal``, or ``only SOURCE`` (:mod:`advisor.calibration.mixing`).
+        rotation: Of the residual stream, folded into all weights: ``none`` or ``hadamard``
+            (:mod:`advisor.models.rotation`).
+        rotation_seed: Of that rotation.
         scale_dtype: Data type in which scales are stored; codes are chosen with rounded scales.
     """
 
@@ -48,6 +53,9 @@ class QuantizationSettings:
     sequential: bool = False
     correction: float = 0.3
     correction_damping: float = 0.1
+    calibration_mix: str = "given"
+    rotation: str = "none"
+    rotation_seed: int = 0
     scale_dtype: str = "bfloat16"
 
     def round_scales(self, scales: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,8 @@ class Architecture:
         parts: Linears of a block, in execution order.
         folds: Which input groups have a producer that scales fold into.
         norm_offset: What the norm adds to its stored weight (Gemma multiplies by ``1 + w``).
+        writers: Linears of a block whose outputs are added to the residual stream as they are;
+            empty where something stands between, so that the stream cannot be rotated.
     """
 
     blocks: str
@@ -66,6 +68,7 @@ class Architecture:
     parts: tuple[LinearPart, ...]
     folds: tuple[FoldPart, ...]
     norm_offset: float = 0.0
+    writers: tuple[str, ...] = ()
 
 
 _LLAMA_PARTS = (
@@ -96,7 +99,10 @@ def _llama_folds(mlp_norm: str) -> tuple[FoldPart, ...]:
 
 
 def _decoder(
-    parts: tuple[LinearPart, ...], folds: tuple[FoldPart, ...], norm_offset: float = 0.0
+    parts: tuple[LinearPart, ...],
+    folds: tuple[FoldPart, ...],
+    norm_offset: float = 0.0,
+    writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj"),
 ) -> Architecture:
     """Return an architecture with the module names that all families below share."""
     return Architecture(
@@ -107,13 +113,16 @@ def _decoder(
         parts=parts,
         folds=folds,
         norm_offset=norm_offset,
+        writers=writers,
     )
 
 
 _LLAMA = _decoder(_LLAMA_PARTS, _llama_folds("post_attention_layernorm"))
 _GEMMA = _decoder(_LLAMA_PARTS, _llama_folds("post_attention_layernorm"), norm_offset=1.0)
 # Gemma 2 and 3 also normalise what attention and MLP put out; the MLP's own norm is another.
-_GEMMA2 = _decoder(_LLAMA_PARTS, _llama_folds("pre_feedforward_layernorm"), norm_offset=1.0)
+_GEMMA2 = _decoder(
+    _LLAMA_PARTS, _llama_folds("pre_feedforward_layernorm"), norm_offset=1.0, writers=()
+)
 _PHI3 = _decoder(
     _PHI3_PARTS,
     (

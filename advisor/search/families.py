@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 WEIGHT_METHODS: tuple[str, ...] = ("rtn", "gptq", "awq")
 """Methods that choose integer codes for the same storage: any of them may fill one module."""
+ROTATABLE: tuple[str, ...] = ("rtn", "gptq")
+"""Methods that a rotation goes with: it spreads what AWQ's scales would single out."""
 BEST = "best"
 """Family whose modules each take the method of least score."""
 
@@ -32,6 +34,8 @@ class Family:
         static_groups: GPTQ: act-order's order of work with groups of consecutive inputs, which
             every kernel runs; ignored by the others.
         samples: Calibration sequences used (a prefix of the statistics); None for all.
+        mix: Of the calibration's sources: ``given``, ``equal`` or ``only SOURCE``.
+        rotation: Of the residual stream: ``none`` or ``hadamard``.
         sequential: Codes fitted to what the quantized blocks before give; scores ignore it.
     """
 
@@ -42,6 +46,8 @@ class Family:
     activation_order: bool = False
     static_groups: bool = False
     samples: int | None = None
+    mix: str = "given"
+    rotation: str = "none"
     sequential: bool = False
 
     @property
@@ -57,6 +63,8 @@ class Family:
             clip=self.clip,
             static_groups=self.static_groups,
             sequential=self.sequential,
+            calibration_mix=self.mix,
+            rotation=self.rotation,
         )
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
@@ -77,6 +85,10 @@ class Family:
         if self.sequential:
             parts.append("sequential")
         parts.append("all samples" if self.samples is None else f"{self.samples} samples")
+        if self.rotation != "none":
+            parts.append("rotated")
+        if self.mix != "given":
+            parts.append(f"calibrated on {self.mix}")
         return ", ".join(parts)
 
 
@@ -136,4 +148,8 @@ def relevant_settings(
     if result.get("clip", "none") != "none":
         result = result | {name: every[name] for name in ("clip_shrink", "clip_steps")}
     needs_statistics = scheme.method != "rtn" or settings.clip != "none"
+    if needs_statistics and settings.calibration_mix != "given":
+        result = result | {"calibration_mix": settings.calibration_mix}
+    if settings.rotation != "none":
+        result = result | {"rotation": [settings.rotation, settings.rotation_seed]}
     return result | ({"samples": samples} if needs_statistics else {})

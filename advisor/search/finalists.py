@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from advisor.evaluation.gate import Decision
     from advisor.evaluation.measure import Measurement
     from advisor.evaluation.tasks import TaskMeasurement
+    from advisor.plan.schema import Interval
     from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
 
@@ -33,6 +34,8 @@ class Finalist:
         slices: Per-sequence results on further texts, by name.
         task: Scores on the benchmark of an accuracy budget.
         looks: How often its text was made longer until it decides, the first time included.
+        planned: Where the measurement was ended early, the sequences that it was to take; the
+            candidate is never the answer then.
     """
 
     mixture: Mixture
@@ -41,11 +44,17 @@ class Finalist:
     slices: Mapping[str, Measurement] = field(default_factory=dict)
     task: TaskMeasurement | None = None
     looks: int = 1
+    planned: int | None = None
 
     @property
     def name(self) -> str:
         """The candidate's name."""
         return self.mixture.name
+
+    @property
+    def in_full(self) -> bool:
+        """Whether the measurement was not ended early."""
+        return self.planned is None
 
     @property
     def measured_kl(self) -> float:
@@ -55,17 +64,28 @@ class Finalist:
     @property
     def loss_high(self) -> float:
         """Upper end of the loss on the text where it is highest."""
-        return max(text.loss.high for text in (self.measurement, *self.slices.values()))
+        return max(self._high(text, text.loss) for text in self._texts)
 
     @property
     def kl_high(self) -> float:
         """Upper end of the KL on the text where it is highest."""
-        return max(text.kl.high for text in (self.measurement, *self.slices.values()))
+        return max(self._high(text, text.kl) for text in self._texts)
+
+    @property
+    def _texts(self) -> tuple[Measurement, ...]:
+        return (self.measurement, *self.slices.values())
+
+    def _high(self, text: Measurement, interval: Interval) -> float:
+        """Return an upper end; where it ended early, about that of the full length."""
+        if self.planned is None or text.sequences >= self.planned:
+            return interval.high
+        share = float(np.sqrt(text.sequences / self.planned))
+        return interval.value + share * (interval.high - interval.value)
 
     @property
     def passes(self) -> bool:
-        """Whether the upper confidence bounds meet the quality budgets."""
-        return self.decision.verdict == "pass"
+        """Whether the upper confidence bounds meet the quality budgets, measured in full."""
+        return self.in_full and self.decision.verdict == "pass"
 
 
 def strain(finalist: Finalist, goal: Goal) -> float:
@@ -97,15 +117,16 @@ def choose(finalists: Sequence[Finalist], goal: Goal) -> Finalist:
     Of those within the size and quality budgets: the smallest where that is the goal; otherwise
     the one of least measured KL, or one that cannot be told from it and is really smaller. A
     tie never goes to a candidate that measured worse than the best uniform one. Where none is
-    within, the nearest: least excess over the budgets.
+    within, the nearest: least excess over the budgets. Candidates whose measurement was
+    ended early are left out.
 
     Args:
-        finalists: At least one.
+        finalists: At least one that was measured in full.
         goal: The budgets.
     """
     within = [f for f in finalists if f.passes and excess_bytes(f.mixture, goal) == 0]
     if not within:
-        return min(finalists, key=lambda f: (_distance(f, goal), f.mixture.size_bytes))
+        return nearest([f for f in finalists if f.in_full], goal)
     count = min(f.measurement.sequences for f in within)
 
     def kl(finalist: Finalist) -> float:
@@ -120,6 +141,11 @@ def choose(finalists: Sequence[Finalist], goal: Goal) -> Finalist:
     smallest = min(ties, key=lambda f: (f.mixture.size_bytes, kl(f)))
     saved = best.mixture.size_bytes - smallest.mixture.size_bytes
     return smallest if saved > _WORTH_SAVING * best.mixture.size_bytes else best
+
+
+def nearest(finalists: Sequence[Finalist], goal: Goal) -> Finalist:
+    """Return the candidate of least excess over the budgets."""
+    return min(finalists, key=lambda f: (_distance(f, goal), f.mixture.size_bytes))
 
 
 def excess_bytes(mixture: Mixture, goal: Goal) -> int:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import numpy as np
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from advisor.budgets import Budgets
-from advisor.evaluation.gate import decide, look_confidence
+from advisor.evaluation.gate import Decision, decide, look_confidence
 from advisor.evaluation.measure import Measurement, measure
 from advisor.evaluation.reference import Reference
 from advisor.evaluation.runtime import quantized_model
 from advisor.evaluation.tasks import TaskMeasurement
-from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
 from advisor.search.finalists import Finalist
+from advisor.search.pruning import Watch
 from advisor.search.realise import realise
+from advisor.search.records import Records, read_scores, write_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
-    from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.mixing import Statistics
     from advisor.calibration.tokens import TokenSequences
     from advisor.evaluation.tasks import Benchmark
     from advisor.methods.settings import QuantizationSettings
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
     from advisor.search.goal import Goal
 
 _VERSION = 1
-_ARRAYS = ("sequence_kl", "sequence_nll", "sequence_reference_nll", "sequence_agreement")
-_SCORES = "scores"
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ class Measurer:
     def __init__(
         self,
         loaded: LoadedModel,
-        store: StatisticsStore,
+        store: Statistics,
         judges: Judges,
         settings: QuantizationSettings,
         goal: Goal,
@@ -116,7 +112,8 @@ class Measurer:
             max_loss=goal.max_loss, max_kl=goal.max_kl,
             max_accuracy_drop=goal.max_accuracy_drop, task=goal.task,
         )  # fmt: skip
-        self._folder = folder
+        self._goal = goal
+        self._records = Records(folder, settings, store.key)
         self._cache = cache
         self._calibration = calibration
         self.finalists: list[Finalist] = []
@@ -137,19 +134,33 @@ class Measurer:
         known = next((f for f in self.finalists if f.mixture == mixture), None)
         if known is not None:
             return known
-        found, task = self._look(mixture, 1, progress)
+        watch = Watch(mixture, self.finalists, self._goal)
+        found, task = self._look(mixture, 1, progress, watch)
         finalist = self._finalist(mixture, found, task, 1)
+        if (ended := watch.ended) is not None:
+            finalist = replace(
+                finalist, planned=ended.planned, decision=Decision("stopped", ended.reason)
+            )
         if all(_codes(mixture) != _codes(other.mixture) for other in self.finalists):
             self.finalists.append(finalist)
         return finalist
+
+    def complete(
+        self, finalist: Finalist, progress: Callable[[int, int], None] | None = None
+    ) -> Finalist:
+        """Return a finalist whose measurement was ended early, now measured in full."""
+        found, task = self._look(finalist.mixture, 1, progress)
+        whole = self._finalist(finalist.mixture, found, task, 1)
+        self.finalists[self.finalists.index(finalist)] = whole
+        return whole
 
     def left(self, finalist: Finalist) -> int:
         """Return how many sequences of the main text a finalist was not measured on yet."""
         return self.judges.evaluation.sequences - finalist.measurement.sequences
 
     def can_grow(self, finalist: Finalist) -> bool:
-        """Whether any text has sequences left for a finalist."""
-        return finalist.looks < self.judges.looks
+        """Whether any text has sequences left for a finalist that was measured in full."""
+        return finalist.in_full and finalist.looks < self.judges.looks
 
     def extend(
         self, finalist: Finalist, progress: Callable[[int, int], None] | None = None
@@ -181,68 +192,65 @@ class Measurer:
         return Finalist(mixture, found[""], decision, slices, task, look)
 
     def _look(
-        self, mixture: Mixture, look: int, progress: Callable[[int, int], None] | None
+        self,
+        mixture: Mixture,
+        look: int,
+        progress: Callable[[int, int], None] | None,
+        watch: Watch | None = None,
     ) -> tuple[dict[str, Measurement], TaskMeasurement | None]:
-        """Measure what a look adds, quantizing only if something is not on disk."""
-        references: dict[str, Reference] = {}
-        for name, text in self.judges.texts.items():
-            part = self.judges.part(text, look)
-            if part is not None:
-                references[name] = Reference.compute(self._loaded, part, self._cache)
-        found = {
-            name: stored
-            for name, reference in references.items()
-            if (stored := _read(self._path(mixture, reference.sequences.sha256))) is not None
-        }
+        """Measure what a look adds, quantizing only if something is not on disk.
+
+        Where the watch ends the measurement of a text, nothing after it is measured.
+        """
+        found: dict[str, Measurement] = {}
         benchmark = self.judges.benchmark if look == 1 else None
-        scores = None if benchmark is None else self._read_scores(mixture, benchmark)
-        missing = {name: row for name, row in references.items() if name not in found}
-        if missing or (benchmark is not None and scores is None):
-            family = mixture.family
-            realised = realise(
-                self._loaded, mixture.assignment, family.settings(self._settings), self._store,
-                samples=family.samples, calibration=self._calibration, spill=self._folder,
-            )  # fmt: skip
-            with quantized_model(self._loaded.model, realised.weights, realised.replaced) as model:
-                for name, reference in missing.items():
-                    found[name] = measure(model, reference, progress=progress)
-                    self._keep(mixture, reference.sequences.sha256, _document(found[name]))
-                if benchmark is not None and scores is None:
-                    scores = self._score(mixture, benchmark, model, progress)
+        scores: NDArray[np.float64] | None = None
+        with _OnDemand(lambda: self._quantized(mixture)) as model:
+            for name, text in self.judges.texts.items():
+                if (part := self.judges.part(text, look)) is None:
+                    continue
+                stop = None if watch is None else watch.of_text(name, part.sequences)
+                found[name] = self._measured(mixture, part, model, progress, stop)
+                if watch is not None and watch.ended is not None:
+                    return found, None
+            if benchmark is not None:
+                scores = self._records.scores(mixture, benchmark.identity)
+                if scores is None:
+                    scores = benchmark.evaluate(model(), progress)
+                    self._records.keep_scores(mixture, benchmark.identity, scores)
         if benchmark is None or scores is None:
             return found, None
         reference_scores = self._reference_scores(benchmark, None)
         return found, TaskMeasurement(benchmark.name, scores, reference_scores)
 
-    def _path(self, mixture: Mixture, evaluation: str) -> Path:
-        key = sha256_json(
-            {
-                "version": _VERSION,
-                "candidate": mixture.identity(self._settings),
-                "statistics": self._store.key,
-                "evaluation": evaluation,
-            }
-        )
-        return self._folder / f"{key}.json"
-
-    def _keep(self, mixture: Mixture, evaluation: str, document: dict[str, object]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        named = {"name": mixture.name, "size_bytes": mixture.size_bytes} | document
-        write_atomically(self._path(mixture, evaluation), json.dumps(named))
-
-    def _score(
+    def _measured(
         self,
         mixture: Mixture,
-        benchmark: Benchmark,
-        model: nn.Module,
+        text: TokenSequences,
+        model: Callable[[], nn.Module],
         progress: Callable[[int, int], None] | None,
-    ) -> NDArray[np.float64]:
-        scores = benchmark.evaluate(model, progress)
-        self._keep(mixture, benchmark.identity, {_SCORES: scores.tolist()})
-        return scores
+        stop: Callable[[Measurement], bool] | None,
+    ) -> Measurement:
+        """Return what is known of a candidate on a text, measuring what is not."""
+        known = self._records.measurement(mixture, text.sha256)
+        seen = 0 if known is None else known.sequences
+        if known is not None:
+            ended = stop is not None and any(stop(known.first(n + 1)) for n in range(seen))
+            if ended or seen == text.sequences:
+                return known
+        reference = Reference.compute(self._loaded, text, self._cache)
+        found = measure(model(), reference, progress=progress, stop=stop, known=known)
+        self._records.keep(mixture, text.sha256, found)
+        return found
 
-    def _read_scores(self, mixture: Mixture, benchmark: Benchmark) -> NDArray[np.float64] | None:
-        return _read_array(self._path(mixture, benchmark.identity))
+    def _quantized(self, mixture: Mixture) -> AbstractContextManager[nn.Module]:
+        """Return the model with a candidate's codes, for a while."""
+        family = mixture.family
+        realised = realise(
+            self._loaded, mixture.assignment, family.settings(self._settings), self._store,
+            samples=family.samples, calibration=self._calibration, spill=self._records.folder,
+        )  # fmt: skip
+        return quantized_model(self._loaded.model, realised.weights, realised.replaced)
 
     def _reference_scores(
         self, benchmark: Benchmark, progress: Callable[[int, int], None] | None
@@ -251,11 +259,10 @@ class Measurer:
         key = sha256_json([_VERSION, self._loaded.fingerprint, str(self._loaded.dtype),
                            benchmark.identity])  # fmt: skip
         path = self._cache / "references" / f"{key[:32]}.json"
-        scores = _read_array(path)
+        scores = read_scores(path)
         if scores is None:
             scores = benchmark.evaluate(self._loaded.model, progress)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps({_SCORES: scores.tolist()}))
+            write_scores(path, scores)
         return scores
 
 
@@ -264,28 +271,18 @@ def _codes(mixture: Mixture) -> tuple[object, ...]:
     return mixture.assignment, mixture.family.sequential
 
 
-def _document(found: Measurement) -> dict[str, object]:
-    return {name: getattr(found, name).tolist() for name in _ARRAYS}
+class _OnDemand(ExitStack):
+    """A context that is entered when first asked for: what is all on disk needs no codes."""
 
+    def __init__(self, make: Callable[[], AbstractContextManager[nn.Module]]) -> None:
+        super().__init__()
+        self._make = make
+        self._model: nn.Module | None = None
 
-def _read(path: Path) -> Measurement | None:
-    """Return a stored measurement, or None where there is none to be trusted."""
-    if not path.is_file():
-        return None
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return Measurement(**{name: np.array(document[name], np.float64) for name in _ARRAYS})
-    except (ValueError, KeyError, TypeError):
-        _logger.warning("measurement %s is damaged and will be made again", path)
-        return None
+    def __enter__(self) -> Any:
+        return super().__enter__() and self._get
 
-
-def _read_array(path: Path) -> NDArray[np.float64] | None:
-    """Return stored scores, or None where there are none to be trusted."""
-    if not path.is_file():
-        return None
-    try:
-        return np.array(json.loads(path.read_text(encoding="utf-8"))[_SCORES], np.float64)
-    except (ValueError, KeyError, TypeError):
-        _logger.warning("scores %s are damaged and will be made again", path)
-        return None
+    def _get(self) -> nn.Module:
+        if self._model is None:
+            self._model = self.enter_context(self._make())
+        return self._model

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
+from advisor.calibration.mixing import of_mix, sequence_weights
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
-from advisor.methods.smoothquant import smoothing_scales
-from advisor.models.folding import Folding, fold_tensor, foldable_groups, folded_tensors
-from advisor.models.load import read_config
+from advisor.models.rotation import Rotation, rotation_of
 from advisor.numerics.spilled_weights import SpilledWeights
-from advisor.search.scores import fits, module_weight
-from advisor.search.sequential import SCALING_METHODS, QuantizedPrefix, can_be_sequential
-from advisor.search.stacking import awq_scales, is_stackable, quantize_group
+from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
+from advisor.search.scores import fits, module_weight, rotated
+from advisor.search.sequential import QuantizedPrefix, can_be_sequential
+from advisor.search.stacking import is_stackable, quantize_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.mixing import Statistics
     from advisor.calibration.tokens import TokenSequences
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
@@ -52,7 +51,7 @@ def realise(
     loaded: LoadedModel,
     assignment: Mapping[str, Scheme],
     settings: QuantizationSettings,
-    store: StatisticsStore | None,
+    store: Statistics | None,
     *,
     samples: int | None = None,
     calibration: TokenSequences | None = None,
@@ -79,32 +78,51 @@ def realise(
             an input are only in part AWQ or SmoothQuant, or codes cannot be sequential.
     """
     _check(loaded, assignment)
+    if store is not None:
+        store = of_mix(store, settings.calibration_mix)
     chosen = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
     groups: dict[str, list[LinearSpec]] = {}
     for linear in loaded.linears:
         groups.setdefault(linear.input_group, []).append(linear)
-    scales = _all_scales(loaded, chosen, groups, settings, store, samples)
-    folded = _Folded(loaded, scales)
+    rotation = _rotation(loaded, chosen, settings)
     kept: dict[str, QuantizedWeight] = {}
     spilled = None if spill is None else SpilledWeights(spill)
     weights: Mapping[str, QuantizedWeight] = kept if spilled is None else spilled
-    prefix = _prefix(loaded, chosen, settings, store, samples, calibration)
+    replaced: dict[str, Tensor] = {}
+    prefix = _prefix(loaded, chosen, settings, store, samples, calibration, rotation)
+    known = None if store is None else partial(store.layer, samples=samples, gradients=False)
+    scales: dict[str, Tensor] = {}
+    if prefix is None:
+        scales = find_scales(
+            loaded, chosen, groups, settings, known, partial(module_weight, loaded)
+        )
+    folded = Folded(loaded, scales)
+    block = -1
     for done, (group, members) in enumerate(groups.items()):
         if prefix is not None:
-            inputs = prefix.inputs(members[0], weights)
-            statistics: LayerStatistics | None = inputs.statistics
+            entering = members[0].block != block
+            behind = {name: folded.tensor(name) for name in folded.names} if entering else {}
+            statistics: LayerStatistics | None = prefix.inputs(
+                members[0], weights, behind
+            ).statistics
         else:
-            statistics = (
-                None if store is None else store.layer(members[0], samples, gradients=False)
-            )
+            statistics = None if known is None else known(members[0])
+            if rotation is not None and statistics is not None:
+                statistics = rotated(rotation, members[0], statistics)
+        if members[0].block != block and (prefix is not None or rotation is not None):
+            replaced |= _stored(loaded, folded, weights)
+            block = members[0].block
+            tensors = {} if rotation is None else rotation.block(loaded.linears, block)
+            if prefix is not None:
+                inside = {key: found for key, found in groups.items() if found[0].block == block}
+                scales, tensors = _fit_block(loaded, prefix, chosen, inside, settings, tensors)
+            folded = Folded(loaded, scales, tensors)
         if statistics is not None and group in scales:
             statistics = scale_inputs(statistics, scales[group])
         quantized = [linear for linear in members if linear.name in chosen]
         for scheme in dict.fromkeys(chosen[linear.name] for linear in quantized):
             same = [linear for linear in quantized if chosen[linear.name] == scheme]
-            originals = [folded.tensor(f"{linear.name}.weight") for linear in same]
-            if prefix is not None:
-                originals = [inputs.target(weight, settings.correction) for weight in originals]
+            originals = [folded.weight(linear) for linear in same]
             results = _quantize(originals, statistics, scheme, settings)
             for linear, result in zip(same, results, strict=True):
                 if spilled is None:
@@ -113,36 +131,100 @@ def realise(
                     spilled.add(linear.name, result)
         if progress is not None:
             progress(done + 1, len(groups))
+    replaced |= _stored(loaded, folded, weights)
+    if rotation is not None:
+        dtype = stored_dtype(loaded)
+        replaced |= {name: tensor.to(dtype) for name, tensor in rotation.outer().items()}
+    replaced |= _gguf_outer(loaded, weights)
+    return Realised(weights, replaced)
+
+
+def _stored(
+    loaded: LoadedModel, folded: Folded, weights: Mapping[str, QuantizedWeight]
+) -> dict[str, Tensor]:
+    """Return the changed tensors that stay in 16 bits, as a checkpoint stores them."""
     dtype = stored_dtype(loaded)
-    replaced = {
+    return {
         name: folded.tensor(name).to(dtype)
         for name in folded.names
         if name.removesuffix(".weight") not in weights
     }
-    replaced |= _gguf_outer(loaded, weights)
-    return Realised(weights, replaced)
+
+
+def _fit_block(
+    loaded: LoadedModel,
+    prefix: QuantizedPrefix,
+    chosen: Mapping[str, Scheme],
+    groups: Mapping[str, Sequence[LinearSpec]],
+    settings: QuantizationSettings,
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a block's scales, and its tensors fitted to the quantized prefix, not scaled yet.
+
+    Args:
+        loaded: The 16-bit model; not modified.
+        prefix: Has entered the block.
+        chosen: Module path to scheme, quantized ones alone.
+        groups: The block's input groups.
+        settings: The methods' settings.
+        tensors: By name, those that a rotation has changed.
+    """
+    own = Folded(loaded, {}, tensors)
+    moved = {
+        f"{linear.name}.weight": prefix.entered(linear).target(
+            own.weight(linear), settings.correction
+        )
+        for members in groups.values()
+        for linear in members
+        if linear.name in chosen
+    }
+    scales = find_scales(
+        loaded, chosen, groups, settings,
+        lambda linear: prefix.entered(linear).statistics,
+        lambda linear: moved[f"{linear.name}.weight"],
+    )  # fmt: skip
+    return scales, {**tensors, **moved}
+
+
+def _rotation(
+    loaded: LoadedModel, chosen: Mapping[str, Scheme], settings: QuantizationSettings
+) -> Rotation | None:
+    """Return the rotation that the settings ask for."""
+    rotation = rotation_of(loaded.model, settings.rotation, settings.rotation_seed)
+    unfit = {s.method for s in chosen.values()} & (SCALING_METHODS | {"gguf"})
+    if rotation is not None and unfit:
+        raise InputError(
+            f"rotation={settings.rotation!r} goes with methods that fold no scales and with "
+            f"safetensors checkpoints, but got {', '.join(sorted(unfit))}."
+        )
+    return rotation
 
 
 def _prefix(
     loaded: LoadedModel,
     chosen: Mapping[str, Scheme],
     settings: QuantizationSettings,
-    store: StatisticsStore | None,
+    store: Statistics | None,
     samples: int | None,
     calibration: TokenSequences | None,
+    rotation: Rotation | None,
 ) -> QuantizedPrefix | None:
     """Return the walk over quantized blocks, where the settings ask for it."""
     if not settings.sequential:
         return None
     if not can_be_sequential(chosen):
         raise InputError(
-            "sequential=True needs gptq in some module and awq or smoothquant in none, but got "
-            f"{', '.join(sorted({scheme.method for scheme in chosen.values()}))}."
+            "sequential=True needs gptq, awq or gguf in some module and smoothquant in none, but "
+            f"got {', '.join(sorted({scheme.method for scheme in chosen.values()}))}."
         )
     if calibration is None or store is None:
         raise InputError("sequential=True needs the calibration text and its statistics.")
-    tokens = calibration.tokens if samples is None else calibration.tokens[:samples]
-    return QuantizedPrefix(loaded, tokens, store.work_folder, settings)
+    used = calibration if samples is None else calibration.first(samples)
+    weights = sequence_weights(used, settings.calibration_mix)
+    kept = weights > 0
+    return QuantizedPrefix(
+        loaded, used.tokens[kept], store.work_folder, settings, weights[kept], rotation
+    )
 
 
 def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
@@ -184,101 +266,3 @@ def _check(loaded: LoadedModel, assignment: Mapping[str, Scheme]) -> None:
     ]
     if problems:
         raise InputError(join_errors(sorted(problems)))
-
-
-def _all_scales(
-    loaded: LoadedModel,
-    chosen: Mapping[str, Scheme],
-    groups: Mapping[str, Sequence[LinearSpec]],
-    settings: QuantizationSettings,
-    store: StatisticsStore | None,
-    samples: int | None,
-) -> dict[str, Tensor]:
-    """Return the scales of AWQ and SmoothQuant by input group, from the original weights.
-
-    Groups whose scales fold into nothing keep their inputs, as in the libraries.
-    """
-    result: dict[str, Tensor] = {}
-    for folding in foldable_groups(loaded.model):
-        members = groups[folding.input_group]
-        present = [chosen[linear.name] for linear in members if linear.name in chosen]
-        scaling = [scheme for scheme in present if scheme.method in SCALING_METHODS]
-        if not scaling:
-            continue
-        method = scaling[0].method
-        having = [scheme for scheme in scaling if scheme.method == method]
-        if len(having) < len(members):
-            raise InputError(
-                f"linears that share an input take {method} together, but of {folding.input_group} "
-                f"only {len(having)} of {len(members)} have it."
-            )
-        if store is None:
-            raise InputError(f"{method} needs calibration statistics, but there are none.")
-        weights = [module_weight(loaded, linear) for linear in members]
-        statistics = store.layer(members[0], samples, gradients=False)
-        if method == "awq":
-            # Where the engine does not fuse them, members may differ in bits: the coarsest decides.
-            coarsest = min(having, key=lambda scheme: scheme.bits)
-            scales = awq_scales(weights, statistics, coarsest, settings)
-        else:
-            scales = smoothing_scales(weights, statistics, settings)
-        result[folding.input_group] = _as_stored(loaded, folding, scales)
-    return result
-
-
-def _as_stored(loaded: LoadedModel, folding: Folding, scales: Tensor) -> Tensor:
-    """Return the scales that a norm really takes up once it is rounded to its stored type.
-
-    The linears are multiplied by these, so that rounding the norm changes nothing.
-    """
-    if folding.producer_kind != "norm":
-        return scales
-    norm = _tensor(loaded, f"{folding.producer}.weight") + folding.norm_offset
-    stored = (norm / scales - folding.norm_offset).to(stored_dtype(loaded)).float()
-    exact = norm / (stored + folding.norm_offset)
-    usable = exact.isfinite() & (exact > 0)
-    return torch.where(usable, exact, scales)
-
-
-def stored_dtype(loaded: LoadedModel) -> torch.dtype:
-    """Return the data type of the checkpoint's own tensors, whatever the model computes in."""
-    config = read_config(loaded.folder)
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    return dtype if isinstance(dtype, torch.dtype) else loaded.dtype
-
-
-class _Folded:
-    """The model's tensors after all foldings, made one at a time.
-
-    Attributes:
-        names: Of the tensors that the scales change.
-    """
-
-    def __init__(self, loaded: LoadedModel, scales: Mapping[str, Tensor]) -> None:
-        self._loaded = loaded
-        self._scales = scales
-        self._foldings: dict[str, list[Folding]] = {}
-        for folding in foldable_groups(loaded.model) if scales else ():
-            if folding.input_group in scales:
-                for name in _changed(loaded, folding):
-                    self._foldings.setdefault(name, []).append(folding)
-        self.names = tuple(self._foldings)
-
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor, float32; not to be written to."""
-        current = _tensor(self._loaded, name)
-        for folding in self._foldings.get(name, ()):
-            current = fold_tensor(name, current, folding, self._scales[folding.input_group])
-        return current
-
-
-def _changed(loaded: LoadedModel, folding: Folding) -> tuple[str, ...]:
-    """Return the names of the tensors that a folding changes."""
-    bias = getattr(loaded.model.get_submodule(folding.producer), "bias", None)
-    return folded_tensors(folding, producer_has_bias=bias is not None)
-
-
-def _tensor(loaded: LoadedModel, name: str) -> Tensor:
-    """Return one of the model's tensors in float32."""
-    return loaded.tensor(name).to(torch.float32)

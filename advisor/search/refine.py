@@ -128,7 +128,7 @@ class Refiner:
         Where the smallest is wanted, what this gains is then spent on fewer bytes.
         """
         known = self.measurer.finalists
-        able = [f for f in known if can_be_sequential(f.mixture.assignment)]
+        able = [f for f in known if f.in_full and can_be_sequential(f.mixture.assignment)]
         if not able:
             return
         plain = choose(able, self.goal)

@@ -53,7 +53,8 @@ def relaxations(refiner: Refiner, budgets: Budgets) -> tuple[Relaxation, ...]:
     """
     goal = refiner.goal
     found: list[Relaxation] = []
-    within = [f for f in refiner.measurer.finalists if excess_bytes(f.mixture, goal) == 0]
+    measured = [f for f in refiner.measurer.finalists if f.in_full]
+    within = [f for f in measured if excess_bytes(f.mixture, goal) == 0]
     if within and goal.has_quality_budget:
         best = min(within, key=lambda f: f.measured_kl)
         found += _quality(best, budgets)
@@ -81,7 +82,7 @@ def _both(refiner: Refiner, budgets: Budgets, max_bytes: int) -> list[Relaxation
     """
     goal = replace(refiner.goal, smallest=False)
     replace(refiner, goal=goal).run()
-    measured = refiner.measurer.finalists
+    measured = [f for f in refiner.measurer.finalists if f.in_full]
     enough = min((f.mixture.size_bytes for f in measured if f.passes), default=math.inf)
     found = [
         Relaxation("max_size", max_bytes, f.mixture.size_bytes, f.name, tuple(changes))

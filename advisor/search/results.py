@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from advisor.plan.schema import Plan
     from advisor.search.finalists import Finalist, ScoreQuality
     from advisor.search.goal import Goal
+    from advisor.search.outcomes import TrialRecord
     from advisor.search.relaxing import Relaxation
-    from advisor.search.study import TrialRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.mixing import collect, mixes, open_statistics
 from advisor.calibration.representativeness import Representativeness, representativeness
 from advisor.calibration.settings import default_prefixes
 from advisor.calibration.store import cache_root
 from advisor.errors import InputError
+from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
+from advisor.search.closing import complete_nearest, fill_gap
 from advisor.search.compose import Composer, Mixture
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.goal import Goal, goal_of
@@ -25,15 +27,17 @@ from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
 from advisor.search.space import Space, build_space, parameters_of, priors
-from advisor.search.study import TrialRecord, run_study, storage_url
+from advisor.search.study import run_study
 from advisor.search.trials import Scorer, fallback, promising_families, scoring_allowance
+from advisor.search.workers import storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.mixing import Statistics
     from advisor.engines.options import MixtureOptions
+    from advisor.search.outcomes import TrialRecord
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
@@ -90,24 +94,24 @@ class Run:
         task = self.task
         self.workdir.mkdir(parents=True, exist_ok=True)
         url = storage_url(storage, self.workdir)
-        store = open_store(task.loaded, task.calibration)
+        store = open_statistics(task.loaded, task.calibration)
         book = ScoreBook(task.loaded, store, cache_root() / "scores")
         composer = Composer(
             task.spec, task.loaded.linears, self.offered.schemes, self.offered.format, book,
             task.settings,
         )  # fmt: skip
-        goal, space = self._aim(composer, store, prefer)
+        goal, space = self._aim(composer, prefer)
         scorer = Scorer(
             composer,
             space,
             goal,
-            scoring_allowance(task.spec.quantizable_parameters),
+            scoring_allowance(
+                task.spec.quantizable_parameters, len(space.mixes) + len(space.rotations) - 2
+            ),
             self._scoring,
         )
         try:
-            collect_statistics(
-                task.loaded, task.calibration, store, progress=self._stage("Statistics")
-            )
+            collect(task.loaded, task.calibration, store, self._stage("Statistics"))
             self.fit = representativeness(
                 task.loaded, task.calibration, task.judges.evaluation.first(task.judges.first),
                 self._stage("Comparing texts"),
@@ -120,7 +124,7 @@ class Run:
             self.clock.stopped = "interrupted"
         return self._result(scorer, goal, seed)
 
-    def _aim(self, composer: Composer, store: StatisticsStore, prefer: str) -> tuple[Goal, Space]:
+    def _aim(self, composer: Composer, prefer: str) -> tuple[Goal, Space]:
         """Return what is wanted, and where to look for it."""
         task = self.task
         smallest, largest = composer.smallest_and_largest()
@@ -136,9 +140,20 @@ class Run:
             high = min(high, 8 * (goal.max_bytes - beside) / quantizable)
         low = smallest.bits_per_weight
         samples = _prefixes(task.calibration.sequences)
-        return goal, build_space(composer.options, samples, low_bits=low, high_bits=max(low, high))
+        return goal, build_space(
+            composer.options, samples, low_bits=low, high_bits=max(low, high),
+            mixes=mixes(task.calibration), rotations=self._rotations(),
+        )  # fmt: skip
 
-    def _study_name(self, space: Space, goal: Goal, store: StatisticsStore, seed: int) -> str:
+    def _rotations(self) -> tuple[str, ...]:
+        """Return the rotations that the model and the format allow; a tied head allows none."""
+        problem = rotation_problem(self.task.loaded.model)
+        if problem is not None or self.offered.format == "gguf":
+            _logger.info("the residual stream is not rotated: %s", problem or "GGUF")
+            return (NONE,)
+        return ROTATIONS
+
+    def _study_name(self, space: Space, goal: Goal, store: Statistics, seed: int) -> str:
         """Return a name that differs whenever a trial could come out differently."""
         content: dict[str, Any] = {
             "statistics": store.key,
@@ -174,7 +189,7 @@ class Run:
         scorer.recall(self.records)
         self.records = run(trials)
 
-    def _measure(self, scorer: Scorer, store: StatisticsStore, goal: Goal) -> None:
+    def _measure(self, scorer: Scorer, store: Statistics, goal: Goal) -> None:
         """Measure finalists; where none meets the budgets, also what would."""
         task = self.task
         measurer = Measurer(
@@ -199,13 +214,15 @@ class Run:
         if self.sequential:
             refiner.refine_sequentially()
             refiner.settle()
+        fill_gap(refiner)
+        complete_nearest(refiner)
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets)
 
     def _may_not_measure(self) -> bool:
         """Whether to stop; a time budget still leaves room for one mixture and one uniform."""
         over = self.clock.over()
-        kinds = {finalist.mixture.is_uniform for finalist in self.finalists}
+        kinds = {f.mixture.is_uniform for f in self.finalists if f.in_full}
         return over and (self.clock.stopped == "interrupted" or len(kinds) == 2)
 
     def _meets(self, finalist: Finalist, goal: Goal) -> bool:

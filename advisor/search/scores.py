@@ -35,11 +35,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from advisor.calibration.mixing import of_mix
 from advisor.models.folding import foldable_groups
+from advisor.models.rotation import Rotation, rotation_of
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
 from advisor.predict.gguf_types import base_type, stored_type
@@ -51,8 +54,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from advisor.calibration.mixing import Statistics
     from advisor.calibration.statistics import LayerStatistics
-    from advisor.calibration.store import StatisticsStore
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.modelspec import LinearSpec
@@ -60,6 +63,8 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 """Part of every cache key: raised when scores mean something else."""
+_MEAN_MAGNITUDE = math.sqrt(2 / math.pi)
+"""Of a standard normal variable."""
 _logger = logging.getLogger(__name__)
 
 
@@ -111,7 +116,7 @@ def fits(scheme: Scheme, linear: LinearSpec) -> bool:
 class ScoreBook:
     """Scores by scheme and settings, computed once and kept on disk by content."""
 
-    def __init__(self, loaded: LoadedModel, store: StatisticsStore, folder: Path) -> None:
+    def __init__(self, loaded: LoadedModel, store: Statistics, folder: Path) -> None:
         """Open the book.
 
         Args:
@@ -184,9 +189,15 @@ class ScoreBook:
         schemes = [s for s in found if s.is_quantized and fits(s, members[0])]
         if not schemes:
             return
-        fitted, judges = self._statistics(members, samples)
+        fitted, judges = self._statistics(members, samples, settings.calibration_mix)
         weights = [module_weight(self._loaded, linear) for linear in members]
         foldable = members[0].input_group in self._foldable
+        rotation = rotation_of(self._loaded.model, settings.rotation, settings.rotation_seed)
+        if rotation is not None:
+            weights = [rotation.weight(linear) for linear in members]
+            fitted = rotated(rotation, members[0], fitted)
+            judges = [rotated(rotation, *pair) for pair in zip(members, judges, strict=True)]
+            foldable = False
         # Descent lowers all scores by about the same share, and would double their cost.
         settings = replace(settings, descent=0)
         results = quantize_group(
@@ -198,22 +209,21 @@ class ScoreBook:
                 found[scheme][linear.name] = score_change(delta, judges[index])
 
     def _statistics(
-        self, members: Sequence[LinearSpec], samples: int | None
+        self, members: Sequence[LinearSpec], samples: int | None, mix: str
     ) -> tuple[LayerStatistics, list[LayerStatistics]]:
-        """Return the statistics to fit codes to, and those of each member to judge them by."""
+        """Return the statistics to fit codes to, and those of each member to judge them by.
+
+        Whatever mix codes are fitted to, all are judged on the given one.
+        """
+        own = of_mix(self._store, mix)
         first = self._store.layer(members[0])
-        whole = [first]
-        for linear in members[1:]:  # they share the inputs; only the gradients are their own
-            whole.append(self._store.with_gradient(first, linear))
+        # They share the inputs; only the gradients are their own.
+        whole = [first, *(self._store.with_gradient(first, linear) for linear in members[1:])]
         if self.fitted_samples is None:
-            fitted = first
-            if samples is not None:
-                fitted = self._store.layer(members[0], samples, gradients=False)
-            return fitted, whole
+            return own.layer(members[0], samples, gradients=False), whole
         half = self._store.layer(members[0], self.fitted_samples, gradients=False)
-        fitted = half
-        if samples is not None and samples < self.fitted_samples:
-            fitted = self._store.layer(members[0], samples, gradients=False)
+        count = self.fitted_samples if samples is None else min(samples, self.fitted_samples)
+        fitted = own.layer(members[0], count, gradients=False)
         second_moment = first.second_moment - half.second_moment
         tokens = first.tokens - half.tokens
         return fitted, [replace(s, second_moment=second_moment, tokens=tokens) for s in whole]
@@ -263,6 +273,29 @@ class ScoreBook:
             "scores": {name: [score.kl, score.error] for name, score in scores.items()},
         }
         write_atomically(self._folder / f"{key}.json", json.dumps(document))
+
+
+def rotated(rotation: Rotation, linear: LinearSpec, statistics: LayerStatistics) -> LayerStatistics:
+    """Return a linear's statistics in the rotated model.
+
+    Magnitudes of single channels do not follow from sums; they are those of a normal distribution
+    of the same variance, which what a rotation spreads comes close to.
+    """
+    moment = rotation.second_moment(linear, statistics.second_moment)
+    if moment is statistics.second_moment:
+        maximum, total = statistics.absolute_maximum, statistics.absolute_sum
+    else:
+        deviation = (moment.diagonal() / max(1, statistics.tokens)).clamp_min(0).sqrt()
+        total = deviation * statistics.tokens * _MEAN_MAGNITUDE
+        maximum = deviation * math.sqrt(2 * math.log(max(2, statistics.tokens)))
+    gradient = statistics.gradient_moment
+    return replace(
+        statistics,
+        second_moment=moment,
+        absolute_maximum=maximum,
+        absolute_sum=total,
+        gradient_moment=None if gradient is None else rotation.gradient_moment(linear, gradient),
+    )
 
 
 def module_weight(loaded: LoadedModel, linear: LinearSpec) -> Tensor:

@@ -25,6 +25,7 @@ Differs from the papers: the target is a damped least squares fit, applied in pa
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -47,22 +48,24 @@ if TYPE_CHECKING:
 
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
+    from advisor.models.rotation import Rotation
     from advisor.modelspec import LinearSpec
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
 
 
-SCALING_METHODS = frozenset({"awq", "smoothquant"})
-"""Methods whose scales fold into the layer before."""
+SEQUENTIAL_METHODS = frozenset({"gptq", "awq", "gguf"})
+"""Methods whose codes depend on the inputs' second moments."""
 
 
 def can_be_sequential(assignment: Mapping[str, Scheme]) -> bool:
-    """Whether sequential codes exist: GPTQ somewhere, and no scales folded into other layers.
+    """Whether sequential codes exist: some method looks at its inputs, and SmoothQuant is absent.
 
-    Folded scales (AWQ, SmoothQuant) are those of the unquantized model's inputs.
+    AWQ's scales are found anew behind the quantized blocks; SmoothQuant's, which weigh inputs
+    against weights for the sake of quantized activations, are not.
     """
     methods = {scheme.method for scheme in assignment.values() if scheme.is_quantized}
-    return "gptq" in methods and not methods & SCALING_METHODS
+    return bool(methods & SEQUENTIAL_METHODS) and "smoothquant" not in methods
 
 
 class PrefixInputs:
@@ -124,6 +127,8 @@ class QuantizedPrefix:
         tokens: Tensor,
         folder: Path,
         settings: QuantizationSettings,
+        weights: Tensor | None = None,
+        rotation: Rotation | None = None,
     ) -> None:
         """Embed the tokens.
 
@@ -132,11 +137,15 @@ class QuantizedPrefix:
             tokens: Calibration tokens, int64 [sequences, length].
             folder: Where the hidden states are kept meanwhile.
             settings: ``correction_damping`` is used.
+            weights: How much each sequence counts, [sequences], positive; None for all alike.
+            rotation: Of the model that is quantized; the unquantized one is run as it is.
         """
         self._loaded = loaded
         self._runner = BlockRunner(loaded.model)
         self._damping = settings.correction_damping
         self._tokens = tokens
+        self._rotation = rotation
+        self._weights = torch.ones(len(tokens)) if weights is None else weights
         self._block = -1
         self._inputs: dict[str, PrefixInputs] = {}
         size = max(1, BATCH_TOKENS // tokens.shape[1])
@@ -146,20 +155,31 @@ class QuantizedPrefix:
         with self._runner.at_embedding():
             for part in self._batches:
                 embedded = self._runner.embed(tokens[part].to(loaded.device)).cpu()
-                self._exact[part] = self._quantized[part] = embedded
+                turned = embedded if rotation is None else rotation.stream(embedded)
+                self._exact[part], self._quantized[part] = embedded, turned
 
-    def inputs(self, linear: LinearSpec, weights: Mapping[str, QuantizedWeight]) -> PrefixInputs:
+    def inputs(
+        self,
+        linear: LinearSpec,
+        weights: Mapping[str, QuantizedWeight],
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> PrefixInputs:
         """Return what a linear reads.
 
         Args:
             linear: Of the block that the last call asked for, or of a later one.
             weights: Codes of every quantized linear in the blocks before.
+            tensors: By name, what else is changed there: norms that took up scales, 16-bit linears.
         """
         while self._block < linear.block:
             if self._block >= 0:
-                self._leave(weights)
+                self._leave(weights, tensors or {})
             self._block += 1
             self._enter()
+        return self._inputs[linear.input_group]
+
+    def entered(self, linear: LinearSpec) -> PrefixInputs:
+        """Return what a linear of the block that was entered last reads."""
         return self._inputs[linear.input_group]
 
     def _states(self, folder: Path, name: str) -> Tensor:
@@ -177,27 +197,49 @@ class QuantizedPrefix:
         loaded = self._loaded
         linears = block_linears(loaded.linears, self._block)
         sums = {linear.input_group: _Sums(linear.in_features, loaded.device) for linear in linears}
+        readers = {linear.input_group: linear for linear in linears}
+        turned = self._turned()
         with (
             LatestInputs(loaded.model, linears) as latest,
-            self._runner.at_block(self._block),
+            # Tensors that a rotation changes are not held: both models run in turn.
+            nullcontext() if turned else self._runner.at_block(self._block),
             torch.no_grad(),
         ):
             for part in self._batches:
                 hidden = self._exact[part].to(loaded.device)
                 self._exact[part] = self._runner.run(self._block, hidden).cpu()
                 exact = latest.take()
-                self._runner.run(self._block, self._quantized[part].to(loaded.device))
+                if self._rotation is not None:
+                    exact = {
+                        group: self._rotation.inputs(readers[group], rows)
+                        for group, rows in exact.items()
+                    }
+                with quantized_model(loaded.model, {}, turned):
+                    self._runner.run(self._block, self._quantized[part].to(loaded.device))
+                weights = self._weights[part].repeat_interleave(self._tokens.shape[1])
                 for group, rows in latest.take().items():
-                    sums[group].add(exact[group], rows)
+                    sums[group].add(exact[group], rows, weights.to(rows))
         self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
 
-    def _leave(self, weights: Mapping[str, QuantizedWeight]) -> None:
+    def _turned(self) -> dict[str, Tensor]:
+        """Return the tensors of the block that a rotation changes."""
+        if self._rotation is None:
+            return {}
+        return self._rotation.block(self._loaded.linears, self._block)
+
+    def _leave(self, weights: Mapping[str, QuantizedWeight], tensors: Mapping[str, Tensor]) -> None:
         """Take the quantized model past the block."""
         loaded = self._loaded
         names = [linear.name for linear in block_linears(loaded.linears, self._block)]
         own = {name: weights[name] for name in names if name in weights}
+        prefix = names[0].split(f".{self._block}.")[0] + f".{self._block}."
+        kept = {
+            name: tensor
+            for name, tensor in {**self._turned(), **tensors}.items()
+            if name.startswith(prefix) and name.removesuffix(".weight") not in own
+        }
         with (
-            quantized_model(loaded.model, own),
+            quantized_model(loaded.model, own, kept),
             self._runner.at_block(self._block),
             torch.no_grad(),
         ):
@@ -216,13 +258,20 @@ class _Sums:
         self._absolute_sum = torch.zeros(size, device=device)
         self._tokens = 0
 
-    def add(self, exact: Tensor, quantized: Tensor) -> None:
-        """Add rows [tokens, in] of the unquantized model and of the quantized one."""
-        self._moment.add(quantized)
-        self._cross.addmm_(exact.T, quantized)
+    def add(self, exact: Tensor, quantized: Tensor, weights: Tensor) -> None:
+        """Add rows [tokens, in] of the unquantized model and of the quantized one.
+
+        Args:
+            exact: Of the unquantized model.
+            quantized: Behind the quantized blocks.
+            weights: How much each row counts, [tokens].
+        """
         magnitudes = quantized.abs()
         torch.maximum(self._maximum, magnitudes.amax(0), out=self._maximum)
-        self._absolute_sum += magnitudes.sum(0)
+        self._absolute_sum += (magnitudes * weights[:, None]).sum(0)
+        roots = weights.sqrt()[:, None]
+        self._moment.add(quantized * roots)
+        self._cross.addmm_((exact * roots).T, quantized * roots)
         self._tokens += len(quantized)
 
     def finish(self, damping: float) -> PrefixInputs:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from advisor.search.families import BEST, WEIGHT_METHODS, Family, is_searchable
+from advisor.search.families import BEST, ROTATABLE, WEIGHT_METHODS, Family, is_searchable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,8 @@ class Space:
         samples: Prefixes of the calibration sequences, rising.
         low_bits: Bits per weight of the smallest mixture.
         high_bits: Bits per weight of the largest mixture that the size budget allows.
+        mixes: Mixes of the calibration's sources.
+        rotations: Of the residual stream; ``none`` first.
     """
 
     methods: tuple[str, ...]
@@ -67,6 +69,8 @@ class Space:
     samples: tuple[int, ...]
     low_bits: float
     high_bits: float
+    mixes: tuple[str, ...] = ("given",)
+    rotations: tuple[str, ...] = ("none",)
 
     def to_dict(self) -> dict[str, object]:
         """Return the space by name; a study's identity contains it."""
@@ -88,6 +92,8 @@ def build_space(
     low_bits: float,
     high_bits: float,
     methods: Sequence[str] = (*WEIGHT_METHODS, BEST),
+    mixes: Sequence[str] = ("given",),
+    rotations: Sequence[str] = ("none",),
 ) -> Space:
     """Return the space of an engine's options.
 
@@ -97,6 +103,8 @@ def build_space(
         low_bits: Bits per weight of the smallest mixture.
         high_bits: Bits per weight of the largest mixture within the size budget.
         methods: Methods that may be chosen.
+        mixes: Mixes of the calibration's sources, the given one first.
+        rotations: That the model and the format allow, ``none`` first.
     """
     searchable = [option for option in options if is_searchable(option)]
     own = [option for option in options if option.is_quantized and not is_searchable(option)]
@@ -120,6 +128,8 @@ def build_space(
         samples=tuple(samples),
         low_bits=low_bits,
         high_bits=max(high_bits, low_bits),
+        mixes=tuple(mixes),
+        rotations=tuple(rotations),
     )
 
 
@@ -136,10 +146,15 @@ def suggest(trial: Suggester, space: Space) -> Proposal:
         if not ordered:
             static = bool(_choose(trial, "static_groups", (False, True)))
     samples: int | None = None
+    mix = space.mixes[0]
     if method != "rtn" or clip != "none":
         chosen = _choose(trial, "samples", space.samples)
         samples = None if chosen is None else int(chosen)
-    family = Family(method, symmetric, clip, damping, ordered, static, samples)
+        mix = str(_choose(trial, "mix", space.mixes))
+    rotation = space.rotations[0]
+    if method in ROTATABLE:
+        rotation = str(_choose(trial, "rotation", space.rotations))
+    family = Family(method, symmetric, clip, damping, ordered, static, samples, mix, rotation)
     if _choose(trial, "allocation", ("mixture", "uniform")) == "uniform":
         name = "uniform_symmetric" if symmetric else "uniform_asymmetric"
         return Proposal(family, str(_choose(trial, name, space.storages[symmetric])), None)
@@ -169,6 +184,10 @@ def parameters_of(proposal: Proposal, space: Space) -> dict[str, Choice]:
             wanted["static_groups"] = family.static_groups
     if family.method != "rtn" or family.clip != "none":
         wanted["samples"] = family.samples
+        if len(space.mixes) > 1:
+            wanted["mix"] = family.mix
+    if family.method in ROTATABLE and len(space.rotations) > 1:
+        wanted["rotation"] = family.rotation
     if proposal.uniform is None:
         wanted["target_bits"] = proposal.target_bits
     else:
@@ -180,8 +199,9 @@ def priors(space: Space) -> list[Proposal]:
     """Return what an expert would try first: mixtures at the edge, then uniform candidates.
 
     Every method is tried with all samples and its usual settings (GPTQ on every grid), as a
-    mixture at the largest size allowed; the best-of-methods family also at a few smaller ones; the
-    storages that exist as uniform candidates, largest first, for every method.
+    mixture at the largest size allowed, GPTQ also on every mix of the calibration's sources
+    and rotated; the best-of-methods family also at a few smaller ones; the storages that exist as
+    uniform candidates, largest first, for every method.
     """
     everything = space.samples[-1] if space.samples else None
     grids = list(space.storages)
@@ -191,10 +211,15 @@ def priors(space: Space) -> list[Proposal]:
             samples = None if method == "rtn" else everything
             static = method in ("gptq", BEST)
             families.append(Family(method, symmetric, "none", 0.01, False, static, samples))
+    usual = tuple(families)
+    gptq = next((family for family in families if family.method == "gptq"), None)
+    if gptq is not None:
+        families += [replace(gptq, mix=mix) for mix in space.mixes[1:]]
+        families += [replace(gptq, rotation=rotation) for rotation in space.rotations[1:]]
     span = space.high_bits - space.low_bits
     found = [Proposal(family, None, space.high_bits) for family in families]
     for family in families:
-        if family.method == BEST:
+        if family.method == BEST or family not in usual:
             continue
         storages = [name for name in space.storages[family.symmetric] if name]
         found += [Proposal(family, name, None) for name in storages[::-1][:_MOST_UNIFORM_PRIORS]]

@@ -6,8 +6,6 @@ import hashlib
 import logging
 import time
 import warnings
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -15,11 +13,13 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from advisor.errors import InputError, did_you_mean
+from advisor.search.outcomes import TrialRecord
 from advisor.search.workers import is_alive, worker_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from advisor.search.outcomes import Outcome
     from advisor.search.space import Choice, Suggester
 
 SAMPLERS = {
@@ -34,49 +34,12 @@ _ATTEMPTS = 8
 _RECENT = 20
 _SEEDS_OF_A_WORKER = 100
 _ATTRIBUTE = "advisor"
+_SURE = 0.001
+_SEEN_BEFORE_STOPPING = 6
 _SETS_CONSTRAINTS = hasattr(optuna.trial.Trial, "set_constraint")
 """Optuna 5 keeps constraints with the trial; Optuna 4 asks a function for them."""
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a proposal.
-
-    Attributes:
-        value: The objective, to be minimised; infinite for rejected proposals.
-        constraints: Each is met where it is zero or negative.
-        attributes: What to remember of the trial (JSON values).
-        rejected: Why arithmetic ruled it out before it cost anything, or None.
-        objectives: What ``nsga2`` minimises together.
-    """
-
-    value: float
-    constraints: tuple[float, ...] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    rejected: str | None = None
-    objectives: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRecord:
-    """One finished trial, as the study stores it.
-
-    Attributes:
-        number: Its number in the study.
-        parameters: What was proposed.
-        value: The objective (of several the last); None for rejected ones.
-        feasible: Whether every constraint was met.
-        rejected: Why it was rejected, or None.
-        attributes: What was remembered.
-    """
-
-    number: int
-    parameters: Mapping[str, Any]
-    value: float | None
-    feasible: bool
-    rejected: str | None
-    attributes: Mapping[str, Any]
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def check_sampler(name: str) -> None:
@@ -90,17 +53,6 @@ def check_sampler(name: str) -> None:
             f"--sampler must be one of {', '.join(SAMPLERS)}, but got {name!r}."
             f"{did_you_mean(name, SAMPLERS)}"
         )
-
-
-def storage_url(storage: str | Path | None, workdir: Path) -> str:
-    """Return the URL of the study's database; a path or nothing means an SQLite file."""
-    if storage is None:
-        storage = workdir / "study.db"
-    text = str(storage)
-    if "://" in text:
-        return text
-    Path(text).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{Path(text).expanduser().resolve()}"
 
 
 def run_study(
@@ -136,7 +88,6 @@ def run_study(
         InputError: The storage cannot be opened, or there is no such sampler.
     """
     check_sampler(sampler)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _open(name, url, seed, sampler)
     if not study.get_trials(deepcopy=False):
         for parameters in priors:
@@ -155,6 +106,54 @@ def run_study(
         if report is not None:
             report(_record(study.get_trials(deepcopy=False)[trial.number]), finished + 1)
     return [_record(trial) for trial in _finished(study)]
+
+
+def surely_above(best: Sequence[float]) -> Callable[[Sequence[float]], bool]:
+    """Return what tells whether values that come in one by one surely have a larger mean.
+
+    Optuna's Wilcoxon pruner: a signed-rank test of the paired differences after every value, at
+    0.1% each, since up to some hundred looks are taken; never where the mean so far is not larger.
+
+    Args:
+        best: The values to be compared with, of the same sequences in the same order.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        pruner = optuna.pruners.WilcoxonPruner(
+            p_threshold=_SURE, n_startup_steps=_SEEN_BEFORE_STOPPING
+        )
+    study = optuna.create_study(pruner=pruner)
+    study.add_trial(
+        optuna.trial.create_trial(
+            value=sum(best) / len(best), intermediate_values=dict(enumerate(map(float, best)))
+        )
+    )
+    return _watch(study, len(best))
+
+
+def above_limit(limit: float) -> Callable[[Sequence[float]], bool]:
+    """Return what tells whether the last of the values that come in one by one is above a limit.
+
+    Optuna's threshold pruner. The values are lower confidence bounds of a mean over the sequences
+    so far, so that one above a budget ends the measurement.
+    """
+    pruner = optuna.pruners.ThresholdPruner(upper=limit, n_warmup_steps=_SEEN_BEFORE_STOPPING - 1)
+    return _watch(optuna.create_study(pruner=pruner), None)
+
+
+def _watch(study: optuna.Study, known: int | None) -> Callable[[Sequence[float]], bool]:
+    """Return what reports the values not yet reported to a trial, and asks its pruner."""
+    trial = study.ask()
+    reported = 0
+
+    def is_hopeless(values: Sequence[float]) -> bool:
+        nonlocal reported
+        for place in range(reported, len(values) if known is None else min(known, len(values))):
+            trial.report(float(values[place]), place)
+        reported = max(reported, len(values))
+        return bool(trial.should_prune())
+
+    return is_hopeless
 
 
 def _open(name: str, url: str, seed: int, sampler: str) -> optuna.Study:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.search.compose import Mixture
 from advisor.search.families import Family, schemes_of
+from advisor.search.outcomes import Outcome, TrialRecord
 from advisor.search.scores import fits
 from advisor.search.space import Proposal, Space, Suggester, suggest
-from advisor.search.study import Outcome, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,19 @@ _CLIP_UNITS = {"rtn": 1, "gptq": 1, "awq": 4}
 """Cost of scoring all options of a method, and what a clip search adds (measured on SmolLM2)."""
 
 
-def scoring_allowance(parameters: int) -> int:
+def scoring_allowance(parameters: int, further: int = 0) -> int:
     """Return what may be spent on scoring; two units are about one GPTQ of the model.
 
     A function of the model's size, not of the time that passed, so that a study can be repeated.
-    The experts' families take seven units.
+    The experts' families take seven units, and two for each further mix of calibration sources
+    or rotation.
+
+    Args:
+        parameters: Quantizable ones.
+        further: Mixes and rotations beside the usual.
     """
-    return max(_FEWEST_UNITS, min(_MOST_UNITS, round(_UNITS_PER_PARAMETER / parameters)))
+    units = max(_FEWEST_UNITS, min(_MOST_UNITS, round(_UNITS_PER_PARAMETER / parameters)))
+    return units + further * _UNITS["gptq"]
 
 
 def scoring_cost(family: Family, known: Sequence[Family]) -> int:
@@ -46,10 +52,12 @@ def scoring_cost(family: Family, known: Sequence[Family]) -> int:
 
 def _shared(family: Family, method: str) -> tuple[object, ...]:
     """Return those choices that a method's scores depend on."""
-    own: tuple[object, ...] = (method, family.symmetric, family.clip)
+    own: tuple[object, ...] = (method, family.symmetric, family.clip, family.rotation)
     if method == "gptq":
         own += (family.damping, family.activation_order, family.static_groups)
-    return own if method == "rtn" and family.clip == "none" else (*own, family.samples)
+    if method == "rtn" and family.clip == "none":
+        return own
+    return (*own, family.samples, family.mix)
 
 
 @dataclass(slots=True)

@@ -1,9 +1,10 @@
-"""Who works on a shared study, and whether they still do."""
+"""Where a shared study lies, who works on it, and whether they still do."""
 
 from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 _UNCLAIMED_SECONDS = 60.0
 _ELSEWHERE_SECONDS = 3600.0
@@ -30,3 +31,14 @@ def is_alive(worker: str | None, age: float) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def storage_url(storage: str | Path | None, workdir: Path) -> str:
+    """Return the URL of the study's database; a path or nothing means an SQLite file."""
+    if storage is None:
+        storage = workdir / "study.db"
+    text = str(storage)
+    if "://" in text:
+        return text
+    Path(text).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{Path(text).expanduser().resolve()}"

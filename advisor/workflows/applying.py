@@ -12,7 +12,7 @@ from advisor.plan.hashing import sha256_file
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
-    from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.mixing import Statistics
     from advisor.calibration.tokens import TokenSequences
     from advisor.models.load import LoadedModel
     from advisor.plan.schema import Plan
@@ -139,17 +139,17 @@ def apply(
 
 def statistics(
     plan: Plan, loaded: LoadedModel, progress: ProgressCallback
-) -> tuple[TokenSequences | None, StatisticsStore | None]:
+) -> tuple[TokenSequences | None, Statistics | None]:
     """Return the plan's calibration text and its statistics, collected again if they are lost."""
     if plan.calibration is None:
         return None, None
-    from advisor.calibration.collect import collect_statistics, open_store
+    from advisor.calibration.mixing import collect, open_statistics
     from advisor.workflows.texts import redraw
 
     sequences = redraw(plan.calibration, loaded.tokenizer, "calibration")
-    store = open_store(loaded, sequences)
+    store = open_statistics(loaded, sequences)
     if not store.complete:
-        collect_statistics(loaded, sequences, store, progress=stage(progress, "Calibrating"))
+        collect(loaded, sequences, store, stage(progress, "Calibrating"))
     if not store.complete:
         raise InputError("the calibration statistics could not be completed; run apply again.")
     return sequences, store

@@ -230,6 +230,7 @@ def _finalist(row: Finalist, plan: Plan) -> dict[str, Any]:
         "top1_agreement": measured.top1.model_dump(),
         "perplexity": measured.perplexity,
         "sequences": measured.sequences,
+        "stopped_early": not row.in_full,
         "slices": {
             name: {"kl": text.kl.model_dump(), "loss": text.loss.model_dump()}
             for name, text in row.slices.items()
@@ -255,7 +256,7 @@ def _why(result: TuneResult) -> str:
     plan = result.plan
     if not result.finalists:
         return "the best predicted candidate: the search was stopped before anything was measured"
-    uniform = [row for row in result.finalists if row.mixture.is_uniform]
+    uniform = [row for row in result.finalists if row.mixture.is_uniform and row.in_full]
     best = min(uniform, key=lambda row: row.measured_kl, default=None)
     aim = (
         "the smallest that meets the budgets"

@@ -114,7 +114,7 @@ def verify(
     )
     checks.append(_schemes(content, checkpoint, loaded))
     try:
-        checks.append(_weights(checkpoint, loaded, stage(report, "Comparing weights")))
+        checks.append(_weights(content, checkpoint, loaded, stage(report, "Comparing weights")))
         check, measured = measure_again(content, checkpoint, loaded, stage(report, "Measuring"))
     except VerificationError as error:
         checks.append(Check("weights", False, str(error)))
@@ -184,10 +184,20 @@ def _schemes(plan: Plan, checkpoint: Checkpoint, loaded: LoadedModel) -> Check:
 
 
 def _weights(
-    checkpoint: Checkpoint, loaded: LoadedModel, progress: Callable[[int, int], None]
+    plan: Plan,
+    checkpoint: Checkpoint,
+    loaded: LoadedModel,
+    progress: Callable[[int, int], None],
 ) -> Check:
     """Compare every weight with its source: a swapped or damaged module does not resemble it."""
-    sources = dict(loaded.model.named_parameters())
+    from advisor.models.rotation import rotation_of
+    from advisor.search.assignment import settings_of
+
+    settings = settings_of(plan)
+    sources: dict[str, Tensor] = dict(loaded.model.named_parameters())
+    rotation = rotation_of(loaded.model, settings.rotation, settings.rotation_seed)
+    if rotation is not None:
+        sources |= rotation.tensors(loaded.linears)
     wrong = []
     worst = (0.0, "")
     for done, name in enumerate(checkpoint.modules):

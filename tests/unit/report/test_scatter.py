@@ -7,8 +7,8 @@ import re
 import pytest
 
 from advisor.report.scatter import Scored, best_by_trial, scores_against_measured
+from advisor.search.outcomes import TrialRecord
 from advisor.search.run import best_so_far
-from advisor.search.study import TrialRecord
 
 
 def _circles(svg):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from advisor.calibration.statistics import LayerStatistics
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.errors import InputError
 from advisor.evaluation.runtime import quantized_model
+from advisor.methods.awq import search_scales
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
 from advisor.search.realise import realise
@@ -161,10 +164,65 @@ def test_sequential_lowers_the_error_of_the_hidden_states_it_is_fitted_to(
 def test_what_cannot_be_sequential(random_llama, sequences, store):
     names = [linear.name for linear in random_llama.linears]
     awq = dict.fromkeys(names, parse_scheme("awq-int4-g32-sym"))
-    assert not can_be_sequential(awq)
+    assert can_be_sequential(awq), "its scales are found anew"
     assert not can_be_sequential(dict.fromkeys(names, parse_scheme("rtn-int4-g32-sym")))
     assert can_be_sequential(dict.fromkeys(names, INT3))
-    with pytest.raises(InputError, match="awq"):
-        realise(random_llama, awq, SETTINGS, store, calibration=sequences)
+    smooth = dict.fromkeys(names, parse_scheme("smoothquant-int8-gch-sym-aint8"))
+    assert not can_be_sequential(smooth)
+    with pytest.raises(InputError, match="smoothquant in none"):
+        realise(random_llama, smooth, SETTINGS, store, calibration=sequences)
     with pytest.raises(InputError, match="needs the calibration text"):
         realise(random_llama, dict.fromkeys(names, INT3), SETTINGS, store)
+
+
+def _logits(loaded, made, tokens):
+    with quantized_model(loaded.model, made.weights, made.replaced) as model, torch.no_grad():
+        return model(tokens).logits.double()
+
+
+def test_awq_scales_are_found_behind_the_quantized_blocks(random_llama, sequences, store):
+    """Without correction the first block is as before; the second has other scales and codes."""
+    awq = {linear.name: parse_scheme("awq-int3-g32-sym") for linear in random_llama.linears}
+    settings = replace(SETTINGS, correction=0.0)
+    plain = realise(random_llama, awq, QuantizationSettings(), store)
+    made = realise(random_llama, awq, settings, store, calibration=sequences)
+    for name in awq:
+        same = (made.weights[name].codes == plain.weights[name].codes).double().mean()
+        unscaled = name.endswith("o_proj")  # grouped queries: its scales fold into nothing
+        assert (same > 0.999) == (".layers.0." in name or unscaled), name
+    norm = "model.layers.{}.post_attention_layernorm.weight"
+    assert torch.equal(made.replaced[norm.format(0)], plain.replaced[norm.format(0)])
+    assert made.replaced.keys() == plain.replaced.keys()
+    linear = next(m for m in random_llama.linears if m.name == "model.layers.1.mlp.gate_proj")
+    behind = {name: w for name, w in made.weights.items() if ".layers.0." in name}
+    rows = {n: t for n, t in made.replaced.items() if ".layers.0." in n}
+    with quantized_model(random_llama.model, behind, rows) as model:
+        inputs = _inputs(model, linear.name, sequences.tokens)
+    statistics = LayerStatistics(
+        len(inputs), (inputs.T @ inputs).float(), inputs.abs().amax(0).float(),
+        inputs.abs().sum(0).float(),
+    )  # fmt: skip
+    pair = [random_llama.model.get_submodule(f"model.layers.1.mlp.{n}_proj").weight.detach()
+            for n in ("gate", "up")]  # fmt: skip
+    scales = search_scales(pair, statistics, parse_scheme("awq-int3-g32-sym"), settings)
+    stored = random_llama.model.get_parameter(norm.format(1)) / made.replaced[norm.format(1)]
+    torch.testing.assert_close(stored.detach(), scales, rtol=2e-2, atol=0)
+
+
+def test_folded_scales_keep_the_function_of_sequential_codes(random_llama, sequences, store):
+    """In 8 bits nearly nothing is lost, whatever was folded into what."""
+    awq = {linear.name: parse_scheme("awq-int8-g32-asym") for linear in random_llama.linears}
+    made = realise(random_llama, awq, SETTINGS, store, calibration=sequences)
+    with torch.no_grad():
+        exact = random_llama.model(sequences.tokens[:2]).logits.double()
+    assert (_logits(random_llama, made, sequences.tokens[:2]) - exact).norm() < 0.02 * exact.norm()
+
+
+def test_gguf_blocks_take_the_importance_of_the_prefix(random_llama, sequences, store):
+    gguf = {linear.name: parse_scheme("gguf-q4_0") for linear in random_llama.linears}
+    settings = replace(SETTINGS, correction=0.0)
+    plain = realise(random_llama, gguf, QuantizationSettings(), store)
+    made = realise(random_llama, gguf, settings, store, calibration=sequences)
+    for name in gguf:
+        same = (made.weights[name].codes == plain.weights[name].codes).double().mean()
+        assert (same > 0.999) == (".layers.0." in name), name

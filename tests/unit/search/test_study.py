@@ -13,8 +13,10 @@ import pytest
 from advisor.errors import InputError
 from advisor.schemes import parse_scheme
 from advisor.search.families import Family, relevant_settings, schemes_of
+from advisor.search.outcomes import Outcome
 from advisor.search.space import Proposal, build_space, parameters_of, priors, suggest
-from advisor.search.study import Outcome, run_study, storage_url
+from advisor.search.study import run_study
+from advisor.search.workers import storage_url
 
 OPTIONS = tuple(
     map(
@@ -139,7 +141,8 @@ def test_two_processes_share_a_study(tmp_path):
     url = storage_url(tmp_path / "shared.db", tmp_path)
     code = (
         "import sys, time\n"
-        "from advisor.search.study import Outcome, run_study\n"
+        "from advisor.search.outcomes import Outcome\n"
+        "from advisor.search.study import run_study\n"
         "def score(trial):\n"
         "    x = trial.suggest_float('x', 0, 1)\n"
         "    time.sleep(0.15)\n"
@@ -251,3 +254,16 @@ def test_constraints_are_where_the_sampler_of_this_optuna_looks(tmp_path):
         pytest.skip("Optuna 4 stores them under a name of its own")
     assert 0 < len(feasible) < len(done)
     assert feasible == {t.number for t in done if all(v <= 0 for v in t.constraints.values())}
+
+
+def test_mixes_are_asked_for_where_there_are_several():
+    space = build_space(OPTIONS[:3], (8, 16), low_bits=4.2, high_bits=6.0,
+                        mixes=("given", "equal", "only a"))  # fmt: skip
+    tried = [proposal.family for proposal in priors(space)]
+    assert {f.mix for f in tried if f.method == "gptq"} == {"given", "equal", "only a"}
+    assert {f.mix for f in tried if f.method != "gptq"} == {"given"}
+    proposal = Proposal(Family("gptq", samples=8, mix="equal"), None, 5.0)
+    assert parameters_of(proposal, space)["mix"] == "equal"
+    plain = Proposal(Family("rtn"), None, 5.0)
+    assert "mix" not in parameters_of(plain, space), "rounding needs no statistics"
+    assert "mix" not in parameters_of(Proposal(Family("gptq"), None, 5.0), SPACE)

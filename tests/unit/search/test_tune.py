@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -109,6 +111,24 @@ def test_plan_realises_to_the_codes_that_were_measured(run, model):
     reference = Reference.compute(loaded, _sequences(2, 8), cache_root())
     with quantized_model(loaded.model, realised.weights, realised.replaced) as quantized:
         assert measure(quantized, reference).kl == expected.kl
+
+
+def test_the_mix_of_sources_is_searched_and_stands_in_the_plan(run, model):
+    spec = model[1]
+    sources = ("a", "b") * 8
+    calibration = replace(_sequences(1, 16), sources=sources)
+    result = run(Budgets(max_size_bytes=_middle(spec)), calibration=calibration, trials=20)
+    tried = {record.attributes["family"]["mix"] for record in result.trials if record.attributes}
+    assert tried == {"given", "only a", "only b"}
+    plan = result.plan
+    chosen = next(f for f in result.finalists if f.measurement.kl == plan.expected.kl)
+    assert plan.settings["calibration_mix"] == chosen.mixture.family.mix
+    assert settings_of(plan).calibration_mix == chosen.mixture.family.mix
+    best = {}
+    for finalist in result.finalists:
+        best.setdefault(finalist.mixture.family.mix, finalist)
+    for mix, finalist in best.items():
+        assert ("calibrated on" in finalist.mixture.family.describe()) == (mix != "given")
 
 
 def test_sequential_codes_are_measured_beside_the_plain_ones(run, model):

@@ -48,6 +48,19 @@ def test_a_mix_has_its_proportions_in_every_prefix(texts, tokenizer):
     assert all(tuple(row.tolist()) in rows for row in alone.tokens), "a draw of each text alone"
 
 
+def test_every_sequence_knows_its_source(texts, tokenizer):
+    a, b, _ = texts
+    for named in ([a, b], [f"{a}@3", f"{b}@1"]):
+        drawn = _drawn(named, tokenizer)
+        assert set(drawn.sources) == {a, b}
+        for row, source in zip(drawn.tokens, drawn.sources, strict=True):
+            words = tokenizer.decode(row)
+            assert ("fox" in words[:24]) == (source == a)
+        again = redraw(describe(drawn), tokenizer, "calibration")
+        assert again.sources == drawn.sources
+    assert drawn.of_source(a).sequences == 15
+
+
 def test_a_mix_is_drawn_again_from_its_plan(texts, tokenizer):
     mixed = _drawn([f"{texts[0]}@0.7", f"{texts[1]}@0.3"], tokenizer)
     again = redraw(describe(mixed), tokenizer, "calibration")

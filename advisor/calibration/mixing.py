@@ -1,0 +1,256 @@
+"""Mixes of calibration sources: each source's sums collected once, combined with any weights.
+
+Sums over tokens add up, so a mix of sources in other proportions than the text was drawn in, or
+one source alone, needs no further forward pass: the sums of each source are scaled and added.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Union
+
+import torch
+
+from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.settings import default_prefixes
+from advisor.calibration.statistics import merge
+from advisor.errors import InputError
+from advisor.plan.hashing import sha256_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from advisor.calibration.statistics import LayerStatistics
+    from advisor.calibration.store import StatisticsStore
+    from advisor.calibration.tokens import TokenSequences
+    from advisor.models.load import LoadedModel
+    from advisor.modelspec import LinearSpec
+
+GIVEN = "given"
+"""The mix in which the sequences were drawn."""
+EQUAL = "equal"
+"""Every source counts as much as another."""
+ALONE = "only "
+"""Before a source's name: that source and no other."""
+Statistics = Union["StatisticsStore", "MixedStore"]
+"""What can be read layer by layer: of one source, or of a mix of several."""
+_MOST_SOURCES = 4
+"""Sources that are tried alone; of more, the largest."""
+
+
+def mixes(sequences: TokenSequences) -> tuple[str, ...]:
+    """Return the mixes worth choosing between: as given, equal, each source alone.
+
+    A source that some prefix of the sequences lacks is not tried alone.
+    """
+    counted = Counter(sequences.sources)
+    if len(counted) < 2:
+        return (GIVEN,)
+    total = sequences.sequences
+    used = [count for count in default_prefixes(total) if 4 * count >= total]
+    first = set(sequences.sources[: min(used)])
+    alone = [source for source, _ in counted.most_common(_MOST_SOURCES) if source in first]
+    equal = [EQUAL] if len(set(counted.values())) > 1 else []
+    return (GIVEN, *equal, *(ALONE + source for source in alone))
+
+
+def sequence_weights(sequences: TokenSequences, mix: str) -> Tensor:
+    """Return how much each sequence counts in a mix, float32 [sequences], adding up to them all.
+
+    Raises:
+        InputError: The sequences have no such mix.
+    """
+    if mix == GIVEN:
+        return torch.ones(sequences.sequences)
+    counted = Counter(sequences.sources)
+    shares = _shares(tuple(counted), mix)
+    weights = [
+        shares[source] * sequences.sequences / counted[source] for source in sequences.sources
+    ]
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def _shares(sources: tuple[str, ...], mix: str) -> dict[str, float]:
+    """Return each source's share of a mix other than the given one."""
+    if mix == EQUAL and len(sources) > 1:
+        return dict.fromkeys(sources, 1 / len(sources))
+    wanted = mix.removeprefix(ALONE)
+    if not mix.startswith(ALONE) or wanted not in sources:
+        raise InputError(
+            f"calibration_mix must be {GIVEN!r}, {EQUAL!r} or {ALONE + 'SOURCE'!r} with one of "
+            f"the sources {', '.join(sources) or '(there is one alone)'}, but got {mix!r}."
+        )
+    return {source: float(source == wanted) for source in sources}
+
+
+@dataclass(frozen=True, slots=True)
+class MixedStore:
+    """Statistics of several sources, read as those of one mix of them.
+
+    It is read as a :class:`StatisticsStore` is.
+
+    Attributes:
+        stores: Each source's own statistics, in order of first appearance.
+        sources: The source of every sequence.
+        prefixes: Sample counts, of all sources together, that can be read.
+        mix: Which mix is read.
+    """
+
+    stores: Mapping[str, StatisticsStore]
+    sources: tuple[str, ...]
+    prefixes: tuple[int, ...]
+    mix: str = GIVEN
+
+    @property
+    def key(self) -> str:
+        """Name of what is read; the mix is no part of it, but of the settings that choose it."""
+        return sha256_json([[store.key for store in self.stores.values()], self.sources])[:32]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every source's statistics are there."""
+        return all(store.complete for store in self.stores.values())
+
+    @property
+    def work_folder(self) -> Path:
+        """Folder of what a run keeps only until it is done."""
+        return next(iter(self.stores.values())).work_folder
+
+    def layer(
+        self, linear: LinearSpec, samples: int | None = None, *, gradients: bool = True
+    ) -> LayerStatistics:
+        """Return a linear's statistics in the mix.
+
+        Args:
+            linear: Which one.
+            samples: Use only the first samples of all sources together; one of the prefixes.
+            gradients: False leaves them out, which saves reading them.
+
+        Raises:
+            InputError: There is no such prefix, or no such mix.
+        """
+        count = len(self.sources) if samples is None else samples
+        if count not in self.prefixes:
+            raise InputError(
+                f"statistics were kept for {', '.join(map(str, self.prefixes))} samples, but not "
+                f"for {count}. Use one of these."
+            )
+        counted = Counter(self.sources[:count])
+        found = {
+            source: store.layer(linear, counted[source], gradients=gradients)
+            for source, store in self.stores.items()
+            if counted[source]
+        }
+        if self.mix == GIVEN:
+            return reduce(merge, found.values())
+        shares = _shares(tuple(self.stores), self.mix)
+        tokens = sum(statistics.tokens for statistics in found.values())
+        used = {source: part for source, part in found.items() if shares[source] > 0}
+        total = sum(shares[source] for source in used)
+        if not total:
+            raise InputError(f"the first {count} samples have nothing of mix {self.mix!r}.")
+        parts = [
+            _scaled(part, shares[source] / total * tokens / part.tokens)
+            for source, part in used.items()
+        ]
+        return replace(reduce(merge, parts), tokens=tokens)
+
+    def with_gradient(self, statistics: LayerStatistics, linear: LinearSpec) -> LayerStatistics:
+        """Return statistics with a linear's own gradients, of another that reads the same input."""
+        found = self.layer(linear)
+        return replace(
+            statistics,
+            gradient_tokens=found.gradient_tokens,
+            gradient_moment=found.gradient_moment,
+        )
+
+
+def _scaled(statistics: LayerStatistics, factor: float) -> LayerStatistics:
+    """Return sums as if every token had come ``factor`` times; gradients serve scores alone."""
+    return replace(
+        statistics,
+        second_moment=statistics.second_moment * factor,
+        absolute_sum=statistics.absolute_sum * factor,
+        gradient_tokens=0,
+        gradient_moment=None,
+    )
+
+
+def of_mix(store: Statistics, mix: str) -> Statistics:
+    """Return the store, read as a mix of its sources.
+
+    Raises:
+        InputError: It has one source alone, and another mix than the given one was asked for.
+    """
+    if mix == GIVEN:
+        return store if not isinstance(store, MixedStore) else replace(store, mix=GIVEN)
+    if not isinstance(store, MixedStore):
+        _shares((), mix)
+        raise InputError(f"calibration_mix {mix!r} needs several sources of text.")
+    _shares(tuple(store.stores), mix)
+    return replace(store, mix=mix)
+
+
+def open_statistics(loaded: LoadedModel, sequences: TokenSequences) -> Statistics:
+    """Return the statistics of sequences, by source where there are several; complete or not."""
+    parts = _by_source(sequences)
+    if len(parts) < 2:
+        return open_store(loaded, sequences)
+    prefixes = default_prefixes(sequences.sequences)
+    stores = {
+        source: open_store(loaded, part, prefixes=_prefixes_of(sequences, source))
+        for source, part in parts.items()
+    }
+    return MixedStore(stores, sequences.sources, prefixes)
+
+
+def collect(
+    loaded: LoadedModel,
+    sequences: TokenSequences,
+    store: Statistics,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Fill what :func:`open_statistics` gave; every sequence is run once.
+
+    Args:
+        loaded: The unquantized model.
+        sequences: The calibration sequences.
+        store: Where the sums go.
+        progress: Called with (steps done, steps in all).
+    """
+    if not isinstance(store, MixedStore):
+        collect_statistics(loaded, sequences, store, progress=progress)
+        return
+    parts = _by_source(sequences)
+    for number, (source, part) in enumerate(parts.items()):
+        collect_statistics(
+            loaded, part, store.stores[source], prefixes=_prefixes_of(sequences, source),
+            progress=_share_of(progress, number, len(parts)),
+        )  # fmt: skip
+
+
+def _share_of(
+    progress: Callable[[int, int], None] | None, number: int, parts: int
+) -> Callable[[int, int], None] | None:
+    """Return progress of one of several parts that are taken as equally long."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * total + done, parts * total)
+
+
+def _prefixes_of(sequences: TokenSequences, source: str) -> list[int]:
+    """Return how many of a source's sequences stand in each prefix of them all."""
+    counts = [
+        sequences.sources[:count].count(source) for count in default_prefixes(sequences.sequences)
+    ]
+    return sorted({count for count in counts if count})
+
+
+def _by_source(sequences: TokenSequences) -> dict[str, TokenSequences]:
+    """Return each source's sequences, in their order."""
+    return {source: sequences.of_source(source) for source in dict.fromkeys(sequences.sources)}
