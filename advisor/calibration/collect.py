@@ -59,8 +59,8 @@ def collect_statistics(
     Blocks run one after another over all sequences, forward for the input moments, then (last
     block first) again with a backward pass for the output gradients, so memory holds one block's
     sums; hidden states lie in memory-mapped files. Labels are drawn from the model's own
-    distribution with one uniform number per token, seeded per sequence, so results depend neither
-    on batching nor on the order of sequences.
+    distribution with one uniform number per token, seeded by the sequence itself, so results depend
+    neither on batching nor on where a sequence stands.
 
     Args:
         loaded: The unquantized model; its data type is the one computed in. Sums are float32.

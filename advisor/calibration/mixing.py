@@ -160,6 +160,18 @@ class MixedStore:
         ]
         return replace(reduce(merge, parts), tokens=tokens)
 
+    def weights(self, linear: LinearSpec) -> Tensor | None:
+        """Return how much each token counts, as :meth:`StatisticsStore.weights` does."""
+        found = {source: store.weights(linear) for source, store in self.stores.items()}
+        if any(weights is None for weights in found.values()):
+            return None
+        rows = {
+            source: iter(weights.reshape(self.sources.count(source), -1))
+            for source, weights in found.items()
+            if weights is not None
+        }
+        return torch.cat([next(rows[source]) for source in self.sources])
+
     def with_gradient(self, statistics: LayerStatistics, linear: LinearSpec) -> LayerStatistics:
         """Return statistics with a linear's own gradients, of another that reads the same input."""
         found = self.layer(linear)
@@ -176,6 +188,7 @@ def _scaled(statistics: LayerStatistics, factor: float) -> LayerStatistics:
         statistics,
         second_moment=statistics.second_moment * factor,
         absolute_sum=statistics.absolute_sum * factor,
+        moment_weight=None if statistics.moment_weight is None else statistics.rows * factor,
         gradient_tokens=0,
         gradient_moment=None,
     )

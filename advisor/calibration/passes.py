@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -124,7 +125,7 @@ class Collector:
             self._progress(self._done, phases * self.blocks * len(self.batches))
 
     def _forward(self, keep_hidden: bool) -> None:
-        """Run the blocks in order over all sequences and write their input moments."""
+        """Run the blocks in order over all sequences and write the sums of their inputs."""
         first = 0
         while first < self.blocks and self.store.has(inputs_file(first)):
             first += 1
@@ -165,7 +166,12 @@ class Collector:
         prefix = 0
         linears = block_linears(self.loaded.linears, block)
         with (
-            InputTape(self.loaded.model, linears, self.loaded.device) as tape,
+            InputTape(
+                self.loaded.model,
+                linears,
+                self.loaded.device,
+                moments=self.settings.gradient == "none",
+            ) as tape,  # fmt: skip
             self.runner.at_block(block),
             torch.no_grad(),
         ):
@@ -199,7 +205,7 @@ class Collector:
         return block
 
     def _backward(self) -> None:
-        """Run the blocks last to first and write their output-gradient moments."""
+        """Run the blocks last to first; write the moments of gradients and, weighted, of inputs."""
         last = self._next_gradient_block()
         self._advance((self.blocks - 1 - last) * len(self.batches))
         if not self._upstream(last + 1).exists:
@@ -216,18 +222,12 @@ class Collector:
         states, gradients = self._hidden(self.blocks).open(), target.create()
         with self.runner.at_head():
             for index in range(len(states)):
-                draws = self._draws(index, states.shape[1])
+                draws = label_draws(self.tokens[index], self.settings.seed)
                 for start in range(0, states.shape[1], HEAD_CHUNK_TOKENS):
                     part = slice(start, start + HEAD_CHUNK_TOKENS)
                     hidden = states[index, part].to(self.loaded.device)
                     gradients[index, part] = self._token_gradients(hidden, draws[part]).cpu()
         target.publish()
-
-    def _draws(self, index: int, length: int) -> Tensor:
-        """Return the uniform numbers that decide a sequence's labels, float64 [length]."""
-        seed = (self.settings.seed << 32) + index
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(length, generator=generator, dtype=torch.float64)
 
     def _token_gradients(self, hidden: Tensor, draws: Tensor) -> Tensor:
         """Return d(log-loss)/d(hidden) of tokens whose labels the model draws itself."""
@@ -246,6 +246,8 @@ class Collector:
         inputs, upstream = self._hidden(block).open(), self._upstream(block + 1).open()
         target = self._upstream(block)
         downstream = target.create()
+        tensors: dict[str, Tensor] = {}
+        prefix = 0
         full = {
             linear.name: keeps_full_gradient(linear, self.settings.gradient)
             for linear in block_linears(self.loaded.linears, block)
@@ -255,17 +257,38 @@ class Collector:
             GradientTape(self.loaded.model, linears, full, self.loaded.device) as tape,
             self.runner.at_block(block),
         ):
-            for start, stop, _ in self.batches:
+            for start, stop, ends_prefix in self.batches:
                 hidden = inputs[start:stop].to(self.loaded.device).requires_grad_(True)
                 with torch.enable_grad():
                     output = self.runner.run(block, hidden)
                 arriving = upstream[start:stop].to(self.loaded.device)
                 (gradient,) = torch.autograd.grad(output, hidden, arriving)
                 downstream[start:stop] = gradient.cpu()
+                tape.end_batch()
+                if ends_prefix:
+                    found = tape.take_inputs()
+                    tensors.update({f"{prefix}/{name}": value for name, value in found.items()})
+                    prefix += 1
                 self._advance()
-            taken = tape.take()
+            tensors.update(tape.take())
         target.publish()
-        self.store.put(gradients_file(block), taken)
+        self.store.put(gradients_file(block), tensors)
+
+
+def label_draws(tokens: Tensor, seed: int) -> Tensor:
+    """Return the uniform numbers that decide a sequence's labels, float64 [length].
+
+    They depend on the sequence itself, not on where it stands: sums of the parts of a text add up
+    to those of the whole.
+
+    Args:
+        tokens: The sequence, int64 [length].
+        seed: Of the collection.
+    """
+    content = tokens.cpu().contiguous().numpy().tobytes() + seed.to_bytes(8, "little", signed=True)
+    drawn = int.from_bytes(hashlib.sha256(content).digest()[:7], "little")
+    generator = torch.Generator().manual_seed(drawn)
+    return torch.rand(len(tokens), generator=generator, dtype=torch.float64)
 
 
 def _residual(logits: Tensor, draws: Tensor) -> Tensor:

@@ -106,12 +106,13 @@ def needed_bytes(
     blocks = len({linear.block for linear in linears})
     item = torch.empty(0, dtype=getattr(torch, settings.dtype)).element_size()
     states = tokens * hidden_size * item
+    weights = 4 * tokens * len(groups)
     if settings.gradient == "none":
         return total + 2 * states
     for linear in linears:
         full = keeps_full_gradient(linear, settings.gradient)
         total += 4 * (packed_length(linear.out_features) if full else linear.out_features)
-    return total + (blocks + 3) * states
+    return total + weights + (blocks + 3) * states
 
 
 def keeps_full_gradient(linear: LinearSpec, gradient: str) -> bool:

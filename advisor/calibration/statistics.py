@@ -19,13 +19,28 @@ class LayerStatistics:
 
     Attributes:
         tokens: Number of input rows summed.
-        second_moment: float32 [in, in], H = Σ x xᵀ.
+        second_moment: float32 [in, in], H = Σ w x xᵀ. With a backward pass a token's weight w is
+            the squared norm of the output gradients of all linears that read the input; without,
+            every token counts 1.
         absolute_maximum: float32 [in], max |x| per input channel.
         absolute_sum: float32 [in], Σ |x|; divided by ``tokens`` it is AWQ's mean magnitude.
         gradient_tokens: Number of output-gradient rows summed; 0 when there was no backward pass.
         gradient_moment: float32 [out, out] (or its diagonal, [out]), G = Σ g gᵀ, where g is the
             gradient of the summed token log-loss, with labels drawn from the model itself, at
             the linear's output; None when there was no backward pass.
+        moment_weight: Σ w of the second moment; None where every token counts 1.
+
+    Why weights: the Fisher information of a linear is E[g gᵀ ⊗ x xᵀ], which E[g gᵀ] ⊗ E[x xᵀ]
+    stands for only if sizes of g and x are independent. They are not: tokens that serve attention
+    as a sink have large x and hardly any g. E[|g|² x xᵀ] is the exact partial trace over outputs.
+    Measured on SmolLM2-135M (re-parameterised; 32×256 calibration, 16×256 evaluation tokens), KL
+    of uniform GPTQ fitted to the unweighted and to the weighted moment: int4 g64 sym 0.260 and
+    0.119; int4 g32 asym in activation order with coordinate descent 0.065 and 0.042. The predicted
+    KL also becomes proportional to the measured one: over ten such candidates measured over
+    predicted is 1.5 to 1.8 (0.7 to 2.4 before).
+
+    Reference: GuidedQuant, arXiv:2505.07004, section 3 (second moments weighted by gradients);
+    Differs from the paper: one weight for all outputs that share an input, labels from the model.
     """
 
     tokens: int
@@ -34,6 +49,12 @@ class LayerStatistics:
     absolute_sum: Tensor
     gradient_tokens: int = 0
     gradient_moment: Tensor | None = None
+    moment_weight: float | None = None
+
+    @property
+    def rows(self) -> float:
+        """What the second moment is divided by to make it a mean: the sum of its weights."""
+        return float(self.tokens) if self.moment_weight is None else self.moment_weight
 
 
 def merge(a: LayerStatistics, b: LayerStatistics) -> LayerStatistics:
@@ -56,7 +77,18 @@ def merge(a: LayerStatistics, b: LayerStatistics) -> LayerStatistics:
         absolute_sum=a.absolute_sum + b.absolute_sum,
         gradient_tokens=a.gradient_tokens + b.gradient_tokens,
         gradient_moment=_merge_gradients(a.gradient_moment, b.gradient_moment),
+        moment_weight=_merge_weights(a, b),
     )
+
+
+def _merge_weights(a: LayerStatistics, b: LayerStatistics) -> float | None:
+    """Add the weights of two second moments, both weighted or both not."""
+    if (a.moment_weight is None) != (b.moment_weight is None):
+        raise InputError(
+            "statistics with weighted and unweighted second moments cannot be merged: collect both "
+            "the same way."
+        )
+    return None if a.moment_weight is None else a.rows + b.rows
 
 
 def _merge_gradients(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from advisor.modelspec import LinearSpec
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 """Raised whenever stored sums would differ for the same key."""
 _MANIFEST = "manifest.json"
 
@@ -52,7 +52,9 @@ class StatisticsStore:
     """Statistics of every linear of a model over one set of token sequences.
 
     A folder ``<root>/statistics/<key>`` holds one safetensors file per block for the inputs (one
-    delta of sums for each sample prefix) and one for the output gradients, and a manifest with
+    delta of sums for each sample prefix) and one for what a backward pass gives (output gradients,
+    and the inputs' second moments, which they weigh; without one, these lie with the inputs), and a
+    manifest with
     their checksums. Files are written under another name, synced and renamed, then recorded, so a
     killed run leaves only whole files; a file is verified once, when it is first read.
     """
@@ -191,24 +193,49 @@ class StatisticsStore:
             raise InputError(f"statistics in {self.folder} are not complete: collect them first.")
         count = self._prefix_count(samples)
         path = self._verify(inputs_file(linear.block))
-        group, size = linear.input_group, linear.in_features
+        group = linear.input_group
         with safe_open(str(path), framework="pt") as handle:
-            moment, maximum, total = (
-                handle.get_tensor(f"0/{group}/{kind}") for kind in ("moment", "maximum", "sum")
-            )
+            maximum, total = (handle.get_tensor(f"0/{group}/{kind}") for kind in ("maximum", "sum"))
             for index in range(1, count):
-                moment += handle.get_tensor(f"{index}/{group}/moment")
                 maximum = maximum.maximum(handle.get_tensor(f"{index}/{group}/maximum"))
                 total += handle.get_tensor(f"{index}/{group}/sum")
+        moment, weight = self._moment(linear, count)
         gradient = self._gradient(linear) if gradients else None
         return LayerStatistics(
             tokens=self.manifest["tokens"][count - 1],
-            second_moment=unpack_moment(moment, size),
+            second_moment=moment,
             absolute_maximum=maximum,
             absolute_sum=total,
             gradient_tokens=0 if gradient is None else self.manifest["gradient_tokens"],
             gradient_moment=gradient,
+            moment_weight=weight,
         )
+
+    def weights(self, linear: LinearSpec) -> Tensor | None:
+        """Return how much each token counts in a linear's second moment, float32 [tokens].
+
+        None where all count alike. Of an expert of a mixture, the tokens routed to it.
+        """
+        if not self.manifest["gradient_tokens"]:
+            return None
+        path = self._verify(gradients_file(linear.block))
+        with safe_open(str(path), framework="pt") as handle:
+            found: Tensor = handle.get_tensor(f"{linear.input_group}/weights")
+        return found
+
+    def _moment(self, linear: LinearSpec, count: int) -> tuple[Tensor, float | None]:
+        """Return a linear's second moment over some prefixes, and the sum of its weights."""
+        weighted = bool(self.manifest["gradient_tokens"])
+        name = gradients_file(linear.block) if weighted else inputs_file(linear.block)
+        group, weight = linear.input_group, 0.0
+        with safe_open(str(self._verify(name)), framework="pt") as handle:
+            moment: Tensor = handle.get_tensor(f"0/{group}/moment")
+            for index in range(1, count):
+                moment += handle.get_tensor(f"{index}/{group}/moment")
+            if weighted:
+                weights = [handle.get_tensor(f"{index}/{group}/weight") for index in range(count)]
+                weight = float(sum(weights))
+        return unpack_moment(moment, linear.in_features), weight if weighted else None
 
     def with_gradient(self, statistics: LayerStatistics, linear: LinearSpec) -> LayerStatistics:
         """Return statistics with a linear's own gradients, of another that reads the same input.

@@ -26,8 +26,9 @@ def row_errors(
         statistics: Of the inputs.
 
     Returns:
-        float32, shape [out]: (ΔW H ΔWᵀ) / tokens, its diagonal. The sum over the rows of a linear
-        is its :func:`layer_error`, which is how the rows of stacked weights are told apart.
+        float32, shape [out]: the diagonal of ΔW H ΔWᵀ, per (weighted) token. The sum
+        over the rows of a linear is its :func:`layer_error`, which is how the rows of stacked
+        weights are told apart.
 
     Raises:
         InputError: There are no tokens.
@@ -35,13 +36,13 @@ def row_errors(
     if statistics.tokens < 1:
         raise InputError("an error per token needs tokens, but the statistics have 0.")
     second_moment = statistics.second_moment.to(torch.float32)
-    return quadratic_rows(weight_delta(weight, changed), second_moment) / statistics.tokens
+    return quadratic_rows(weight_delta(weight, changed), second_moment) / statistics.rows
 
 
 def layer_error(
     weight: Tensor, changed: QuantizedWeight | Tensor, statistics: LayerStatistics
 ) -> float:
-    """Return tr(ΔW H ΔWᵀ) / tokens: the mean squared change of a linear's output vector."""
+    """Return tr(ΔW H ΔWᵀ) per (weighted) token: the mean squared change of an output vector."""
     return float(row_errors(weight, changed, statistics).double().sum())
 
 
@@ -80,7 +81,7 @@ def kl_score(delta: Tensor, statistics: LayerStatistics) -> float:
     else:
         spread = torch.mm(weights, delta)
         total = torch.mm(delta, second_moment).mul_(spread).sum(dtype=torch.float64)
-    return max(0.0, float(total)) / (2.0 * statistics.tokens * statistics.gradient_tokens)
+    return max(0.0, float(total)) / (2.0 * statistics.rows * statistics.gradient_tokens)
 
 
 def weight_delta(weight: Tensor, changed: QuantizedWeight | Tensor) -> Tensor:

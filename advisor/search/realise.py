@@ -220,10 +220,19 @@ def _prefix(
     if calibration is None or store is None:
         raise InputError("sequential=True needs the calibration text and its statistics.")
     used = calibration if samples is None else calibration.first(samples)
-    weights = sequence_weights(used, settings.calibration_mix)
-    kept = weights > 0
+    shares = sequence_weights(used, settings.calibration_mix)
+    kept = shares > 0
+
+    def weights(linear: LinearSpec) -> Tensor:
+        """Weigh a token by its sequence's share in the mix and by its gradients."""
+        own = store.weights(linear)
+        rows = shares[:, None].expand(used.tokens.shape)
+        if own is not None:
+            rows = rows * own.reshape(-1, rows.shape[1])[: len(rows)]
+        return rows[kept]
+
     return QuantizedPrefix(
-        loaded, used.tokens[kept], store.work_folder, settings, weights[kept], rotation
+        loaded, used.tokens[kept], store.work_folder, settings, weights, rotation
     )
 
 

@@ -4,7 +4,9 @@ A perturbation ΔW of a linear with inputs x and output gradients g (of the toke
 drawn from the model itself) changes the model's output distribution by about
 ½ E[(gᵀ ΔW x)²] nats of KL per token, the true Fisher's quadratic form. With g and x taken as
 independent (Kronecker factors) this is ½ tr(G ΔW H ΔWᵀ) for the means G of g gᵀ and H of x xᵀ.
-Modules are taken as independent, so scores add up.
+That sizes of x and g depend on each other is taken into account by the weights of H (see
+:class:`advisor.calibration.statistics.LayerStatistics`). Modules are taken as independent, so
+scores add up.
 
 Codes are chosen on the first half of the calibration sequences and scored on the second half, as
 a method that fits its codes to H (GPTQ, clipping) looks better on the H that it fitted than it
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     from advisor.modelspec import LinearSpec
     from advisor.schemes import Scheme
 
-_VERSION = 1
+_VERSION = 2
 """Part of every cache key: raised when scores mean something else."""
 _MEAN_MAGNITUDE = math.sqrt(2 / math.pi)
 """Of a standard normal variable."""
@@ -74,7 +76,7 @@ class Score:
 
     Attributes:
         kl: Predicted effect on the model, nats per token.
-        error: Mean squared change of the module's output rows, tr(ΔW H ΔWᵀ) / tokens.
+        error: Mean squared change of the module's output rows, tr(ΔW H ΔWᵀ) per weighted token.
     """
 
     kl: float
@@ -94,12 +96,13 @@ def score_change(delta: Tensor, statistics: LayerStatistics) -> Score:
     """
     changed = delta @ statistics.second_moment
     rows = (changed * delta).sum(1)
-    error = float(rows.sum()) / max(1, statistics.tokens)
+    seen = statistics.rows if statistics.rows > 0 else 1.0
+    error = float(rows.sum()) / seen
     gradient = statistics.gradient_moment
     if gradient is None:
         return Score(0.5 * error, error)
     total = (gradient * rows).sum() if gradient.ndim == 1 else ((gradient @ delta) * changed).sum()
-    samples = max(1, statistics.tokens) * max(1, statistics.gradient_tokens)
+    samples = seen * max(1, statistics.gradient_tokens)
     # tr(G ΔW H ΔWᵀ) is not negative; a tiny negative sum is rounding.
     return Score(max(0.0, 0.5 * float(total) / samples), max(0.0, error))
 
@@ -226,7 +229,11 @@ class ScoreBook:
         fitted = own.layer(members[0], count, gradients=False)
         second_moment = first.second_moment - half.second_moment
         tokens = first.tokens - half.tokens
-        return fitted, [replace(s, second_moment=second_moment, tokens=tokens) for s in whole]
+        weight = None if first.moment_weight is None else first.rows - half.rows
+        return fitted, [
+            replace(s, second_moment=second_moment, tokens=tokens, moment_weight=weight)
+            for s in whole
+        ]
 
     def _key(self, scheme: Scheme, settings: QuantizationSettings, samples: int | None) -> str:
         if samples is not None and self.fitted_samples is not None:
@@ -285,7 +292,8 @@ def rotated(rotation: Rotation, linear: LinearSpec, statistics: LayerStatistics)
     if moment is statistics.second_moment:
         maximum, total = statistics.absolute_maximum, statistics.absolute_sum
     else:
-        deviation = (moment.diagonal() / max(1, statistics.tokens)).clamp_min(0).sqrt()
+        seen = statistics.rows if statistics.rows > 0 else 1.0
+        deviation = (moment.diagonal() / seen).clamp_min(0).sqrt()
         total = deviation * statistics.tokens * _MEAN_MAGNITUDE
         maximum = deviation * math.sqrt(2 * math.log(max(2, statistics.tokens)))
     gradient = statistics.gradient_moment

@@ -41,7 +41,7 @@ from advisor.models.blocks import BlockRunner
 from advisor.models.inspect import block_linears
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -127,7 +127,7 @@ class QuantizedPrefix:
         tokens: Tensor,
         folder: Path,
         settings: QuantizationSettings,
-        weights: Tensor | None = None,
+        weights: Callable[[LinearSpec], Tensor] | None = None,
         rotation: Rotation | None = None,
     ) -> None:
         """Embed the tokens.
@@ -137,7 +137,8 @@ class QuantizedPrefix:
             tokens: Calibration tokens, int64 [sequences, length].
             folder: Where the hidden states are kept meanwhile.
             settings: ``correction_damping`` is used.
-            weights: How much each sequence counts, [sequences], positive; None for all alike.
+            weights: How much each token counts in the sums of a linear's inputs, [sequences,
+                length], not negative; None for all alike.
             rotation: Of the model that is quantized; the unquantized one is run as it is.
         """
         self._loaded = loaded
@@ -145,7 +146,7 @@ class QuantizedPrefix:
         self._damping = settings.correction_damping
         self._tokens = tokens
         self._rotation = rotation
-        self._weights = torch.ones(len(tokens)) if weights is None else weights
+        self._weights = weights or (lambda linear: torch.ones(tokens.shape))
         self._block = -1
         self._inputs: dict[str, PrefixInputs] = {}
         size = max(1, BATCH_TOKENS // tokens.shape[1])
@@ -198,6 +199,7 @@ class QuantizedPrefix:
         linears = block_linears(loaded.linears, self._block)
         sums = {linear.input_group: _Sums(linear.in_features, loaded.device) for linear in linears}
         readers = {linear.input_group: linear for linear in linears}
+        weights = {group: self._weights(linear) for group, linear in readers.items()}
         turned = self._turned()
         with (
             LatestInputs(loaded.model, linears) as latest,
@@ -216,9 +218,9 @@ class QuantizedPrefix:
                     }
                 with quantized_model(loaded.model, {}, turned):
                     self._runner.run(self._block, self._quantized[part].to(loaded.device))
-                weights = self._weights[part].repeat_interleave(self._tokens.shape[1])
                 for group, rows in latest.take().items():
-                    sums[group].add(exact[group], rows, weights.to(rows))
+                    counted = weights[group][part].reshape(-1).to(rows)
+                    sums[group].add(exact[group], rows, counted)
         self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
 
     def _turned(self) -> dict[str, Tensor]:
@@ -257,6 +259,7 @@ class _Sums:
         self._maximum = torch.zeros(size, device=device)
         self._absolute_sum = torch.zeros(size, device=device)
         self._tokens = 0
+        self._weight = 0.0
 
     def add(self, exact: Tensor, quantized: Tensor, weights: Tensor) -> None:
         """Add rows [tokens, in] of the unquantized model and of the quantized one.
@@ -268,11 +271,12 @@ class _Sums:
         """
         magnitudes = quantized.abs()
         torch.maximum(self._maximum, magnitudes.amax(0), out=self._maximum)
-        self._absolute_sum += (magnitudes * weights[:, None]).sum(0)
+        self._absolute_sum += magnitudes.sum(0)
         roots = weights.sqrt()[:, None]
         self._moment.add(quantized * roots)
         self._cross.addmm_((exact * roots).T, quantized * roots)
         self._tokens += len(quantized)
+        self._weight += float(weights.sum(dtype=torch.float64))
 
     def finish(self, damping: float) -> PrefixInputs:
         """Return the sums."""
@@ -281,5 +285,6 @@ class _Sums:
             second_moment=unpack_moment(self._moment.take(), self._moment.size),
             absolute_maximum=self._maximum.cpu(),
             absolute_sum=self._absolute_sum.cpu(),
+            moment_weight=self._weight,
         )
         return PrefixInputs(statistics, self._cross.cpu(), damping)

@@ -53,10 +53,9 @@ def explicit(loaded, sequences, seed=0):
     model.get_input_embeddings().register_forward_hook(
         lambda module, arguments, output: output.requires_grad_(True)
     )
-    for index, tokens in enumerate(sequences.tokens):
+    for tokens in sequences.tokens:
         logits = model(tokens[None]).logits[0]
-        generator = torch.Generator().manual_seed((seed << 32) + index)
-        draws = torch.rand(len(tokens), generator=generator, dtype=torch.float64)
+        draws = passes.label_draws(tokens, seed)
         chances = logits.softmax(-1)
         labels = (chances.cumsum(-1) < draws[:, None]).sum(-1)
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
@@ -71,6 +70,15 @@ def truth(random_llama, sequences):
     return explicit(random_llama, sequences)
 
 
+def weighted(loaded, linear, truth, samples=None):
+    """Σ w x xᵀ and Σ w; w is the sum of |g|² over the linears that read the same input."""
+    inputs, gradients = truth
+    rows = torch.cat(inputs[linear.name][:samples])
+    readers = [m.name for m in loaded.linears if m.input_group == linear.input_group]
+    weights = sum(torch.cat(gradients[name][:samples]).square().sum(1) for name in readers)
+    return (rows * weights[:, None]).T @ rows, weights
+
+
 def test_moments_equal_the_explicit_sums(random_llama, sequences, store, truth):
     inputs, gradients = truth
     for linear in random_llama.linears:
@@ -78,9 +86,13 @@ def test_moments_equal_the_explicit_sums(random_llama, sequences, store, truth):
         rows = torch.cat(inputs[linear.name])
         back = torch.cat(gradients[linear.name])
         assert statistics.tokens == statistics.gradient_tokens == 6 * 24
-        expected = rows.T @ rows
+        expected, weights = weighted(random_llama, linear, truth)
         torch.testing.assert_close(
-            statistics.second_moment.double(), expected, rtol=1e-4, atol=1e-4 * expected.max()
+            statistics.second_moment.double(), expected, rtol=1e-3, atol=1e-4 * expected.max()
+        )
+        assert statistics.rows == pytest.approx(float(weights.sum()), rel=1e-4)
+        torch.testing.assert_close(
+            store.weights(linear).double(), weights, rtol=1e-3, atol=1e-4 * weights.max()
         )
         expected = back.T @ back
         torch.testing.assert_close(
@@ -97,28 +109,52 @@ def test_moments_equal_the_explicit_sums(random_llama, sequences, store, truth):
 
 @pytest.mark.parametrize("samples", [2, 3, 6])
 def test_a_prefix_is_the_sum_of_its_samples(random_llama, store, truth, samples):
-    inputs, _ = truth
     assert store.prefixes == (2, 3, 6)
     linear = random_llama.linears[-1]
     statistics = store.layer(linear, samples)
-    rows = torch.cat(inputs[linear.name][:samples])
+    expected, weights = weighted(random_llama, linear, truth, samples)
     assert statistics.tokens == samples * 24
+    assert statistics.rows == pytest.approx(float(weights.sum()), rel=1e-4)
     torch.testing.assert_close(
-        statistics.second_moment.double(), rows.T @ rows, rtol=1e-4, atol=1e-3
+        statistics.second_moment.double(), expected, rtol=1e-3, atol=1e-4 * expected.max()
     )
+
+
+def test_without_a_backward_pass_every_token_counts_alike(random_llama, sequences, truth, tmp_path):
+    plain = open_store(random_llama, sequences, root=tmp_path, gradient="none")
+    collect_statistics(random_llama, sequences, plain, gradients=False)
+    inputs, _ = truth
+    for linear in random_llama.linears:
+        statistics = plain.layer(linear)
+        rows = torch.cat(inputs[linear.name])
+        assert statistics.moment_weight is None
+        assert statistics.rows == statistics.tokens == 6 * 24
+        assert plain.weights(linear) is None
+        torch.testing.assert_close(
+            statistics.second_moment.double(), rows.T @ rows, rtol=1e-4, atol=1e-3
+        )
 
 
 def test_a_prefix_has_the_bits_of_a_collection_of_only_that_many(
     random_llama, sequences, store, tmp_path
 ):
     fewer = sequences.first(3)
-    small = open_store(random_llama, fewer, root=tmp_path, prefixes=[2], gradient="none")
-    collect_statistics(random_llama, fewer, small, prefixes=[2], gradients=False)
+    small = open_store(random_llama, fewer, root=tmp_path, prefixes=[2])
+    collect_statistics(random_llama, fewer, small, prefixes=[2])
     for linear in random_llama.linears:
         ours, theirs = small.layer(linear), store.layer(linear, 3)
         assert torch.equal(ours.second_moment, theirs.second_moment)
         assert torch.equal(ours.absolute_sum, theirs.absolute_sum)
-        assert ours.gradient_moment is None
+        assert ours.rows == theirs.rows
+
+
+def test_labels_belong_to_the_sequence(sequences):
+    tokens = sequences.tokens
+    assert torch.equal(passes.label_draws(tokens[1], 0), passes.label_draws(tokens[1].clone(), 0))
+    assert not torch.equal(passes.label_draws(tokens[1], 0), passes.label_draws(tokens[2], 0))
+    assert not torch.equal(passes.label_draws(tokens[1], 0), passes.label_draws(tokens[1], 1))
+    many = torch.cat([passes.label_draws(row, seed) for row in tokens for seed in range(20)])
+    assert abs(float(many.mean()) - 0.5) < 4 * (1 / 12 / len(many)) ** 0.5
 
 
 def test_labels_do_not_depend_on_batches(random_llama, sequences, store, tmp_path, monkeypatch):

@@ -54,9 +54,9 @@ def store(random_llama, drawn):
 
 
 def _moment(model, name, rows, weights):
-    """Σ w x xᵀ over sequences, float64, from hooks on the whole model."""
+    """Σ w x xᵀ over tokens, float64, from hooks on the whole model; weights [sequences, length]."""
     total = 0
-    for tokens, weight in zip(rows, weights.tolist(), strict=True):
+    for tokens, weight in zip(rows, weights.double(), strict=True):
         seen = []
         handle = model.get_submodule(name).register_forward_pre_hook(
             lambda _, arguments, seen=seen: seen.append(arguments[0][0].double())
@@ -64,7 +64,7 @@ def _moment(model, name, rows, weights):
         with torch.no_grad():
             model(tokens[None])
         handle.remove()
-        total = total + weight * seen[0].T @ seen[0]
+        total = total + (weight[:, None] * seen[0]).T @ seen[0]
     return total
 
 
@@ -77,8 +77,12 @@ def test_a_mix_has_the_sums_of_its_weighted_sequences(random_llama, store, drawn
     weights = sequence_weights(used, mix)
     assert float(weights.sum()) == pytest.approx(samples)
     assert found.tokens == samples * 24
-    oracle = _moment(random_llama.model, linear.name, used.tokens, weights)
-    torch.testing.assert_close(found.second_moment.double(), oracle, rtol=1e-3, atol=1e-3)
+    tokens = weights[:, None] * store.weights(linear).reshape(16, 24)[:samples]
+    assert found.rows == pytest.approx(float(tokens.sum()), rel=1e-4)
+    oracle = _moment(random_llama.model, linear.name, used.tokens, tokens)
+    torch.testing.assert_close(
+        found.second_moment.double(), oracle, rtol=1e-3, atol=1e-4 * float(oracle.max())
+    )
 
 
 def test_the_given_mix_is_the_whole_text(random_llama, store, drawn, tmp_path):
@@ -87,8 +91,12 @@ def test_the_given_mix_is_the_whole_text(random_llama, store, drawn, tmp_path):
     collect_statistics(random_llama, plain, whole)
     linear = random_llama.linears[-1]
     ours, theirs = store.layer(linear, 8), whole.layer(linear, 8)
-    torch.testing.assert_close(ours.second_moment, theirs.second_moment, rtol=1e-4, atol=1e-3)
+    scale = float(theirs.second_moment.max())
+    torch.testing.assert_close(
+        ours.second_moment, theirs.second_moment, rtol=1e-4, atol=1e-5 * scale
+    )
     torch.testing.assert_close(ours.absolute_maximum, theirs.absolute_maximum)
+    assert ours.rows == pytest.approx(theirs.rows, rel=1e-5)
     assert (ours.tokens, ours.gradient_tokens) == (theirs.tokens, theirs.gradient_tokens)
 
 

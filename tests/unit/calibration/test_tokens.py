@@ -14,6 +14,7 @@ class Text:
     documents: tuple[str, ...]
     name: str = "test"
     sha256: str = "0" * 64
+    sources: tuple[str, ...] = ()
 
 
 class Letters:
