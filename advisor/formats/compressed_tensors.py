@@ -78,6 +78,8 @@ def _broken_rule(weight: QuantizedWeight) -> str | None:
         return None
     if not scheme.is_integer or scheme.method == "llm.int8":
         return f"format {NAME!r} holds integer and FP8 weights, not {scheme}; use bitsandbytes"
+    if scheme.method == "hqq":
+        return f"format {NAME!r} has integer zero points, not those of {scheme}; use hqq"
     if scheme.granularity not in ("group", "channel"):
         return f"format {NAME!r} holds integer scales per group or channel, not {scheme}"
     if not is_consecutive(weight):

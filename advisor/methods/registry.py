@@ -22,6 +22,7 @@ _MODULES: dict[str, str] = {
     "gptq": "advisor.methods.gptq",
     "awq": "advisor.methods.awq",
     "smoothquant": "advisor.methods.smoothquant",
+    "hqq": "advisor.methods.hqq",
     "bnb": "advisor.methods.nf4",
     "gguf": "advisor.methods.gguf",
     "llm.int8": "advisor.methods.llm_int8",

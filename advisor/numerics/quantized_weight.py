@@ -30,7 +30,8 @@ class QuantizedWeight:
             bit pattern.
         scales: float32, shape [out, groups]: groups is 1 per channel; [1, 1] per tensor; for
             blocks [ceil(out / n), ceil(in / n)].
-        zero_points: uint8, shape [out, groups], or None on symmetric grids and codebooks.
+        zero_points: uint8, shape [out, groups], or None on symmetric grids and codebooks. HQQ's are
+            not integers: float32.
         group_index: int32, shape [in]: the group of each input. None means consecutive groups of
             ``in // groups``. Codes stay in the model's own column order, act-order or not.
         codebook: float32, shape [entries], or None.

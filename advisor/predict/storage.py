@@ -236,15 +236,31 @@ def _bitsandbytes(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
 def _hqq(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
     if not scheme.is_integer or scheme.method == "llm.int8":
         return None
-    count, bits = inputs * outputs, int(scheme.bits)
+    bits = int(scheme.bits)
     groups = groups_of(scheme, inputs) * outputs
+    width = math.ceil(inputs * outputs / groups)
     # HQQ packs 8-, 4- and 2-bit codes into bytes and ten 3-bit codes into an int32; 5 to 7 bits
-    # occupy a byte.
-    codes = {3: math.ceil(count / 10) * 4, 2: count // 4, 4: count // 2}.get(bits, count)
+    # occupy a byte. The rest are the module's settings, a tensor each.
+    if bits == 3:
+        codes, kind, packing = (math.ceil(groups / 10), width), "I32", "3bit_32"
+    else:
+        rows = {2: 4, 4: 2}.get(bits, 1)
+        codes, kind, packing = (math.ceil(groups / rows), width), "U8", f"{8 // rows}bit_u8"
+    word = "torch.int32" if bits == 3 else "torch.uint8"
+    flags = (
+        "channel_wise", "encoded_state_dict", "offload_meta", "optimize", "quant_scale",
+        "quant_zero", "round_zero", "stores_quant_config", "view_as_float",
+    )  # fmt: skip
     return (
-        Part(".W_q", "U8", (codes,)),
-        Part(".scale", "F16", (groups, 1)),
-        Part(".zero", "F16", (groups, 1)),
+        Part(".W_q", kind, codes),
+        Part(".scale", "BF16", (groups, 1)),
+        Part(".zero", "BF16", (groups, 1)),
+        Part(".shape", "I64", (2,)),
+        *(Part(f".{name}", "I32", ()) for name in ("nbits", "group_size", "axis")),
+        Part(".packing", "U8", (len(packing),)),
+        Part(".unpack_view_dtype", "U8", (len(word),)),
+        Part(".compute_dtype", "U8", (len("torch.bfloat16"),)),
+        *(Part(f".{flag}", "U8", ()) for flag in flags),
     )
 
 

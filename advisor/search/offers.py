@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import LinearSpec, ModelSpec
 
-_OTHER_WAYS = ("gguf",)
-"""Their checkpoints need more than the linears' codes: the embedding quantized."""
+_OTHER_WAYS = ("gguf", "hqq")
+"""GGUF needs more than the linears' codes: the embedding quantized. HQQ's checkpoints are read by
+its own library; the engines that know the method quantize while they load 16-bit weights.
+"""
 
 
 def uniform_offers(

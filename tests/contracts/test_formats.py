@@ -46,7 +46,8 @@ _OTHERS = [
     "rtn-int4-g32-sym-aint8", "rtn-fp8-gch", "rtn-fp8-gch-afp8", "rtn-fp8-gtensor-afp8",
     "rtn-fp8-b32", "gptq-fp8-gch-afp8", "rtn-fp8-b32-afp8", "mxfp4",
     "mxfp4-amxfp4", "mxfp8", "mxfp8-amxfp8", "nvfp4",
-    "nvfp4-anvfp4", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq", "llm.int8",
+    "nvfp4-anvfp4", "hqq-int2-g32-asym", "hqq-int3-g32-asym", "hqq-int4-g16-asym",
+    "hqq-int8-g32-asym", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq", "llm.int8",
 ]  # fmt: skip
 
 
@@ -129,6 +130,7 @@ def test_what_is_written_is_read_back_by_us_and_by_an_independent_reader(source,
         ("rtn-int4-g32-sym-aint8", ["compressed-tensors"]),
         ("mxfp4-amxfp4", ["compressed-tensors"]),
         ("nvfp4-anvfp4", ["compressed-tensors"]),
+        ("hqq-int4-g32-asym", ["hqq"]),
         ("bnb-nf4", ["bitsandbytes"]),
         ("llm.int8", ["bitsandbytes"]),
     ],

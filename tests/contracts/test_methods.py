@@ -23,6 +23,7 @@ SCHEMES = {
     ),
     "awq": ("awq-int4-g64-asym", "awq-int4-gch-sym"),
     "smoothquant": ("smoothquant-int8-gch-sym-aint8", "smoothquant-fp8-gch-afp8"),
+    "hqq": ("hqq-int4-g64-asym", "hqq-int3-g32-asym", "hqq-int8-g64-asym"),
     "bnb": ("bnb-nf4", "bnb-fp4-dq"),
     "llm.int8": ("llm.int8",),
     "gguf": ("gguf-q4_0", "gguf-q4_1", "gguf-iq4_nl", "gguf-q8_0"),
@@ -118,8 +119,8 @@ def test_many_methods_at_once(problem):
 def test_unknown_methods_are_told_from_those_done_elsewhere():
     with pytest.raises(InputError, match=r"unknown method 'gtpq'.* Did you mean 'gptq'"):
         registry.get_method("gtpq")
-    with pytest.raises(InputError, match="'hqq' is not quantized by Advisor itself"):
-        registry.get_method("hqq")
+    with pytest.raises(InputError, match="'autoround' is not quantized by Advisor itself"):
+        registry.get_method("autoround")
 
 
 def test_group_size_is_checked_for_all_schemes_at_once(problem):
