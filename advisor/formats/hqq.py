@@ -176,12 +176,12 @@ def _check_module(name: str, stored: Stored) -> tuple[Scheme | None, list[str]]:
     scheme = Scheme("hqq", f"int{bits}", "group", size, symmetric=False)
     groups = out_features * in_features // size
     rows = -(-groups // _PER_ROW[bits])
-    wrong = [
+    found = [
         check_tensor(stored, name, "W_q", (rows, size), (_BYTES[bits],)),
         check_tensor(stored, name, "scale", (groups, 1)),
         check_tensor(stored, name, "zero", (groups, 1)),
     ]
-    return scheme, first_fault(wrong, f"its own settings say {scheme}")
+    return scheme, first_fault(found, f"its own settings say {scheme}")
 
 
 def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored) -> QuantizedWeight:

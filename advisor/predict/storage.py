@@ -133,6 +133,7 @@ def _awq(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
 def _compressed(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
     groups = groups_of(scheme, inputs)
     scales = (outputs, groups) if scheme.granularity != "tensor" else (1,)
+    static = (Part(".input_scale", "F32", (1,)),) if scheme.static_activation else ()
     if scheme.weight in ("mxfp4", "mxfp8", "nvfp4"):
         return _micro_scaled(scheme, inputs, outputs)
     if scheme.weight == "fp8":
@@ -142,6 +143,7 @@ def _compressed(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
         return (
             Part(".weight", "F8_E4M3", (outputs, inputs)),
             Part(".weight_scale", "BF16", scales),
+            *static,
         )
     if not scheme.is_integer or scheme.method == "llm.int8":
         return None
@@ -150,7 +152,7 @@ def _compressed(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
         parts = [Part(".weight", "I8", (outputs, inputs)), Part(".weight_scale", "BF16", scales)]
         if scheme.symmetric is False:
             parts.append(Part(".weight_zero_point", "I8", scales))
-        return tuple(parts)
+        return (*parts, *static)
     parts = [
         Part(".weight_packed", "I32", (outputs, math.ceil(inputs * bits / 32))),
         Part(".weight_scale", "BF16", scales),

@@ -27,6 +27,11 @@ _OTHER_WAYS = ("gguf", "hqq")
 """GGUF needs more than the linears' codes: the embedding quantized. HQQ's checkpoints are read by
 its own library; the engines that know the method quantize while they load 16-bit weights.
 """
+_STATIC = (
+    "rtn-fp8-gch-afp8-static", "rtn-fp8-gtensor-afp8-static",
+    "smoothquant-int8-gch-sym-aint8-static",
+)  # fmt: skip
+"""Inputs with calibrated scales: for engines whose kernels take them."""
 
 
 def uniform_offers(
@@ -52,7 +57,7 @@ def uniform_offers(
     Returns:
         Candidates, several sizes of a kind among them; see :func:`best_of_kinds`.
     """
-    names = [parse_scheme(name) for name in SCHEME_NAMES]
+    names = [parse_scheme(name) for name in (*SCHEME_NAMES, *_STATIC)]
     found: list[tuple[float, Mixture]] = []
     for scheme in dict.fromkeys([*offered.schemes, *names]):
         if not _is_new(scheme, offered) or not all(fits(scheme, linear) for linear in linears):
@@ -76,11 +81,12 @@ def uniform_offers(
 
 def best_of_kinds(offers: Sequence[Mixture], max_bytes: int) -> list[Mixture]:
     """Return the first of each kind within a size; a kind is a method and its activations."""
-    kinds: dict[tuple[str, str | None], Mixture] = {}
+    kinds: dict[tuple[str, str | None, bool], Mixture] = {}
     for mixture in offers:
         scheme = next(iter(mixture.assignment.values()))
         if mixture.size_bytes <= max_bytes:
-            kinds.setdefault((scheme.method, scheme.activation), mixture)
+            kind = (scheme.method, scheme.activation, scheme.static_activation)
+            kinds.setdefault(kind, mixture)
     return list(kinds.values())
 
 

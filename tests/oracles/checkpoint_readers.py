@@ -134,7 +134,27 @@ def read_compressed_tensors(tensors, name, config):
             [bits_of(column, bits, out_features) for column in packed_zeros.T], np.int64
         ).T
     groups = np.arange(in_features) // (in_features // scales.shape[1])
+    inputs = group["input_activations"]
+    if inputs and inputs["type"] == "float":
+        return fp8_products(codes - half, scales, groups)
     return affine(codes - half, zeros - half, scales, groups)
+
+
+def fp8_products(steps, scales, groups):
+    """Return int4 weights as a kernel of FP8 products has them: [out, in]."""
+    table = np.array(sorted({e4m3(byte) for byte in range(127)}), np.float32)
+
+    def rounded(values):
+        # To nearest, ties to the even pattern, which is the index: patterns rise with values.
+        distance = np.abs(np.abs(values)[..., None] - table)
+        least = distance.min(-1, keepdims=True)
+        even = np.where(distance == least, np.arange(len(table)) % 2, 2).argmin(-1)
+        return np.copysign(table[even], values).astype(np.float32)
+
+    channel = (scales.max(1, keepdims=True) / np.float32(448)).astype(np.float32)
+    small = rounded(rounded(scales / channel) / np.float32(8))
+    weights = rounded(steps.astype(np.float32) * small[:, groups])
+    return weights * (channel * np.float32(8))
 
 
 def e2m1(code):

@@ -30,9 +30,7 @@ def zero_points(group, levels: int, steps: int = STEPS) -> tuple[float, list[tup
     zero, beta, found = -low / scale, BETA, []
     for _ in range(steps):
         codes = encode(group, scale, zero, levels)
-        errors = [
-            value - (code - zero) * scale for value, code in zip(group, codes, strict=True)
-        ]
+        errors = [value - (code - zero) * scale for value, code in zip(group, codes, strict=True)]
         found.append((zero, sum(map(abs, errors)) / len(errors)))
         kept = [threshold(error, beta) for error in errors]
         zero = sum(

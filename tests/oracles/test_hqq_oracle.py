@@ -85,7 +85,7 @@ def test_groups_without_a_range():
 
 @pytest.mark.parametrize("name", ["hqq-int4-g64-sym", "hqq-int4-gch-asym", "hqq-int7-g64-asym"])
 def test_what_hqq_does_not_have_is_refused(weight, name):
-    with pytest.raises(InputError, match="hqq stores int2, int3.*Use for example hqq-int4-g64"):
+    with pytest.raises(InputError, match=r"hqq stores int2, int3.*Use for example hqq-int4-g64"):
         quantize(weight, None, parse_scheme(name), FLOAT32)
 
 
