@@ -224,7 +224,10 @@ def parse_scheme(name: str) -> Scheme:
 
 def _parse_suffixes(name: str, suffixes: list[str], *, only_activation: bool) -> dict[str, Any]:
     """Parse what follows the weight type into fields of :class:`Scheme`."""
-    known = ("g128", "gch", "gtensor", "b128", "sym", "asym", "actorder", "dq", "aint8", "afp8", "static")  # fmt: skip
+    known = (
+        "g128", "gch", "gtensor", "b128", "sym", "asym", "actorder", "dq", "aint8", "afp8",
+        "static",
+    )  # fmt: skip
     fields: dict[str, Any] = {}
     for suffix in suffixes:
         found: dict[str, Any]

@@ -18,6 +18,7 @@ from advisor.formats.read import read_checkpoint
 from advisor.formats.registry import format_names, get_format, storage_scheme
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
+from advisor.predict.storage import module_parts
 from advisor.schemes import parse_scheme
 from advisor.search.stacking import split_rows
 
@@ -94,6 +95,19 @@ def _formats_of(weights) -> list[str]:
     return [name for name in format_names() if not get_format(name).problems(weights)]
 
 
+def _check_predicted_size(checkpoint, module, weight):
+    """What prediction says is stored is what is stored; a text's length may be a few bytes off."""
+    parts = module_parts(weight.scheme, checkpoint.format, weight.shape[1], weight.shape[0])
+    predicted = {part.suffix[1:]: part.shape for part in parts}
+    headers = checkpoint.stored.headers
+    names = [name for name in headers if name.startswith(f"{module}.") and "bias" not in name]
+    written = {name[len(module) + 1 :]: headers[name].shape for name in names}
+    texts = [name for name in written if "quant_state" in name]
+    for name in texts:
+        assert abs(written.pop(name)[0] - predicted.pop(name)[0]) <= 8
+    assert written == predicted
+
+
 @pytest.mark.parametrize("scheme", _INTEGER + _OTHERS)
 def test_what_is_written_is_read_back_by_us_and_by_an_independent_reader(source, tmp_path, scheme):
     weights = _quantize_all(source, scheme)
@@ -109,6 +123,7 @@ def test_what_is_written_is_read_back_by_us_and_by_an_independent_reader(source,
         config = json.loads((folder / "config.json").read_text())["quantization_config"]
         for module, weight in weights.items():
             expected = weight.dequantize()
+            _check_predicted_size(checkpoint, module, weight)
             assert checkpoint.modules[module] == storage_scheme(weight.scheme, name)
             assert torch.equal(checkpoint.weight(module).dequantize(), expected)
             independent = readers.READERS[name](tensors, module, config)

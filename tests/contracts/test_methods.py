@@ -20,7 +20,7 @@ SCHEMES = {
         "rtn-fp8-gch",
         "rtn-fp8-gtensor-afp8-static",
         "rtn-int4-g64-sym-afp8",
-    ),  # fmt: skip
+    ),
     "gptq": (
         "gptq-int4-g64-sym",
         "gptq-int3-g32-asym",
@@ -35,7 +35,7 @@ SCHEMES = {
         "smoothquant-int8-gch-sym-aint8",
         "smoothquant-fp8-gch-afp8",
         "smoothquant-int8-gch-sym-aint8-static",
-    ),  # fmt: skip
+    ),
     "hqq": ("hqq-int4-g64-asym", "hqq-int3-g32-asym", "hqq-int8-g64-asym"),
     "bnb": ("bnb-nf4", "bnb-fp4-dq"),
     "llm.int8": ("llm.int8",),
