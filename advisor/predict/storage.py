@@ -213,9 +213,10 @@ def _bitsandbytes(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
     if scheme.weight not in ("nf4", "fp4"):
         return None
     count = inputs * outputs
-    blocks = math.ceil(count / 64)
+    size = scheme.group_size if scheme.granularity == "group" and scheme.group_size else 64
+    blocks = math.ceil(count / size)
     state = (
-        f'{{"quant_type": "{scheme.weight}", "blocksize": 64, "dtype": "bfloat16", '
+        f'{{"quant_type": "{scheme.weight}", "blocksize": {size}, "dtype": "bfloat16", '
         f'"shape": [{outputs}, {inputs}]'
     )
     parts = [

@@ -51,7 +51,8 @@ _OTHERS = [
     "rtn-int8-gch-sym-aint8-static", "smoothquant-int8-gch-sym-aint8-static",
     "rtn-int4-g32-sym-afp8", "gptq-int4-g32-sym-afp8",
     "nvfp4-anvfp4", "hqq-int2-g32-asym", "hqq-int3-g32-asym", "hqq-int4-g16-asym",
-    "hqq-int8-g32-asym", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq", "llm.int8",
+    "hqq-int8-g32-asym", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq",
+    "bnb-nf4-g32", "bnb-nf4-g32-dq", "bnb-fp4-g32-dq", "llm.int8",
 ]  # fmt: skip
 
 

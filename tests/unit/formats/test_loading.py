@@ -98,7 +98,9 @@ def test_transformers_runs_a_mixture_of_compressed_tensors_groups(bf16_folder, q
     assert modules == {"rtn-int8-gch-sym-aint8", "rtn-int4-g32-asym", "rtn-int4-g16-sym"}
 
 
-@pytest.mark.parametrize("scheme", ["bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq"])
+@pytest.mark.parametrize(
+    "scheme", ["bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq", "bnb-nf4-g32-dq", "bnb-fp4-g32"]
+)
 def test_transformers_reads_4_bit_bitsandbytes_weights_as_we_do(
     bf16_folder, quantized, tmp_path, scheme
 ):
