@@ -38,7 +38,7 @@ def quantize(
 
     The scale is that of the group's range. The zero point lowers the sum of |W - Q|^p, p = 0.7,
     by alternating between a shrinkage of the errors and a mean; of all iterates each group keeps
-    the one of least mean |W - Q|.
+    the one of least squared error, which is what a change of the outputs grows with.
 
     The zero point is what HQQ optimises, and it is not an integer: rounded to one (as gptq, awq
     and compressed-tensors store it) every point of the grid is a multiple of the scale again, and
@@ -59,10 +59,11 @@ def quantize(
     Reference: Badri and Shaji, Half-Quadratic Quantization of large machine learning models
     (2023), section "Half-quadratic solver" and the authors' library, ``core/optimize.py``.
 
-    Differs from the library: a group stops for itself (there the mean error of the whole weight
-    stops all groups, and the zero points are those after the last step that lowered it); scales
-    and zero points are rounded as stored before codes are chosen; ranges below 1e-4 keep their
-    scale.
+    Differs from the library: every group keeps its own best iterate (there the mean |W - Q| of the
+    whole weight stops all groups at once; judging each group by that mean instead of its square
+    gave 1.03 times the library's error of outputs for int4 g64 on 12 linears of SmolLM2-135M);
+    scales and zero points are rounded as stored before codes are chosen; ranges below 1e-4 keep
+    their scale.
     """
     del statistics
     _check(scheme)
@@ -87,7 +88,7 @@ def quantize(
 def _best_zero(
     groups: Tensor, scale: Tensor, first: Tensor, levels: float, settings: QuantizationSettings
 ) -> Tensor:
-    """Return the zero points of least mean error, float32 [out, groups, 1], rounded as stored.
+    """Return the zero points of least squared error, float32 [out, groups, 1], rounded as stored.
 
     Args:
         groups: Weights [out, groups, width].
@@ -102,7 +103,7 @@ def _best_zero(
         stored = settings.round_scales(zero)
         codes = _codes(groups, scale, stored, levels)
         errors = groups - (codes - stored) * scale
-        found = errors.abs().mean(-1, keepdim=True)
+        found = errors.square().mean(-1, keepdim=True)
         better = found < least
         best, least = torch.where(better, stored, best), torch.where(better, found, least)
         zero = (codes - (groups - shrink(errors, beta)) / scale).mean(-1, keepdim=True)

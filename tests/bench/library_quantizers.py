@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from advisor.numerics.int4_fp8 import dequantize_int4_fp8
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +113,20 @@ def _inputs(layer: Layer, arguments) -> Callable[[Tensor], Tensor]:
     return simulate
 
 
+def compressed_tensors_w4a8(layer: Layer, group: int):
+    """Round to int4 as compressed-tensors, and compute as vLLM's kernel for FP8 inputs will."""
+    from compressed_tensors.quantization.lifecycle.forward import quantize
+    from compressed_tensors.quantization.utils import helpers
+
+    arguments = _arguments(num_bits=4, symmetric=True, strategy="group", group_size=group)
+    groups = _grouped(layer.weight, arguments)
+    scales, zeros = helpers.calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
+    scales = scales.to(torch.bfloat16).float()
+    codes = quantize(layer.weight, scales, zeros, arguments).float() + 8
+    token = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+    return dequantize_int4_fp8(codes, scales), _inputs(layer, _arguments(**token))
+
+
 def llmcompressor_mse(layer: Layer, weights: dict):
     """Round with the scales of llm-compressor's searching observer."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
@@ -147,6 +163,24 @@ def llmcompressor_gptq(layer: Layer, weights: dict):
         layer.weight[None].clone(), moment[None].clone(), scales[None], zeros[None], None, arguments
     )
     return found[0], None
+
+
+def llmcompressor_smoothquant(layer: Layer, strength: float):
+    """Smooth with llm-compressor's scales, then round weights and tokens to int8 as its W8A8."""
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    module = torch.nn.Linear(layer.weight.shape[1], layer.weight.shape[0], bias=False)
+    module.weight.data.copy_(layer.weight)
+    spread = layer.inputs.amax(0) - layer.inputs.amin(0)
+    with torch.no_grad():
+        scales = SmoothQuantModifier(smoothing_strength=strength)._calculate_smoothing_scales(
+            [module], spread
+        )
+    smoothed = replace(layer, weight=layer.weight * scales, inputs=layer.inputs / scales)
+    token = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    weights = {"num_bits": 8, "symmetric": True, "strategy": "channel"}
+    weight, simulate = compressed_tensors(smoothed, weights, token)
+    return weight, lambda inputs: simulate(inputs / scales)
 
 
 def gptqmodel_gptq(layer: Layer, **settings):

@@ -21,6 +21,7 @@ from library_quantizers import (
     Layer,
     bitsandbytes,
     compressed_tensors,
+    compressed_tensors_w4a8,
     gguf,
     gptqmodel_gptq,
     hqq,
@@ -28,12 +29,16 @@ from library_quantizers import (
     llm_int8,
     llmcompressor_gptq,
     llmcompressor_mse,
+    llmcompressor_smoothquant,
 )
+from safetensors.torch import load_file, save_file
 
-from advisor.calibration.statistics import LayerStatistics
+from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.evaluation.runtime import activation_simulation
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
+from advisor.methods.smoothquant import smoothing_scales
+from advisor.models.checkpoint import read_tensor
 from advisor.models.load import load_model
 from advisor.schemes import parse_scheme
 from advisor.workflows.texts import draw
@@ -96,7 +101,11 @@ ROWS = (
     ("gptq-int4-g64-sym", DESCENT, "gptqmodel",
      partial(gptqmodel_gptq, bits=4, group_size=64, desc_act=False, act_group_aware=False)),
     ("rtn-int8-gch-sym-aint8", PLAIN, "compressed-tensors", _ct(_int(8), _token("int"))),
+    ("smoothquant-int8-gch-sym-aint8", PLAIN, "llmcompressor",
+     partial(llmcompressor_smoothquant, strength=0.5)),
     ("rtn-int4-g64-sym-aint8", PLAIN, "compressed-tensors", _ct(_int(4, 64), _token("int"))),
+    *((f"{method}-int4-g64-sym-afp8", PLAIN, "compressed-tensors",
+       partial(compressed_tensors_w4a8, group=64)) for method in ("rtn", "gptq")),
     ("rtn-fp8-gch", PLAIN, "compressed-tensors", _ct(_fp8("channel"))),
     ("rtn-fp8-gtensor", PLAIN, "compressed-tensors", _ct(_fp8("tensor"))),
     ("rtn-fp8-b128", PLAIN, "compressed-tensors", _ct(_fp8("block", [128, 128]))),
@@ -131,9 +140,10 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--inputs", type=Path, help="file that keeps the inputs for further runs")
     parser.add_argument("--library", help="only rows beside this library")
     given = parser.parse_args()
-    layers = _layers(given.model, given.sequences, given.length)
+    layers = _layers(given.model, given.sequences, given.length, given.inputs)
     print("| ours | settings | library | ours / theirs | least | most |", flush=True)
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for scheme, settings, library, theirs in ROWS:
@@ -148,12 +158,7 @@ def _row(layers, scheme, settings, library, theirs) -> None:
             if layer.weight.shape[1] % 256 and scheme.endswith("_k"):
                 continue  # k-quants' blocks do not fit these rows
             weight, simulate = theirs(layer)
-            found = quantize(layer.weight, layer.statistics, parse_scheme(scheme), settings)
-            simulation = activation_simulation(found.scheme, found.extras)
-            if found.scheme.method == "llm.int8":
-                simulation = None  # weights alone: the library's product is compared elsewhere
-            ours = _error(layer, found.dequantize(), simulation)
-            ratios.append(ours / _error(layer, weight, simulate))
+            ratios.append(_ours(layer, scheme, settings) / _error(layer, weight, simulate))
     except ImportError as error:
         print(f"| {scheme} | | {library} | not installed ({error.name or error}) | | |", flush=True)
         return
@@ -161,6 +166,22 @@ def _row(layers, scheme, settings, library, theirs) -> None:
     cells = [scheme, _settings(settings), library, f"{mean:.4f}", f"{min(ratios):.4f}",
              f"{max(ratios):.4f}"]  # fmt: skip
     print("|", " | ".join(cells), "|", flush=True)
+
+
+def _ours(layer: Layer, name: str, settings: QuantizationSettings) -> float:
+    """Return the error of our quantizer, smoothing folded in where the method smooths."""
+    scheme, weight, statistics = parse_scheme(name), layer.weight, layer.statistics
+    scales = None
+    if scheme.method == "smoothquant":
+        scales = smoothing_scales([weight], statistics, settings)
+        weight, statistics = weight * scales, scale_inputs(statistics, scales)
+    found = quantize(weight, statistics, scheme, settings)
+    simulation = activation_simulation(found.scheme, found.extras)
+    if scheme.method == "llm.int8":
+        simulation = None  # weights alone: the library's product is compared elsewhere
+    if scales is not None:
+        return _error(layer, found.dequantize(), lambda inputs: simulation(inputs / scales))
+    return _error(layer, found.dequantize(), simulation)
 
 
 def _settings(settings: QuantizationSettings) -> str:
@@ -174,8 +195,27 @@ def _error(layer: Layer, weight, simulate) -> float:
     return float(change.double().square().sum()) / len(change)
 
 
-def _layers(folder: Path, sequences: int, length: int) -> list[Layer]:
+def _layers(folder: Path, sequences: int, length: int, kept: Path | None) -> list[Layer]:
     """Return the twelve linears and their inputs."""
+    if kept is not None and kept.is_file():
+        seen = load_file(kept)
+    else:
+        seen = _inputs(folder, sequences, length)
+        if kept is not None:
+            save_file(seen, kept)
+    layers = []
+    for name, inputs in seen.items():
+        first, second = inputs.split(len(inputs) // 2)
+        statistics = LayerStatistics(
+            len(first), first.T @ first, first.abs().amax(0), first.abs().sum(0)
+        )
+        weight = read_tensor(folder, f"{name}.weight").float()
+        layers.append(Layer(name, weight, statistics, first, second))
+    return layers
+
+
+def _inputs(folder: Path, sequences: int, length: int) -> dict[str, torch.Tensor]:
+    """Return the inputs of the twelve linears, [tokens, in]."""
     loaded = load_model(folder)
     tokens = draw(
         (), loaded.tokenizer, role="calibration", sequences=sequences, sequence_length=length,
@@ -186,27 +226,14 @@ def _layers(folder: Path, sequences: int, length: int) -> list[Layer]:
         f"model.layers.{block}.{kind}" for block in (0, blocks // 2, blocks - 1) for kind in KINDS
     ]
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    handles = [
+    for name in names:
         loaded.model.get_submodule(name).register_forward_pre_hook(
             lambda _, arguments, name=name: seen[name].append(arguments[0].flatten(0, 1).float())
         )
-        for name in names
-    ]
     with torch.no_grad():
         for batch in torch.as_tensor(tokens).split(4):
-            loaded.model(batch)
-    for handle in handles:
-        handle.remove()
-    layers = []
-    for name in names:
-        inputs = torch.cat(seen[name])
-        first, second = inputs.split(len(inputs) // 2)
-        statistics = LayerStatistics(
-            len(first), first.T @ first, first.abs().amax(0), first.abs().sum(0)
-        )
-        weight = loaded.model.get_submodule(name).weight.detach().float()
-        layers.append(Layer(name, weight, statistics, first, second))
-    return layers
+            loaded.model.model(batch)  # without the head
+    return {name: torch.cat(parts).contiguous() for name, parts in seen.items()}
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ def encode(group, scale: float, zero: float, levels: int) -> list[int]:
 
 
 def zero_points(group, levels: int, steps: int = STEPS) -> tuple[float, list[tuple[float, float]]]:
-    """Scale of the range, and every iterate of the zero point with its mean absolute error."""
+    """Scale of the range, and every iterate of the zero point with its mean squared error."""
     low, high = min(group), max(group)
     scale = (high - low) / levels
     zero, beta, found = -low / scale, BETA, []
     for _ in range(steps):
         codes = encode(group, scale, zero, levels)
         errors = [value - (code - zero) * scale for value, code in zip(group, codes, strict=True)]
-        found.append((zero, sum(map(abs, errors)) / len(errors)))
+        found.append((zero, sum(error * error for error in errors) / len(errors)))
         kept = [threshold(error, beta) for error in errors]
         zero = sum(
             code - (value - part) / scale

@@ -39,9 +39,9 @@ def test_zero_points_are_those_of_the_solver(weight, name):
         least = min(error for _, error in iterates)
         zero = float(found.zero_points[row, group])
         ours = double(found.dequantize()).reshape(groups.shape)[row, group]
-        assert np.abs(ours - groups[row, group]).mean() == pytest.approx(least, rel=2e-4)
+        assert np.square(ours - groups[row, group]).mean() == pytest.approx(least, rel=5e-4)
         # Two iterates may be as good as each other: the zero point is one of those.
-        near = [z for z, error in iterates if error <= least * (1 + 2e-4)]
+        near = [z for z, error in iterates if error <= least * (1 + 5e-4)]
         assert min(abs(zero - candidate) for candidate in near) < 2e-3
         codes = found.codes.view(groups.shape)[row, group].tolist()
         assert codes == oracle.encode(groups[row, group].tolist(), scale, zero, levels)
@@ -55,7 +55,7 @@ def test_real_zero_points_beat_rounding_and_integer_ones_would_not(weight):
     rounded = quantize(weight, None, parse_scheme("rtn-int3-g64-asym"), FLOAT32)
 
     def error(values):
-        return float((values - weight).abs().mean())
+        return float((values - weight).square().mean())
 
     assert error(found.dequantize()) < 0.99 * error(rounded.dequantize())
     scales = found.scales.repeat_interleave(64, 1)
@@ -99,7 +99,7 @@ def test_error_is_not_above_the_librarys(weight, bits):
     )
     meta["compute_dtype"] = torch.float32
     theirs = library.dequantize(codes, meta)
-    assert (found - weight).abs().mean() <= 1.0001 * (theirs - weight).abs().mean()
+    assert (found - weight).square().mean() <= 1.0001 * (theirs - weight).square().mean()
     inputs = torch.randn(400, 256, generator=torch.Generator().manual_seed(1))
     statistics = cases.make_statistics(inputs)
     assert layer_error(weight, found, statistics) <= 1.02 * layer_error(weight, theirs, statistics)
