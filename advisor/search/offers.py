@@ -83,14 +83,19 @@ def uniform_offers(
 
 
 def best_of_kinds(offers: Sequence[Mixture], max_bytes: int) -> list[Mixture]:
-    """Return the first of each kind within a size; a kind is a method and its activations."""
+    """Return the first of each kind within a size; a kind is a method and its activations.
+
+    Calibrated input scales come last: what they save is the search for scales at run time, and at
+    the same published loss those found per token are seldom worse.
+    """
     kinds: dict[tuple[str, str | None, bool], Mixture] = {}
     for mixture in offers:
         scheme = next(iter(mixture.assignment.values()))
         if mixture.size_bytes <= max_bytes:
             kind = (scheme.method, scheme.activation, scheme.static_activation)
             kinds.setdefault(kind, mixture)
-    return list(kinds.values())
+    static = {kind: mixture for kind, mixture in kinds.items() if kind[2]}
+    return [*(kinds[kind] for kind in kinds if kind not in static), *static.values()]
 
 
 def _is_new(scheme: Scheme, offered: MixtureOptions) -> bool:

@@ -47,6 +47,7 @@ KINDS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 PLAIN = QuantizationSettings()
 CLIPPED = QuantizationSettings(clip="mse")
 DESCENT = QuantizationSettings(descent=3)
+DAMPED = QuantizationSettings(descent=3, damping=0.05)
 
 
 def _int(bits, group=None, symmetric=True):
@@ -99,6 +100,8 @@ ROWS = (
     ("gptq-int4-g64-sym-actorder", PLAIN, "gptqmodel",
      partial(gptqmodel_gptq, bits=4, group_size=64, desc_act=True, act_group_aware=False)),
     ("gptq-int4-g64-sym", DESCENT, "gptqmodel",
+     partial(gptqmodel_gptq, bits=4, group_size=64, desc_act=False, act_group_aware=False)),
+    ("gptq-int4-g64-sym", DAMPED, "gptqmodel",
      partial(gptqmodel_gptq, bits=4, group_size=64, desc_act=False, act_group_aware=False)),
     ("rtn-int8-gch-sym-aint8", PLAIN, "compressed-tensors", _ct(_int(8), _token("int"))),
     ("smoothquant-int8-gch-sym-aint8", PLAIN, "llmcompressor",
@@ -185,7 +188,8 @@ def _ours(layer: Layer, name: str, settings: QuantizationSettings) -> float:
 
 
 def _settings(settings: QuantizationSettings) -> str:
-    return {CLIPPED: "clip mse", DESCENT: "descent 3"}.get(settings, "")
+    named = {CLIPPED: "clip mse", DESCENT: "descent 3", DAMPED: "descent 3, damping 0.05"}
+    return named.get(settings, "")
 
 
 def _error(layer: Layer, weight, simulate) -> float:
