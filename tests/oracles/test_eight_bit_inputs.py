@@ -178,3 +178,27 @@ def test_kernel_scales_by_hand():
     # 100 has no E4M3 (96, 104): the even one of a tie. 0.001 is below half of 2^-9: lost.
     assert scales.tolist() == [[56.0, 28.0, 12.0, 0.125, 0.0]]
     assert channel.tolist() == [[8.0]]
+
+
+@pytest.mark.parametrize("form", ["gch", "gtensor", "b16"])
+def test_fp8_weights_equal_compressed_tensors(weight, form):
+    forward = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
+    helpers = pytest.importorskip("compressed_tensors.quantization.utils.helpers")
+    from compressed_tensors.quantization import QuantizationArgs
+
+    rows, columns = _tile(form, weight.shape)
+    tiles = torch.nn.functional.pad(weight, (0, 0, 0, -weight.shape[0] % rows))
+    tiles = tiles.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+    low, high = tiles.amin((1, 3)), tiles.amax((1, 3))
+    strategy = {"gch": "channel", "gtensor": "tensor", "b16": "block"}[form]
+    arguments = QuantizationArgs(
+        num_bits=8, type="float", symmetric=True, strategy=strategy,
+        block_structure=[16, 16] if form == "b16" else None,
+    )  # fmt: skip
+    scales, zeros = helpers.calculate_qparams(low, high, arguments)
+    found = quantize(weight, None, parse_scheme(f"rtn-fp8-{form}"), SETTINGS)
+    live = tiles.abs().amax((1, 3)) > 0
+    assert torch.equal(found.scales[live], scales.to(torch.bfloat16).float()[live])
+    shaped = found.scales.reshape(1) if form == "gtensor" else found.scales
+    theirs = forward.fake_quantize(weight, shaped, zeros, arguments)
+    assert torch.equal(found.dequantize(), theirs.float())

@@ -122,6 +122,28 @@ def test_error_is_not_above_that_of_compressed_tensors(weight, name):
     assert (error <= 1.00001 * (theirs - weight).square().unflatten(-1, (-1, 32)).sum(-1)).all()
 
 
+def test_nvfp4_equals_compressed_tensors(weight):
+    forward = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
+    helpers = pytest.importorskip("compressed_tensors.quantization.utils.helpers")
+    presets = pytest.importorskip("compressed_tensors.quantization.quant_scheme")
+    arguments = presets.PRESET_SCHEMES["NVFP4A16"]["weights"]
+    overall = helpers.generate_gparam(weight.amin().reshape(1), weight.amax().reshape(1))
+    groups = weight.unflatten(-1, (-1, 16))
+    scales, zeros = helpers.calculate_qparams(
+        groups.amin(-1), groups.amax(-1), arguments, global_scale=overall
+    )
+    theirs = forward.fake_quantize(weight, scales, zeros, arguments, global_scale=overall)
+    found = quantize(weight, None, parse_scheme("nvfp4"), QuantizationSettings())
+    assert torch.equal(found.extras["global_scale"], overall)
+    # Where a scale would be zero they take 1/8, and we the smallest that E4M3 has.
+    ordinary = (found.scales * overall > 2.0**-9).repeat_interleave(16, 1)
+    difference = (found.dequantize() - theirs).abs()[ordinary]
+    assert ordinary.float().mean() > 0.8
+    assert (difference <= 1e-6 * theirs.abs()[ordinary]).all()
+    error = [(values - weight).square().sum() for values in (found.dequantize(), theirs)]
+    assert error[0] <= 1.001 * error[1]
+
+
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp8", "nvfp4"])
 def test_the_clip_search_never_adds_error(weight, name):
     scheme, statistics = parse_scheme(name), _statistics(weight)
