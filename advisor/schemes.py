@@ -71,6 +71,7 @@ class Scheme:
         symmetric: Whether the grid has no zero point; None where the data type decides.
         activation_order: GPTQ's act-order (``desc_act``).
         activation: Data type that inputs are quantized to at run time, per token; None for 16-bit.
+        static_activation: Inputs take one scale, from calibration, instead of one per token.
         double_quantization: bitsandbytes' quantized scales.
         target_bits: Average bits per weight of a mixture (``mixed-4.25bpw``), else None.
     """
@@ -82,6 +83,7 @@ class Scheme:
     symmetric: bool | None = None
     activation_order: bool = False
     activation: str | None = None
+    static_activation: bool = False
     double_quantization: bool = False
     target_bits: float | None = None
 
@@ -104,6 +106,14 @@ class Scheme:
             raise InputError(
                 f"activations are quantized to one of {', '.join(_ACTIVATIONS)}, "
                 f"but got {self.activation!r}.{did_you_mean(self.activation, _ACTIVATIONS)}"
+            )
+        if self.static_activation and (
+            self.activation not in ("int8", "fp8") or self.granularity not in ("tensor", "channel")
+        ):
+            raise InputError(
+                "inputs with one calibrated scale are int8 or fp8, and go with weight scales per "
+                f"channel or tensor, but got {self.weight} per {self.granularity} with "
+                f"{self.activation or '16-bit'} inputs. Drop -static."
             )
 
     @property
@@ -153,6 +163,8 @@ class Scheme:
             parts.append("dq")
         if self.activation is not None:
             parts.append(f"a{self.activation}")
+        if self.static_activation:
+            parts.append("static")
         return "-".join(parts)
 
 
@@ -163,7 +175,8 @@ BF16 = Scheme("bf16", "bf16")
 def parse_scheme(name: str) -> Scheme:
     """Parse a scheme's name.
 
-    The grammar is ``METHOD-WEIGHT[-gN|-gch|-gtensor|-bN][-sym|-asym][-actorder][-dq][-aACT]``;
+    The grammar is
+    ``METHOD-WEIGHT[-gN|-gch|-gtensor|-bN][-sym|-asym][-actorder][-dq][-aACT[-static]]``;
     ``bf16``, ``llm.int8``, ``mxfp4``, ``nvfp4`` and ``mixed-4.25bpw`` stand alone (the micro-scaled
     ones may take ``-aACT``).
 
@@ -211,7 +224,10 @@ def parse_scheme(name: str) -> Scheme:
 
 def _parse_suffixes(name: str, suffixes: list[str], *, only_activation: bool) -> dict[str, Any]:
     """Parse what follows the weight type into fields of :class:`Scheme`."""
-    known = ("g128", "gch", "gtensor", "b128", "sym", "asym", "actorder", "dq", "aint8", "afp8")
+    known = (
+        "g128", "gch", "gtensor", "b128", "sym", "asym", "actorder", "dq", "aint8", "afp8",
+        "static",
+    )  # fmt: skip
     fields: dict[str, Any] = {}
     for suffix in suffixes:
         found: dict[str, Any]
@@ -230,10 +246,12 @@ def _parse_suffixes(name: str, suffixes: list[str], *, only_activation: bool) ->
             found = {"double_quantization": True}
         elif suffix.startswith("a") and suffix[1:] in _ACTIVATIONS:
             found = {"activation": suffix[1:]}
+        elif suffix == "static":
+            found = {"static_activation": True}
         else:
             raise InputError(
                 f"unknown part {suffix!r} in scheme {name!r}.{did_you_mean(suffix, known)} "
-                "The form is METHOD-WEIGHT[-gN|-gch][-sym|-asym][-actorder][-aACT]."
+                "The form is METHOD-WEIGHT[-gN|-gch][-sym|-asym][-actorder][-aACT[-static]]."
             )
         if only_activation and "activation" not in found:
             head = name.split("-")[0]

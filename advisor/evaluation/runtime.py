@@ -55,6 +55,32 @@ def simulate_fp8(inputs: Tensor) -> Tensor:
     return (codes.to(torch.float32) * scales).to(inputs.dtype)
 
 
+def simulate_static_int8(inputs: Tensor, scale: Tensor) -> Tensor:
+    """Return inputs rounded to int8 with one scale, given; larger ones saturate.
+
+    Args:
+        inputs: Shape [..., in], any float type.
+        scale: The checkpoint's ``input_scale``, float32 [1].
+    """
+    scale = scale.to(inputs.device)
+    codes = torch.round(inputs.to(torch.float32) / scale).clamp_(-128, 127)
+    return (codes * scale).to(inputs.dtype)
+
+
+def simulate_static_fp8(inputs: Tensor, scale: Tensor) -> Tensor:
+    """Return inputs rounded to float8 e4m3 with one scale, given; larger ones saturate.
+
+    As in vLLM's kernel, inputs are multiplied by the scale's reciprocal.
+
+    Args:
+        inputs: Shape [..., in], any float type.
+        scale: The checkpoint's ``input_scale``, float32 [1].
+    """
+    scale = scale.to(inputs.device)
+    values = (inputs.to(torch.float32) * scale.reciprocal()).clamp_(-_FP8_LIMIT, _FP8_LIMIT)
+    return (values.to(torch.float8_e4m3fn).to(torch.float32) * scale).to(inputs.dtype)
+
+
 def simulate_llm_int8(inputs: Tensor, threshold: float = OUTLIER_THRESHOLD) -> Tensor:
     """Return inputs as LLM.int8() multiplies them.
 
@@ -81,6 +107,7 @@ def simulate_llm_int8(inputs: Tensor, threshold: float = OUTLIER_THRESHOLD) -> T
     return torch.where(outliers.any(dim=0), rows, rounded).view_as(inputs)
 
 
+_STATIC = {"int8": simulate_static_int8, "fp8": simulate_static_fp8}
 _SIMULATIONS = {
     "int8": simulate_int8,
     "fp8": simulate_fp8,
@@ -94,7 +121,8 @@ def activation_simulation(scheme: Scheme, extras: Mapping[str, Tensor] | None = 
 
     Args:
         scheme: The module's scheme.
-        extras: Its weight's; NVFP4's ``input_global_scale`` is among them.
+        extras: Its weight's; a calibrated ``input_scale`` and NVFP4's ``input_global_scale`` are
+            among them.
 
     Raises:
         InputError: The scheme's activations cannot be simulated.
@@ -103,6 +131,11 @@ def activation_simulation(scheme: Scheme, extras: Mapping[str, Tensor] | None = 
         return simulate_llm_int8
     if scheme.activation is None:
         return None
+    if scheme.static_activation:
+        if "input_scale" not in (extras or {}):
+            raise InputError(f"{scheme} needs an input_scale. Quantize with statistics.")
+        static, fixed = _STATIC[scheme.activation], (extras or {})["input_scale"]
+        return lambda inputs: static(inputs, fixed)
     if scheme.activation == "nvfp4":
         if "input_global_scale" not in (extras or {}):
             raise InputError(f"{scheme} needs an input_global_scale. Quantize with statistics.")

@@ -56,6 +56,8 @@ def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
 def _broken_rule(weight: QuantizedWeight) -> str | None:
     """Return the rule that a weight breaks, or None."""
     scheme = weight.scheme
+    if scheme.method == "hqq":
+        return f"format 'awq' has integer zero points, not those of {scheme}; use hqq"
     if scheme.weight != "int4" or scheme.granularity not in ("group", "channel"):
         return f"format 'awq' holds int4 per group or channel, not {scheme}; use compressed-tensors"
     if scheme.activation is not None:

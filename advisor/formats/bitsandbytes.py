@@ -9,12 +9,14 @@ it back. 8-bit modules have ``weight`` int8, ``SCB`` (row maxima) and ``weight_f
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from advisor.formats.base import HEAD, Found, Stored, check_tensor, complain, first_fault
+from advisor.methods.nf4 import BLOCK_SIZE, BLOCK_SIZES, spread_scales
 from advisor.numerics.packing import pack_nibbles, unpack_nibbles
 from advisor.numerics.quantized_weight import QuantizedWeight
 from advisor.schemes import Scheme
@@ -52,7 +54,9 @@ def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
 
 
 def storage_scheme(scheme: Scheme) -> Scheme:
-    """Return the scheme itself: the data type says all."""
+    """Return the scheme itself: data type and blocks say all."""
+    if scheme.granularity == "group" and scheme.group_size == BLOCK_SIZE:
+        return replace(scheme, granularity="none", group_size=None)
     return scheme
 
 
@@ -169,6 +173,10 @@ def _four(name: str, config: Mapping[str, Any], stored: Stored) -> tuple[Scheme 
         blocksize = int(state["blocksize"])
     except (ValueError, KeyError, TypeError) as error:
         return scheme, [f"{name}: its quant_state cannot be read ({error})."]
+    if blocksize not in BLOCK_SIZES:
+        return scheme, [f"{name}: blocks of {blocksize} are unknown to bitsandbytes."]
+    if blocksize != BLOCK_SIZE:
+        scheme = replace(scheme, granularity="group", group_size=blocksize)
     count = out_features * in_features
     blocks = -(-count // blocksize)
     wrong = [
@@ -220,15 +228,7 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
     return QuantizedWeight(
         scheme=scheme,
         codes=unpack_nibbles(stored.load(f"{name}.weight"), (out_features, in_features)),
-        scales=_spread(absmax, state["blocksize"], out_features, in_features),
+        scales=spread_scales(absmax, state["blocksize"], out_features, in_features),
         codebook=extras["quant_map"],
         extras=extras,
     )
-
-
-def _spread(absmax: Tensor, blocksize: int, out_features: int, in_features: int) -> Tensor:
-    """Return block scales as [out, groups], or [out, in] where a block spans rows."""
-    if in_features % blocksize == 0:
-        return absmax.view(out_features, -1)
-    spread = absmax.repeat_interleave(blocksize)
-    return spread[: out_features * in_features].view(out_features, in_features)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 NAME = "compressed-tensors"
 SUFFIXES = (
     "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale",
-    "input_global_scale", "weight",
+    "input_global_scale", "input_scale", "weight",
 )  # fmt: skip
 
 
@@ -78,6 +78,8 @@ def _broken_rule(weight: QuantizedWeight) -> str | None:
         return None
     if not scheme.is_integer or scheme.method == "llm.int8":
         return f"format {NAME!r} holds integer and FP8 weights, not {scheme}; use bitsandbytes"
+    if scheme.method == "hqq":
+        return f"format {NAME!r} has integer zero points, not those of {scheme}; use hqq"
     if scheme.granularity not in ("group", "channel"):
         return f"format {NAME!r} holds integer scales per group or channel, not {scheme}"
     if not is_consecutive(weight):
@@ -85,8 +87,12 @@ def _broken_rule(weight: QuantizedWeight) -> str | None:
             f"format {NAME!r} has no act-order groups any more, as {scheme} has; "
             "use static groups, or format gptq"
         )
-    if scheme.activation not in (None, "int8"):
-        return f"format {NAME!r} pairs integer weights with int8 activations, not {scheme}"
+    if scheme.activation == "fp8" and not (
+        scheme.weight == "int4" and scheme.symmetric and scheme.granularity == "group"
+    ):
+        return f"FP8 activations need symmetric int4 weights in groups, or FP8 ones, not {scheme}"
+    if scheme.activation not in (None, "int8", "fp8"):
+        return f"format {NAME!r} pairs integer weights with 8-bit activations, not {scheme}"
     if scheme.activation is not None and (not scheme.symmetric or scheme.bits not in (4, 8)):
         return f"int8 activations need symmetric int4 or int8 weights, not {scheme}"
     if scheme.activation is not None and scheme.bits == 8 and scheme.granularity != "channel":
@@ -105,6 +111,7 @@ def storage_scheme(scheme: Scheme) -> Scheme:
         group_size=scheme.group_size,
         symmetric=scheme.symmetric,
         activation=scheme.activation,
+        static_activation=scheme.static_activation,
     )
 
 
@@ -125,6 +132,10 @@ def pack(
         return microscaled.pack(name, weight)
     scales = exact_scales(weight.scales, dtype)
     kind = scheme_format(weight.scheme)
+    static: dict[str, Tensor] = {}
+    if weight.scheme.static_activation:
+        # Linears that share an input share the tensor too, which a file may hold only once.
+        static[f"{name}.input_scale"] = weight.extras["input_scale"].to(torch.float32, copy=True)
     if kind == PACKED:
         bits = int(weight.scheme.bits)
         tensors = {
@@ -138,11 +149,11 @@ def pack(
         return tensors
     if kind == INT:
         values = (weight.codes.to(torch.int16) - 128).to(torch.int8)
-        return {f"{name}.weight": values.contiguous(), f"{name}.weight_scale": scales}
+        return {f"{name}.weight": values.contiguous(), f"{name}.weight_scale": scales, **static}
     if weight.scheme.granularity == "tensor":
-        scales = scales.reshape(1)
+        scales = scales.reshape(1).clone()  # fused linears share it, a file holds it once each
     values = weight.codes.contiguous().view(torch.float8_e4m3fn)
-    return {f"{name}.weight": values, f"{name}.weight_scale": scales}
+    return {f"{name}.weight": values, f"{name}.weight_scale": scales, **static}
 
 
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
@@ -204,6 +215,8 @@ def _check_module(name: str, scheme: Scheme, kind: str, stored: Stored) -> list[
         ]
     scales = _scale_shape(scheme, out_features, in_features)
     wrong.append(check_tensor(stored, name, "weight_scale", scales))
+    if scheme.static_activation:
+        wrong.append(check_tensor(stored, name, "input_scale", (1,)))
     if kind == PACKED and not scheme.symmetric:
         zeros = (-(-out_features * bits // 32), scales[1])
         wrong.append(check_tensor(stored, name, "weight_zero_point", zeros, ("I32",)))
@@ -246,4 +259,7 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
         codes = stored.load(f"{name}.weight").view(torch.uint8)
     if scheme.granularity == "tensor":
         scales = scales.reshape(1, 1)
-    return QuantizedWeight(scheme=scheme, codes=codes, scales=scales, zero_points=zero_points)
+    extras: dict[str, Tensor] = {}
+    if scheme.static_activation:
+        extras["input_scale"] = stored.load(f"{name}.input_scale").to(torch.float32)
+    return QuantizedWeight(scheme, codes, scales, zero_points=zero_points, extras=extras)

@@ -97,21 +97,21 @@ def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
 
 
 def _input_arguments(scheme: Scheme) -> dict[str, Any] | None:
-    """Return how inputs are quantized at run time: dynamically, per token."""
+    """Return how inputs are quantized at run time: per token, or with a calibrated scale."""
     if scheme.activation is None:
         return None
     if scheme.activation in MICROSCALED:
         return _microscaled_arguments(scheme.activation, inputs=True)
-    block = scheme.granularity == "block"
+    block, static = scheme.granularity == "block", scheme.static_activation
     return {
         "actorder": None,
         "block_structure": None,
-        "dynamic": True,
+        "dynamic": not static,
         "group_size": scheme.group_size if block else None,
         "num_bits": 8,
-        "observer": None,
+        "observer": "minmax" if static else None,
         "observer_kwargs": {},
-        "strategy": "group" if block else "token",
+        "strategy": "tensor" if static else "group" if block else "token",
         "symmetric": True,
         "type": "int" if scheme.activation == "int8" else "float",
     }
@@ -204,10 +204,13 @@ def _scheme_of(group: Mapping[str, Any]) -> Scheme:
         size = None
     if strategy in ("group", "block") and not isinstance(size, int):
         raise ValueError(f"strategy {strategy!r} needs a group size, but has {size!r}.")
-    activation = None
+    activation, static = None, False
     if inputs:
-        if not inputs.get("dynamic") or inputs.get("num_bits") != 8:
-            raise ValueError("only dynamic 8-bit activations are known.")
+        static = not inputs.get("dynamic")
+        if inputs.get("num_bits") != 8 or not inputs.get("symmetric", True):
+            raise ValueError("only symmetric 8-bit activations are known.")
+        if static and inputs.get("strategy") != "tensor":
+            raise ValueError("calibrated activations are known with one scale only.")
         activation = "int8" if inputs.get("type") == "int" else "fp8"
     return Scheme(
         "rtn",
@@ -216,4 +219,5 @@ def _scheme_of(group: Mapping[str, Any]) -> Scheme:
         group_size=size,
         symmetric=bool(weights.get("symmetric", True)) if kind == "int" else None,
         activation=activation,
+        static_activation=static,
     )

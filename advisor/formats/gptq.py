@@ -61,8 +61,8 @@ def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
 
 def _broken_rule(scheme: Scheme, shape: tuple[int, int]) -> str | None:
     """Return the rule that a weight breaks, or None."""
-    if not scheme.is_integer or scheme.method == "llm.int8":
-        return f"format 'gptq' holds integer weights, not {scheme}"
+    if not scheme.is_integer or scheme.method in ("llm.int8", "hqq"):
+        return f"format 'gptq' holds integer weights and zero points, not {scheme}"
     if scheme.granularity not in ("group", "channel"):
         return f"format 'gptq' holds scales per group or channel, not {scheme}"
     if scheme.bits not in _BITS:

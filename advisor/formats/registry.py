@@ -17,6 +17,7 @@ _MODULES: dict[str, str] = {
     "compressed-tensors": "advisor.formats.compressed_tensors",
     "bitsandbytes": "advisor.formats.bitsandbytes",
     "gguf": "advisor.formats.gguf",
+    "hqq": "advisor.formats.hqq",
     "safetensors": "advisor.formats.plain",
 }
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _SYMMETRIC_STEPS = range(-9, 10)
 _SYMMETRIC_STEP = 0.1
-_AFFINE_STEPS = 20
-_AFFINE_LOW, _AFFINE_STEP = -0.5, 0.1
+_AFFINE_STEPS = 47
+_AFFINE_LOW, _AFFINE_STEP = -0.9, 0.05
 """llama.cpp tries the largest magnitude (or the span) as code ``levels + step``."""
 
 
@@ -142,6 +142,63 @@ def best_codes(
     if minimum is not None:
         values = values - minimum[:, :, None]
     return codes, (w * (values - x).square()).sum((1, 2))
+
+
+def refine_groups(
+    x: Tensor,
+    w: Tensor,
+    factors: tuple[Tensor, Tensor | None],
+    integers: tuple[Tensor, Tensor | None],
+    grid: Tensor,
+    levels: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Return better integers of scales and minimums, [blocks, groups], for a block's factors.
+
+    Rounding a scale moves the minimum that goes with it: for the scale's integer and its
+    neighbours, the minimum is fitted to the codes that they give and rounded after it.
+
+    Args:
+        x: Weights [blocks, groups, width].
+        w: Importance, the same shape.
+        factors: Factor of scales, [blocks], and of minimums (None: there are none).
+        integers: Integers of scales and of minimums.
+        grid: Value of each code, rising.
+        levels: Largest integer; without minimums scales run from ``-levels`` to ``levels - 1``.
+    """
+    d, dmin = factors
+    s, m = integers
+    low, high = (0, levels) if m is not None else (-levels, levels - 1)
+    total = w.sum(2).clamp_min(1e-30)
+
+    def minimum_of(integer: Tensor | None) -> Tensor | None:
+        return None if integer is None or dmin is None else dmin[:, None] * integer
+
+    def error(scales: Tensor, minimums: Tensor | None) -> Tensor:
+        values = _quantized(x, d[:, None] * scales, minimum_of(minimums), grid)
+        return (w * (values - x).square()).sum(2)
+
+    best_s, best_m, least = s, m, error(s, m)
+    for shift in (0.0, -1.0, 1.0):
+        tried = (s + shift).clamp(low, high)
+        fitted = m
+        if m is not None and dmin is not None:
+            usable = torch.where(dmin > 0, dmin, torch.full_like(dmin, float("inf")))[:, None]
+            values = _quantized(x, d[:, None] * tried, minimum_of(m), grid)
+            excess = (w * (values - x)).sum(2) / total
+            fitted = torch.round(m + excess / usable).clamp(0, levels)
+        found = error(tried, fitted)
+        better = found < least
+        best_s = torch.where(better, tried, best_s)
+        if best_m is not None and fitted is not None:
+            best_m = torch.where(better, fitted, best_m)
+        least = torch.where(better, found, least)
+    return best_s, best_m
+
+
+def _quantized(x: Tensor, scale: Tensor, minimum: Tensor | None, grid: Tensor) -> Tensor:
+    """Return the values that weights take, [blocks, groups, width]."""
+    values = grid[nearest_codes(x, scale, minimum, grid).long()] * scale[:, :, None]
+    return values if minimum is None else values - minimum[:, :, None]
 
 
 def _values(x: Tensor, scale: Tensor, grid: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from advisor.numerics.linear_algebra import inverse_cholesky
 from advisor.numerics.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from advisor.calibration.statistics import LayerStatistics
     from advisor.methods.settings import QuantizationSettings
     from advisor.schemes import Scheme
@@ -57,11 +59,14 @@ def quantize(
         second_moment = second_moment[order][:, order]
     factor = inverse_cholesky(second_moment, settings.damping)
     scales = rtn.spread_scales(rounded.scales, scheme, (values.shape[0], values.shape[1]))
-    codes = _columns(
-        values[:, order].t().contiguous(),
-        scales[:, order].t().contiguous(),
-        factor.factor,
-        settings.column_block,
+    ordered = scales[:, order].t().contiguous()
+
+    def nearest(column: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        codes = encode_e4m3(column / ordered[index])
+        return codes, decode_e4m3(codes) * ordered[index]
+
+    codes = quantize_in_turn(
+        values[:, order].t().contiguous(), nearest, factor.factor, settings.column_block
     )
     return QuantizedWeight(
         scheme=scheme,
@@ -71,12 +76,17 @@ def quantize(
     )
 
 
-def _columns(working: Tensor, scales: Tensor, factor: Tensor, block: int) -> Tensor:
+def quantize_in_turn(
+    working: Tensor,
+    nearest: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    factor: Tensor,
+    block: int,
+) -> Tensor:
     """Quantize columns in turn, each time making up for the error in the columns to come.
 
     Args:
         working: float32 [in, out], overwritten.
-        scales: Scale of every weight, same shape.
+        nearest: From a column [out] and its index to its codes and what they stand for.
         factor: Upper triangular inverse Cholesky factor, [in, in].
         block: Columns updated one by one; later ones get their updates as a matrix product.
 
@@ -89,9 +99,8 @@ def _columns(working: Tensor, scales: Tensor, factor: Tensor, block: int) -> Ten
         end = min(start + block, columns)
         errors = working.new_empty(end - start, working.shape[1])
         for column in range(start, end):
-            codes[column] = encode_e4m3(working[column] / scales[column])
-            nearest = decode_e4m3(codes[column]) * scales[column]
-            error = (working[column] - nearest) / factor[column, column]
+            codes[column], values = nearest(working[column], column)
+            error = (working[column] - values) / factor[column, column]
             errors[column - start] = error
             working[column + 1 : end] -= factor[column, column + 1 : end].unsqueeze(1) * error
         working[end:] -= factor[start:end, end:].t() @ errors

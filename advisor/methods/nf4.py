@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 BLOCK_SIZE = 64
-"""Weights that share a scale; transformers' configuration has no other."""
+"""Weights that share a scale where the scheme says nothing, as transformers makes them."""
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""What bitsandbytes' kernels take. transformers' configuration has no field for it, but loaders
+take it from every module's own state.
+"""
 
 
 def quantize(
@@ -29,15 +33,17 @@ def quantize(
     scheme: Scheme,
     settings: QuantizationSettings,
 ) -> QuantizedWeight:
-    """Quantize a weight to NF4 or FP4 in blocks of 64 of the flattened weight.
+    """Quantize a weight to NF4 or FP4 in blocks of the flattened weight, of 64 unless told so.
 
-    ``dequantize()`` equals bitsandbytes' own, bit for bit. Where 64 does not divide in_features a
-    block goes on in the next row; ``scales`` then has a column for every input.
+    ``dequantize()`` equals bitsandbytes' own, bit for bit. Where the usual block does not divide
+    in_features it goes on in the next row; ``scales`` then has a column for every input. A block
+    size that the scheme names has to divide: bitsandbytes 0.50.2 reads others wrongly on a CPU.
 
     Args:
         weight: Shape [out, in], any floating type; not modified.
         statistics: Not used.
-        scheme: ``bnb-nf4`` or ``bnb-fp4``, with or without ``-dq`` (quantized scales).
+        scheme: ``bnb-nf4`` or ``bnb-fp4``, with or without ``-gN`` (blocks of N weights) and
+            ``-dq`` (quantized scales).
         settings: Not used: scales are float32 in the checkpoint.
 
     Returns:
@@ -48,7 +54,8 @@ def quantize(
         but the map.
 
     Raises:
-        InputError: The weight cannot be used, or the scheme asks for other blocks.
+        InputError: The weight cannot be used, or the scheme asks for blocks that do not exist or
+            do not divide in_features.
 
     Reference: QLoRA, arXiv:2305.14314, section 3 (NF4, double quantization).
 
@@ -57,23 +64,19 @@ def quantize(
     """
     from bitsandbytes import functional
 
-    if scheme.granularity != "none":
-        raise InputError(
-            f"bitsandbytes stores blocks of {BLOCK_SIZE} weights, but got scheme {scheme}: "
-            f"use bnb-{scheme.weight}{'-dq' if scheme.double_quantization else ''}."
-        )
+    block = block_size(scheme)
     values = prepare_weight(weight, [scheme]).contiguous()
     out_features, in_features = values.shape
     packed, state = functional.quantize_4bit(
         values,
-        blocksize=BLOCK_SIZE,
+        blocksize=block,
         quant_type=scheme.weight,
         compress_statistics=scheme.double_quantization,
     )
     extras = {
         "absmax": state.absmax,
         "quant_map": state.code.to(torch.float32),
-        "blocksize": torch.tensor(BLOCK_SIZE),
+        "blocksize": torch.tensor(block),
     }
     absmax = state.absmax
     if scheme.double_quantization:
@@ -85,24 +88,41 @@ def quantize(
     return QuantizedWeight(
         scheme=scheme,
         codes=unpack_nibbles(packed, (out_features, in_features)).contiguous(),
-        scales=spread_scales(absmax, out_features, in_features),
+        scales=spread_scales(absmax, block, out_features, in_features),
         codebook=codebook(scheme.weight).to(values.device),
         extras=extras,
     )
 
 
-def spread_scales(absmax: Tensor, out_features: int, in_features: int) -> Tensor:
-    """Return the scales of blocks of 64 as [out, groups], also where a block spans rows.
+def block_size(scheme: Scheme) -> int:
+    """Return the number of weights that share a scale.
+
+    Raises:
+        InputError: bitsandbytes has no such blocks.
+    """
+    size = scheme.group_size if scheme.granularity == "group" else BLOCK_SIZE
+    if scheme.granularity not in ("none", "group") or size not in BLOCK_SIZES:
+        plain = f"bnb-{scheme.weight}{'-dq' if scheme.double_quantization else ''}"
+        raise InputError(
+            f"bitsandbytes stores blocks of {', '.join(map(str, BLOCK_SIZES))} weights, "
+            f"but got scheme {scheme}: use {plain}, which has blocks of {BLOCK_SIZE}."
+        )
+    return int(size)
+
+
+def spread_scales(absmax: Tensor, block: int, out_features: int, in_features: int) -> Tensor:
+    """Return the scales of blocks as [out, groups], also where a block spans rows.
 
     Args:
-        absmax: float32 [blocks], one per 64 weights of the flattened weight.
+        absmax: float32 [blocks], one per ``block`` weights of the flattened weight.
+        block: Weights that share a scale.
         out_features: Rows of the weight.
         in_features: Columns of the weight.
 
     Returns:
-        float32 [out, in / 64], or [out, in] where 64 does not divide in_features.
+        float32 [out, in / block], or [out, in] where the block does not divide in_features.
     """
-    if in_features % BLOCK_SIZE == 0:
+    if in_features % block == 0:
         return absmax.view(out_features, -1)
-    spread = absmax.repeat_interleave(BLOCK_SIZE)
+    spread = absmax.repeat_interleave(block)
     return spread[: out_features * in_features].view(out_features, in_features)

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Protocol, cast
 
 from advisor.errors import InputError, did_you_mean
+from advisor.methods.input_scales import with_input_scale
 from advisor.schemes import METHODS, Scheme
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _MODULES: dict[str, str] = {
     "gptq": "advisor.methods.gptq",
     "awq": "advisor.methods.awq",
     "smoothquant": "advisor.methods.smoothquant",
+    "hqq": "advisor.methods.hqq",
     "bnb": "advisor.methods.nf4",
     "gguf": "advisor.methods.gguf",
     "llm.int8": "advisor.methods.llm_int8",
@@ -31,6 +33,8 @@ _MODULES: dict[str, str] = {
 }
 _FLOAT_MODULES: dict[str, str] = {"gptq": "advisor.methods.gptq_float"}
 """Methods whose FP8 form is a file of its own."""
+_W4A8_MODULE = "advisor.methods.w4a8"
+"""Integer weights for FP8 inputs, of any method that has them."""
 
 
 class Method(Protocol):
@@ -81,7 +85,9 @@ def get_method(name: str) -> Method:
 
 
 def _implementation(scheme: Scheme) -> Method:
-    """Return what quantizes to a scheme: its method, or the method's FP8 form."""
+    """Return what quantizes to a scheme: its method, or that method's form for FP8."""
+    if scheme.is_integer and scheme.activation == "fp8" and scheme.method in _MODULES:
+        return cast("Method", importlib.import_module(_W4A8_MODULE))
     if scheme.weight == "fp8" and scheme.method in _FLOAT_MODULES:
         return cast("Method", importlib.import_module(_FLOAT_MODULES[scheme.method]))
     return get_method(scheme.method)
@@ -101,7 +107,8 @@ def quantize(
     Raises:
         InputError: The method, the weight or the statistics cannot be used.
     """
-    return _implementation(scheme).quantize(weight, statistics, scheme, settings)
+    found = _implementation(scheme).quantize(weight, statistics, scheme, settings)
+    return with_input_scale(found, statistics, settings) if scheme.static_activation else found
 
 
 def quantize_many(
@@ -125,17 +132,18 @@ def quantize_many(
     Raises:
         InputError: A method, the weight or the statistics cannot be used.
     """
-    by_method: dict[tuple[str, bool], list[Scheme]] = {}
+    by_method: dict[Method, list[Scheme]] = {}
     for scheme in dict.fromkeys(schemes):
-        by_method.setdefault((scheme.method, scheme.weight == "fp8"), []).append(scheme)
-    methods = {key: _implementation(members[0]) for key, members in by_method.items()}
+        by_method.setdefault(_implementation(scheme), []).append(scheme)
     done: dict[Scheme, QuantizedWeight] = {}
-    for key, members in by_method.items():
-        method = methods[key]
+    for method, members in by_method.items():
         if hasattr(method, "quantize_many"):
             batched = cast("BatchedMethod", method)
             results = batched.quantize_many(weight, statistics, members, settings)
         else:
             results = [method.quantize(weight, statistics, scheme, settings) for scheme in members]
         done.update(zip(members, results, strict=True))
+    for scheme, found in done.items():
+        if scheme.static_activation:
+            done[scheme] = with_input_scale(found, statistics, settings)
     return [done[scheme] for scheme in schemes]

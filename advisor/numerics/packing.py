@@ -214,6 +214,42 @@ def unpack_nibbles(packed: Tensor, shape: tuple[int, int]) -> Tensor:
     return codes[: shape[0] * shape[1]].reshape(shape)
 
 
+def pack_hqq(codes: Tensor, bits: int) -> Tensor:
+    """Pack rows of codes as HQQ does: the first part of the rows in the highest bits.
+
+    Rows are cut in as many equal parts as codes go into a word; row i of each part shares row i of
+    the words. 5- to 8-bit codes take a byte each.
+
+    Args:
+        codes: uint8 [rows, count]; rows a multiple of 2 for 4 bits and of 4 for 2 bits.
+        bits: Width of a code, 2 to 8.
+
+    Returns:
+        uint8 [rows / parts, count], or int32 for 3 bits, ten of which go into a word.
+    """
+    _check_bits(bits)
+    parts, kind = _hqq_parts(bits)
+    padded = torch.nn.functional.pad(codes, (0, 0, 0, -codes.shape[0] % parts))
+    words = torch.zeros(padded.shape[0] // parts, codes.shape[1], dtype=kind, device=codes.device)
+    for number, part in enumerate(padded.chunk(parts)):
+        words |= part.to(kind) << (bits * (parts - 1 - number) if parts > 1 else 0)
+    return words
+
+
+def unpack_hqq(words: Tensor, bits: int, rows: int) -> Tensor:
+    """Return uint8 codes [rows, count], the inverse of :func:`pack_hqq`."""
+    parts, _ = _hqq_parts(bits)
+    shifts = [bits * (parts - 1 - number) if parts > 1 else 0 for number in range(parts)]
+    mask = 2**bits - 1
+    return torch.cat([((words >> shift) & mask).to(torch.uint8) for shift in shifts])[:rows]
+
+
+def _hqq_parts(bits: int) -> tuple[int, torch.dtype]:
+    """Return how many codes share a word, and the word's type."""
+    parts = {2: 4, 3: 10, 4: 2}.get(bits, 1)
+    return parts, torch.int32 if bits == 3 else torch.uint8
+
+
 def _dense(tensor: Tensor) -> Tensor:
     """Copy to a layout that may be viewed as another type.
 

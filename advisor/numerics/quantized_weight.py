@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from advisor.numerics.int4_fp8 import dequantize_int4_fp8
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,7 +21,8 @@ class QuantizedWeight:
     """Codes of one linear's weight and all that turns them back into numbers.
 
     An affine weight is ``scales[o, g] * (codes[o, i] - zero_points[o, g])`` with
-    ``g = group_index[i]``; a codebook weight is ``scales[o, g] * codebook[codes[o, i]]``. Values
+    ``g = group_index[i]``; a codebook weight is ``scales[o, g] * codebook[codes[o, i]]``; int4 for
+    FP8 inputs is what :mod:`advisor.numerics.int4_fp8` makes of codes and scales. Values
     are exactly those that a loader of the checkpoint computes, so scales are already rounded to
     the data type they are stored in.
 
@@ -30,7 +33,8 @@ class QuantizedWeight:
             bit pattern.
         scales: float32, shape [out, groups]: groups is 1 per channel; [1, 1] per tensor; for
             blocks [ceil(out / n), ceil(in / n)].
-        zero_points: uint8, shape [out, groups], or None on symmetric grids and codebooks.
+        zero_points: uint8, shape [out, groups], or None on symmetric grids and codebooks. HQQ's are
+            not integers: float32.
         group_index: int32, shape [in]: the group of each input. None means consecutive groups of
             ``in // groups``. Codes stay in the model's own column order, act-order or not.
         codebook: float32, shape [entries], or None.
@@ -55,6 +59,8 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight that the codes stand for, shape [out, in]."""
         out_features, in_features = self.shape
+        if self.scheme.is_integer and self.scheme.activation == "fp8":
+            return dequantize_int4_fp8(self.codes, self.scales).to(dtype)
         if self.scheme.weight in ("fp8", "mxfp8"):
             values = self.codes.view(torch.float8_e4m3fn).to(torch.float32)
         elif self.codebook is not None:

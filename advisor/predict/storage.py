@@ -133,6 +133,7 @@ def _awq(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
 def _compressed(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
     groups = groups_of(scheme, inputs)
     scales = (outputs, groups) if scheme.granularity != "tensor" else (1,)
+    static = (Part(".input_scale", "F32", (1,)),) if scheme.static_activation else ()
     if scheme.weight in ("mxfp4", "mxfp8", "nvfp4"):
         return _micro_scaled(scheme, inputs, outputs)
     if scheme.weight == "fp8":
@@ -142,6 +143,7 @@ def _compressed(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
         return (
             Part(".weight", "F8_E4M3", (outputs, inputs)),
             Part(".weight_scale", "BF16", scales),
+            *static,
         )
     if not scheme.is_integer or scheme.method == "llm.int8":
         return None
@@ -150,7 +152,7 @@ def _compressed(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
         parts = [Part(".weight", "I8", (outputs, inputs)), Part(".weight_scale", "BF16", scales)]
         if scheme.symmetric is False:
             parts.append(Part(".weight_zero_point", "I8", scales))
-        return tuple(parts)
+        return (*parts, *static)
     parts = [
         Part(".weight_packed", "I32", (outputs, math.ceil(inputs * bits / 32))),
         Part(".weight_scale", "BF16", scales),
@@ -211,9 +213,10 @@ def _bitsandbytes(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
     if scheme.weight not in ("nf4", "fp4"):
         return None
     count = inputs * outputs
-    blocks = math.ceil(count / 64)
+    size = scheme.group_size if scheme.granularity == "group" and scheme.group_size else 64
+    blocks = math.ceil(count / size)
     state = (
-        f'{{"quant_type": "{scheme.weight}", "blocksize": 64, "dtype": "bfloat16", '
+        f'{{"quant_type": "{scheme.weight}", "blocksize": {size}, "dtype": "bfloat16", '
         f'"shape": [{outputs}, {inputs}]'
     )
     parts = [
@@ -236,15 +239,31 @@ def _bitsandbytes(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
 def _hqq(scheme: Scheme, inputs: int, outputs: int) -> Parts | None:
     if not scheme.is_integer or scheme.method == "llm.int8":
         return None
-    count, bits = inputs * outputs, int(scheme.bits)
+    bits = int(scheme.bits)
     groups = groups_of(scheme, inputs) * outputs
+    width = math.ceil(inputs * outputs / groups)
     # HQQ packs 8-, 4- and 2-bit codes into bytes and ten 3-bit codes into an int32; 5 to 7 bits
-    # occupy a byte.
-    codes = {3: math.ceil(count / 10) * 4, 2: count // 4, 4: count // 2}.get(bits, count)
+    # occupy a byte. The rest are the module's settings, a tensor each.
+    if bits == 3:
+        codes, kind, packing = (math.ceil(groups / 10), width), "I32", "3bit_32"
+    else:
+        rows = {2: 4, 4: 2}.get(bits, 1)
+        codes, kind, packing = (math.ceil(groups / rows), width), "U8", f"{8 // rows}bit_u8"
+    word = "torch.int32" if bits == 3 else "torch.uint8"
+    flags = (
+        "channel_wise", "encoded_state_dict", "offload_meta", "optimize", "quant_scale",
+        "quant_zero", "round_zero", "stores_quant_config", "view_as_float",
+    )  # fmt: skip
     return (
-        Part(".W_q", "U8", (codes,)),
-        Part(".scale", "F16", (groups, 1)),
-        Part(".zero", "F16", (groups, 1)),
+        Part(".W_q", kind, codes),
+        Part(".scale", "BF16", (groups, 1)),
+        Part(".zero", "BF16", (groups, 1)),
+        Part(".shape", "I64", (2,)),
+        *(Part(f".{name}", "I32", ()) for name in ("nbits", "group_size", "axis")),
+        Part(".packing", "U8", (len(packing),)),
+        Part(".unpack_view_dtype", "U8", (len(word),)),
+        Part(".compute_dtype", "U8", (len("torch.bfloat16"),)),
+        *(Part(f".{flag}", "U8", ()) for flag in flags),
     )
 
 

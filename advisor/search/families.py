@@ -147,7 +147,8 @@ def relevant_settings(
     result = every if names is None else {name: every[name] for name in names}
     if result.get("clip", "none") != "none":
         result = result | {name: every[name] for name in ("clip_shrink", "clip_steps")}
-    needs_statistics = scheme.method != "rtn" or settings.clip != "none"
+    rounded = scheme.method == "rtn" and scheme.activation is None
+    needs_statistics = not rounded or settings.clip != "none"
     if needs_statistics and settings.calibration_mix != "given":
         result = result | {"calibration_mix": settings.calibration_mix}
     if settings.rotation != "none":

@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import LinearSpec, ModelSpec
 
-_OTHER_WAYS = ("gguf",)
-"""Their checkpoints need more than the linears' codes: the embedding quantized."""
+_OTHER_WAYS = ("gguf", "hqq")
+"""GGUF needs more than the linears' codes: the embedding quantized. HQQ's checkpoints are read by
+its own library; the engines that know the method quantize while they load 16-bit weights.
+"""
+_SHORT_GROUPS = ("mxfp4", "mxfp8", "nvfp4")
+_STATIC = (
+    "rtn-fp8-gch-afp8-static", "rtn-fp8-gtensor-afp8-static",
+    "smoothquant-int8-gch-sym-aint8-static",
+)  # fmt: skip
+"""Inputs with calibrated scales: for engines whose kernels take them."""
 
 
 def uniform_offers(
@@ -50,7 +58,7 @@ def uniform_offers(
     Returns:
         Candidates, several sizes of a kind among them; see :func:`best_of_kinds`.
     """
-    names = [parse_scheme(name) for name in SCHEME_NAMES]
+    names = [parse_scheme(name) for name in (*SCHEME_NAMES, *_STATIC)]
     found: list[tuple[float, Mixture]] = []
     for scheme in dict.fromkeys([*offered.schemes, *names]):
         if not _is_new(scheme, offered) or not all(fits(scheme, linear) for linear in linears):
@@ -63,7 +71,9 @@ def uniform_offers(
             size = checkpoint_size(spec, assignment, carried)
         except AdvisorError:  # the format has no way to store the scheme for these shapes
             continue
-        family = Family(scheme.method, scheme.symmetric is not False)
+        # Short groups: searching their scales costs seconds and halves the error of NVFP4.
+        clip = "mse" if scheme.weight in _SHORT_GROUPS else "none"
+        family = Family(scheme.method, scheme.symmetric is not False, clip)
         mixture = Mixture(
             str(scheme), family, assignment, size.total_bytes, size.bits_per_weight, 0.0, carried
         )
@@ -73,13 +83,19 @@ def uniform_offers(
 
 
 def best_of_kinds(offers: Sequence[Mixture], max_bytes: int) -> list[Mixture]:
-    """Return the first of each kind within a size; a kind is a method and its activations."""
-    kinds: dict[tuple[str, str | None], Mixture] = {}
+    """Return the first of each kind within a size; a kind is a method and its activations.
+
+    Calibrated input scales come last: what they save is the search for scales at run time, and at
+    the same published loss those found per token are seldom worse.
+    """
+    kinds: dict[tuple[str, str | None, bool], Mixture] = {}
     for mixture in offers:
         scheme = next(iter(mixture.assignment.values()))
         if mixture.size_bytes <= max_bytes:
-            kinds.setdefault((scheme.method, scheme.activation), mixture)
-    return list(kinds.values())
+            kind = (scheme.method, scheme.activation, scheme.static_activation)
+            kinds.setdefault(kind, mixture)
+    static = {kind: mixture for kind, mixture in kinds.items() if kind[2]}
+    return [*(kinds[kind] for kind in kinds if kind not in static), *static.values()]
 
 
 def _is_new(scheme: Scheme, offered: MixtureOptions) -> bool:

@@ -255,7 +255,7 @@ def _quantize(
     settings: QuantizationSettings,
 ) -> tuple[QuantizedWeight, ...]:
     """Quantize (already folded) weights that share an input."""
-    if statistics is None or not is_stackable(scheme):
+    if not is_stackable(scheme):
         return tuple(quantize(weight, statistics, scheme, settings) for weight in weights)
     return quantize_group(weights, statistics, [scheme], settings, foldable=False)[0].weights
 

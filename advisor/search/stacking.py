@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.methods.awq import search_scales
+from advisor.methods.checks import require_statistics
 from advisor.methods.registry import quantize, quantize_many
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class GroupResult:
 
 def quantize_group(
     weights: Sequence[Tensor],
-    statistics: LayerStatistics,
+    statistics: LayerStatistics | None,
     schemes: Sequence[Scheme],
     settings: QuantizationSettings,
     *,
@@ -79,6 +80,7 @@ def quantize_group(
         if scheme in done:
             continue
         if scheme.method == "awq" and foldable:
+            statistics = require_statistics(statistics, weights[0].shape[1], "awq")
             scales = shared.get(scheme.symmetric)
             if scales is None:
                 searched = _four_bits(scheme, weights[0].shape[1]) if share_scales else scheme
@@ -132,19 +134,24 @@ def awq_scales(
 def is_stackable(scheme: Scheme) -> bool:
     """Whether weights that share an input may be quantized as one: by rows, or one scale for all.
 
-    NVFP4's global scale must be the same in all linears that an engine fuses.
+    NVFP4's global scale must be the same in all linears that an engine fuses, and so should the
+    scale of a whole FP8 weight: vLLM rounds fused weights of different scales once more, to the
+    largest.
     """
-    if scheme.weight in ("mxfp4", "mxfp8", "nvfp4"):
+    if scheme.weight in ("mxfp4", "mxfp8", "nvfp4") or scheme.granularity == "tensor":
         return True
     return scheme.is_integer and scheme.granularity in ("channel", "group")
 
 
 def split_rows(stacked: QuantizedWeight, heights: Sequence[int]) -> tuple[QuantizedWeight, ...]:
-    """Undo the stacking of weights with one scale row per output channel."""
+    """Undo the stacking of weights with one scale row per output channel, or one for all."""
     if len(heights) == 1:
         return (stacked,)
     codes = torch.split(stacked.codes, list(heights))
-    scales = torch.split(stacked.scales, list(heights))
+    shared = stacked.scheme.granularity == "tensor"
+    scales: Sequence[Tensor] = [stacked.scales] * len(heights)
+    if not shared:
+        scales = torch.split(stacked.scales, list(heights))
     zeros: Sequence[Tensor | None] = [None] * len(heights)
     if stacked.zero_points is not None:
         zeros = torch.split(stacked.zero_points, list(heights))

@@ -18,6 +18,7 @@ from advisor.formats.read import read_checkpoint
 from advisor.formats.registry import format_names, get_format, storage_scheme
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
+from advisor.predict.storage import module_parts
 from advisor.schemes import parse_scheme
 from advisor.search.stacking import split_rows
 
@@ -46,7 +47,12 @@ _OTHERS = [
     "rtn-int4-g32-sym-aint8", "rtn-fp8-gch", "rtn-fp8-gch-afp8", "rtn-fp8-gtensor-afp8",
     "rtn-fp8-b32", "gptq-fp8-gch-afp8", "rtn-fp8-b32-afp8", "mxfp4",
     "mxfp4-amxfp4", "mxfp8", "mxfp8-amxfp8", "nvfp4",
-    "nvfp4-anvfp4", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq", "llm.int8",
+    "rtn-fp8-gch-afp8-static", "rtn-fp8-gtensor-afp8-static", "gptq-fp8-gch-afp8-static",
+    "rtn-int8-gch-sym-aint8-static", "smoothquant-int8-gch-sym-aint8-static",
+    "rtn-int4-g32-sym-afp8", "gptq-int4-g32-sym-afp8",
+    "nvfp4-anvfp4", "hqq-int2-g32-asym", "hqq-int3-g32-asym", "hqq-int4-g16-asym",
+    "hqq-int8-g32-asym", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq",
+    "bnb-nf4-g32", "bnb-nf4-g32-dq", "bnb-fp4-g32-dq", "llm.int8",
 ]  # fmt: skip
 
 
@@ -90,6 +96,19 @@ def _formats_of(weights) -> list[str]:
     return [name for name in format_names() if not get_format(name).problems(weights)]
 
 
+def _check_predicted_size(checkpoint, module, weight):
+    """What prediction says is stored is what is stored; a text's length may be a few bytes off."""
+    parts = module_parts(weight.scheme, checkpoint.format, weight.shape[1], weight.shape[0])
+    predicted = {part.suffix[1:]: part.shape for part in parts}
+    headers = checkpoint.stored.headers
+    names = [name for name in headers if name.startswith(f"{module}.") and "bias" not in name]
+    written = {name[len(module) + 1 :]: headers[name].shape for name in names}
+    texts = [name for name in written if "quant_state" in name]
+    for name in texts:
+        assert abs(written.pop(name)[0] - predicted.pop(name)[0]) <= 8
+    assert written == predicted
+
+
 @pytest.mark.parametrize("scheme", _INTEGER + _OTHERS)
 def test_what_is_written_is_read_back_by_us_and_by_an_independent_reader(source, tmp_path, scheme):
     weights = _quantize_all(source, scheme)
@@ -105,6 +124,7 @@ def test_what_is_written_is_read_back_by_us_and_by_an_independent_reader(source,
         config = json.loads((folder / "config.json").read_text())["quantization_config"]
         for module, weight in weights.items():
             expected = weight.dequantize()
+            _check_predicted_size(checkpoint, module, weight)
             assert checkpoint.modules[module] == storage_scheme(weight.scheme, name)
             assert torch.equal(checkpoint.weight(module).dequantize(), expected)
             independent = readers.READERS[name](tensors, module, config)
@@ -127,8 +147,11 @@ def test_what_is_written_is_read_back_by_us_and_by_an_independent_reader(source,
         ("rtn-int8-gch-sym-aint8", ["compressed-tensors"]),
         ("rtn-fp8-gch-afp8", ["compressed-tensors"]),
         ("rtn-int4-g32-sym-aint8", ["compressed-tensors"]),
+        ("rtn-int4-g32-sym-afp8", ["compressed-tensors"]),
+        ("rtn-fp8-gch-afp8-static", ["compressed-tensors"]),
         ("mxfp4-amxfp4", ["compressed-tensors"]),
         ("nvfp4-anvfp4", ["compressed-tensors"]),
+        ("hqq-int4-g32-asym", ["hqq"]),
         ("bnb-nf4", ["bitsandbytes"]),
         ("llm.int8", ["bitsandbytes"]),
     ],

@@ -13,16 +13,30 @@ from advisor.schemes import parse_scheme
 
 SETTINGS = QuantizationSettings()
 SCHEMES = {
-    "rtn": ("rtn-int4-g64-sym", "rtn-int3-g32-asym", "rtn-int8-gch-sym-aint8", "rtn-fp8-gch"),
+    "rtn": (
+        "rtn-int4-g64-sym",
+        "rtn-int3-g32-asym",
+        "rtn-int8-gch-sym-aint8",
+        "rtn-fp8-gch",
+        "rtn-fp8-gtensor-afp8-static",
+        "rtn-int4-g64-sym-afp8",
+    ),
     "gptq": (
         "gptq-int4-g64-sym",
         "gptq-int3-g32-asym",
         "gptq-int4-g64-sym-actorder",
         "gptq-fp8-gch",
         "gptq-fp8-b32-afp8",
+        "gptq-fp8-gch-afp8-static",
+        "gptq-int4-g64-sym-afp8",
     ),
     "awq": ("awq-int4-g64-asym", "awq-int4-gch-sym"),
-    "smoothquant": ("smoothquant-int8-gch-sym-aint8", "smoothquant-fp8-gch-afp8"),
+    "smoothquant": (
+        "smoothquant-int8-gch-sym-aint8",
+        "smoothquant-fp8-gch-afp8",
+        "smoothquant-int8-gch-sym-aint8-static",
+    ),
+    "hqq": ("hqq-int4-g64-asym", "hqq-int3-g32-asym", "hqq-int8-g64-asym"),
     "bnb": ("bnb-nf4", "bnb-fp4-dq"),
     "llm.int8": ("llm.int8",),
     "gguf": ("gguf-q4_0", "gguf-q4_1", "gguf-iq4_nl", "gguf-q8_0"),
@@ -118,8 +132,8 @@ def test_many_methods_at_once(problem):
 def test_unknown_methods_are_told_from_those_done_elsewhere():
     with pytest.raises(InputError, match=r"unknown method 'gtpq'.* Did you mean 'gptq'"):
         registry.get_method("gtpq")
-    with pytest.raises(InputError, match="'hqq' is not quantized by Advisor itself"):
-        registry.get_method("hqq")
+    with pytest.raises(InputError, match="'autoround' is not quantized by Advisor itself"):
+        registry.get_method("autoround")
 
 
 def test_group_size_is_checked_for_all_schemes_at_once(problem):

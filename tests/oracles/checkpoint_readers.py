@@ -134,7 +134,27 @@ def read_compressed_tensors(tensors, name, config):
             [bits_of(column, bits, out_features) for column in packed_zeros.T], np.int64
         ).T
     groups = np.arange(in_features) // (in_features // scales.shape[1])
+    inputs = group["input_activations"]
+    if inputs and inputs["type"] == "float":
+        return fp8_products(codes - half, scales, groups)
     return affine(codes - half, zeros - half, scales, groups)
+
+
+def fp8_products(steps, scales, groups):
+    """Return int4 weights as a kernel of FP8 products has them: [out, in]."""
+    table = np.array(sorted({e4m3(byte) for byte in range(127)}), np.float32)
+
+    def rounded(values):
+        # To nearest, ties to the even pattern, which is the index: patterns rise with values.
+        distance = np.abs(np.abs(values)[..., None] - table)
+        least = distance.min(-1, keepdims=True)
+        even = np.where(distance == least, np.arange(len(table)) % 2, 2).argmin(-1)
+        return np.copysign(table[even], values).astype(np.float32)
+
+    channel = (scales.max(1, keepdims=True) / np.float32(448)).astype(np.float32)
+    small = rounded(rounded(scales / channel) / np.float32(8))
+    weights = rounded(steps.astype(np.float32) * small[:, groups])
+    return weights * (channel * np.float32(8))
 
 
 def e2m1(code):
@@ -180,7 +200,29 @@ def read_bitsandbytes(tensors, name, config):
     return values.astype(np.float32).reshape(state["shape"])
 
 
+def read_hqq(tensors, name, config):
+    """Dequantize an HQQ module: [out, in]."""
+    parameters = config["quant_config"]["weight_quant_params"]
+    bits, group = int(tensors[f"{name}.nbits"]), int(tensors[f"{name}.group_size"])
+    assert (bits, group) == (parameters["nbits"], parameters["group_size"])
+    shape = [int(size) for size in tensors[f"{name}.shape"]]
+    packed, count = tensors[f"{name}.W_q"], shape[0] * shape[1] // group
+    text = "".join(chr(character) for character in tensors[f"{name}.packing"])
+    fields = {"3bit_32": 10, "2bit_u8": 4, "4bit_u8": 2, "8bit_u8": 1}[text]
+    width = 3 if text == "3bit_32" else 8 // fields
+    rows = []
+    for number in range(count):
+        # Row r of the words holds the groups r, r + n, r + 2n, ..., the first in its top bits.
+        part, row = divmod(number, len(packed))
+        shift = width * (fields - 1 - part)
+        rows.append([(int(word) >> shift) & (2**width - 1) for word in packed[row]])
+    codes = np.array(rows, np.float32)
+    values = (codes - tensors[f"{name}.zero"]) * tensors[f"{name}.scale"]
+    return values.astype(np.float32).reshape(shape)
+
+
 READERS = {
+    "hqq": read_hqq,
     "gptq": read_gptq,
     "awq": read_awq,
     "compressed-tensors": read_compressed_tensors,

@@ -119,3 +119,41 @@ def llm_int8_product(inputs, codes, weight_maxima, threshold: float) -> np.ndarr
                     accumulated += code * int(codes[row, column])
             output[token, row] = exact + accumulated * maximum * weight_maxima[row] / 127**2
     return output
+
+
+def static_product(inputs, weights, scale: float, kind: str) -> np.ndarray:
+    """Outputs with one calibrated scale for all inputs; larger ones saturate.
+
+    int8: round(x / s) to -128..127. fp8: x / s to the nearest E4M3, at most 448.
+    """
+    import reference_microscaling as floats
+
+    output = np.zeros((len(inputs), len(weights)))
+    for token, values in enumerate(inputs):
+        if kind == "int8":
+            codes = [min(max(round(float(value) / scale), -128), 127) for value in values]
+        else:
+            codes = [floats.nearest(float(value) / scale, floats.E4M3) for value in values]
+        for row, weight in enumerate(weights):
+            output[token, row] = scale * sum(
+                c * float(w) for c, w in zip(codes, weight, strict=True)
+            )
+    return output
+
+
+def int4_fp8_row(codes, scales, width: int) -> list[float]:
+    """One row of int4 weights as a kernel of FP8 products has them.
+
+    Codes are signed. Group scales become E4M3 relative to the row's largest (448 for it), then an
+    eighth of that; code times scale is rounded to E4M3 once more; the row's factor comes last.
+    """
+    import reference_microscaling as floats
+
+    channel = max(scales) / 448
+    small = [
+        floats.nearest(floats.nearest(s / channel, floats.E4M3) / 8, floats.E4M3) for s in scales
+    ]
+    return [
+        floats.nearest(code * small[column // width], floats.E4M3) * channel * 8
+        for column, code in enumerate(codes)
+    ]

@@ -38,7 +38,7 @@ def floor_log2(value: float) -> int:
 
 
 def mx_block(values, table, rule: str = "ocp") -> tuple[float, list[float]]:
-    """Scale and values of one block of 32.
+    """Scale and values of one block of 32, by a rule for the exponent.
 
     ``ocp``: the largest power of two not above the maximum, over the largest power of two of the
     element type. ``even``: the maximum is first rounded to two significant bits, ties up.
@@ -57,6 +57,23 @@ def mx_block(values, table, rule: str = "ocp") -> tuple[float, list[float]]:
             exponent += 1
     scale = 2.0 ** max(exponent, -127)
     return scale, [nearest(value / scale, table) * scale for value in values]
+
+
+def mx_weight_block(values, table, importance=None) -> tuple[float, list[float]]:
+    """Of the specification's exponent and the next one, that of less squared error."""
+    scale, first = mx_block(values, table)
+    found = []
+    for candidate in (scale, min(2 * scale, 2.0**127)):
+        rounded = [nearest(value / candidate, table) * candidate for value in values]
+        shares = importance if importance is not None else [1.0] * len(values)
+        error = sum(
+            share * (value - near) ** 2
+            for share, value, near in zip(shares, values, rounded, strict=True)
+        )
+        found.append((error, candidate, rounded))
+    assert found[0][2] == first
+    _, scale, rounded = min(found, key=lambda entry: entry[0])
+    return scale, rounded
 
 
 def nvfp4_block(values, global_scale: float) -> tuple[float, list[float]]:

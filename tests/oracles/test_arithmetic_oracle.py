@@ -58,19 +58,23 @@ def test_tables():
     np.testing.assert_allclose(_double(functional.create_dynamic_map()), table, atol=2e-7)
 
 
+@pytest.mark.parametrize("block", [64, 32])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_four_bit_tables(weight, kind):
+def test_four_bit_tables(weight, kind, block):
     table = {"nf4": oracle.nf4_table, "fp4": oracle.fp4_table}[kind]()
-    found = registry.quantize(weight, None, parse_scheme(f"bnb-{kind}"), SETTINGS)
-    codes, margins, maxima = oracle.blockwise(_double(weight).ravel(), table, 64)
-    np.testing.assert_array_equal(_double(found.scales).ravel(), maxima)
+    found = registry.quantize(weight, None, parse_scheme(f"bnb-{kind}-g{block}"), SETTINGS)
+    codes, margins, maxima = oracle.blockwise(_double(weight).ravel(), table, block)
+    spread = np.repeat(maxima, block).reshape(weight.shape)
+    np.testing.assert_array_equal(
+        _double(found.scales).repeat(COLUMNS // found.scales.shape[1], 1), spread
+    )
     # FP4 has a zero of either sign: compare what the codes stand for there.
     assert kind == "nf4" or table[0] == table[8] == 0
     same = np.array([0 if kind == "fp4" and code == 8 else code for code in range(16)])
     differ = same[found.codes.numpy().ravel()] != same[codes]
     assert (margins[differ] < TIE).all()
     assert differ.sum() <= 3
-    expected = np.array(table)[codes] * np.repeat(maxima, 64)
+    expected = np.array(table)[codes] * np.repeat(maxima, block)
     error = np.square(_double(found.dequantize() - weight)).sum()
     assert error == pytest.approx(np.square(expected - _double(weight).ravel()).sum(), rel=1e-5)
 
@@ -98,14 +102,17 @@ def test_double_quantization(weight, kind):
     assert torch.equal(found.codes, plain.codes)
 
 
+@pytest.mark.parametrize("block", [None, 32, 64, 128, 256])
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_equals_bitsandbytes(weight, kind, double):
+def test_equals_bitsandbytes(weight, kind, double, block):
     functional = pytest.importorskip("bitsandbytes.functional")
-    scheme = parse_scheme(f"bnb-{kind}" + ("-dq" if double else ""))
+    size = "" if block is None else f"-g{block}"
+    weight = weight if block is None else weight.reshape(-1, 256)
+    scheme = parse_scheme(f"bnb-{kind}{size}" + ("-dq" if double else ""))
     found = registry.quantize(weight, None, scheme, SETTINGS)
     packed, state = functional.quantize_4bit(
-        weight.clone(), blocksize=64, compress_statistics=double, quant_type=kind
+        weight.clone(), blocksize=block or 64, compress_statistics=double, quant_type=kind
     )
     expected = functional.dequantize_4bit(packed, state)
     assert torch.equal(found.dequantize(), expected)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from advisor.calibration.statistics import LayerStatistics
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
 from advisor.models.checkpoint import read_tensor, tensor_names
 from advisor.schemes import parse_scheme
+
+
+def _statistics(weight):
+    """Uncorrelated inputs, none above 3."""
+    width = weight.shape[1]
+    return LayerStatistics(64, 64 * torch.eye(width), torch.full((width,), 3.0), torch.ones(width))
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +42,9 @@ def quantized(bf16_folder):
             if not module.endswith("_proj") or pick(module) is None:
                 continue
             weight = read_tensor(bf16_folder, name).to(torch.float32)
-            weights[module] = quantize(
-                weight, None, parse_scheme(pick(module)), QuantizationSettings()
-            )
+            scheme = parse_scheme(pick(module))
+            statistics = _statistics(weight) if scheme.static_activation else None
+            weights[module] = quantize(weight, statistics, scheme, QuantizationSettings())
         return weights
 
     return build

@@ -56,6 +56,31 @@ def test_transformers_runs_weight_only_compressed_tensors_as_we_do(
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "scheme",
+    ["rtn-fp8-gch-afp8-static", "rtn-fp8-gtensor-afp8-static", "rtn-int8-gch-sym-aint8-static"],
+)
+def test_transformers_rounds_inputs_as_the_checkpoint_says(
+    bf16_folder, quantized, tmp_path, scheme
+):
+    from transformers import AutoModelForCausalLM
+
+    from advisor.evaluation.runtime import quantized_model
+
+    weights = quantized(scheme)
+    write_checkpoint(bf16_folder, tmp_path / "out", format="compressed-tensors", weights=weights)
+    loaded, found = logits_of(tmp_path / "out", torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(bf16_folder, dtype=torch.float32).eval()
+    with torch.no_grad(), quantized_model(model, weights):
+        expected = model(TOKENS).logits
+    plain = our_logits(bf16_folder, weights, torch.float32)
+    # A tie that falls differently moves a code by one; without rounding they are much further.
+    assert (found - expected).abs().mean() < 0.2 * (plain - expected).abs().mean()
+    for name, weight in weights.items():
+        scale = loaded.get_submodule(name).input_scale
+        assert float(scale) == float(weight.extras["input_scale"])
+
+
 def test_transformers_runs_a_mixture_of_compressed_tensors_groups(bf16_folder, quantized, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -73,7 +98,9 @@ def test_transformers_runs_a_mixture_of_compressed_tensors_groups(bf16_folder, q
     assert modules == {"rtn-int8-gch-sym-aint8", "rtn-int4-g32-asym", "rtn-int4-g16-sym"}
 
 
-@pytest.mark.parametrize("scheme", ["bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq"])
+@pytest.mark.parametrize(
+    "scheme", ["bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq", "bnb-nf4-g32-dq", "bnb-fp4-g32"]
+)
 def test_transformers_reads_4_bit_bitsandbytes_weights_as_we_do(
     bf16_folder, quantized, tmp_path, scheme
 ):

@@ -44,8 +44,8 @@ def test_four_bit_is_bitsandbytes_bit_for_bit(name, shape):
 
 
 def test_four_bit_refuses_other_blocks():
-    with pytest.raises(InputError, match=r"blocks of 64 weights.*use bnb-nf4-dq"):
-        nf4.quantize(random_weight(4, 128), None, parse_scheme("bnb-nf4-g128-dq"), SETTINGS)
+    with pytest.raises(InputError, match=r"blocks of 32, 64.*use bnb-nf4-dq, which has"):
+        nf4.quantize(random_weight(4, 128), None, parse_scheme("bnb-nf4-g48-dq"), SETTINGS)
 
 
 def test_llm_int8_is_bitsandbytes_row_maxima():

@@ -34,6 +34,18 @@ def test_awq_words_interleave_outputs():
     assert word == 0x75316420
 
 
+@pytest.mark.parametrize(
+    ("bits", "rows", "first"),
+    [(2, 4, 0b00011011), (3, 10, 0o0123456701), (4, 2, 0x01), (8, 2, 0)],
+)
+def test_hqq_words_hold_the_first_rows_in_the_highest_bits(bits, rows, first):
+    codes = (torch.arange(rows) % 2**bits).to(torch.uint8).view(rows, 1).repeat(1, 3)
+    words = packing.pack_hqq(codes, bits)
+    assert words[0].tolist() == [first] * 3
+    assert words.dtype == (torch.int32 if bits == 3 else torch.uint8)
+    assert torch.equal(packing.unpack_hqq(words, bits, rows), codes)
+
+
 def test_bitsandbytes_bytes_hold_the_first_code_high():
     packed = packing.pack_nibbles(torch.tensor([[1, 2], [3, 4]]))
     assert packed.tolist() == [[0x12], [0x34]]

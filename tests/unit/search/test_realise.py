@@ -70,6 +70,32 @@ def test_stacked_rows_are_those_of_each_linear_alone(name):
         assert torch.equal(result.scales, alone.scales)
 
 
+def test_fused_linears_share_what_engines_make_them_share(random_llama, store):
+    """One scale for a whole FP8 weight, and one for calibrated inputs: q, k and v are one."""
+    scheme = parse_scheme("rtn-fp8-gtensor-afp8-static")
+    assignment = {linear.name: scheme for linear in random_llama.linears}
+    weights = realise(random_llama, assignment, SETTINGS, store).weights
+    groups = {}
+    for linear in random_llama.linears:
+        found = weights[linear.name]
+        pair = float(found.scales), float(found.extras["input_scale"])
+        groups.setdefault(linear.input_group, set()).add(pair)
+    assert all(len(pairs) == 1 for pairs in groups.values())
+    assert len(set.union(*groups.values())) == len(groups) == 8
+    largest = float(store.layer(random_llama.linears[0]).absolute_maximum.max())
+    first = weights[random_llama.linears[0].name].extras["input_scale"]
+    assert float(first) == pytest.approx(largest / 448, rel=2**-8)
+
+
+def test_hqq_needs_no_statistics(random_llama, store):
+    assignment = {linear.name: parse_scheme("hqq-int4-g32-asym") for linear in random_llama.linears}
+    without = realise(random_llama, assignment, SETTINGS, None).weights
+    with_them = realise(random_llama, assignment, SETTINGS, store).weights
+    for name in assignment:
+        assert torch.equal(without[name].codes, with_them[name].codes)
+        assert torch.equal(without[name].zero_points, with_them[name].zero_points)
+
+
 def test_awq_folds_without_changing_the_function(random_llama, store):
     """At 8 bits what is left is rounding; a scale folded wrongly would change everything."""
     assignment = {linear.name: parse_scheme("awq-int8-g32-sym") for linear in random_llama.linears}

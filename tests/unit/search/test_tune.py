@@ -234,10 +234,12 @@ def test_uniform_candidates_that_no_mixture_holds_are_measured(run, model):
     assert formats["rtn-int8-gch-sym-aint8"] == "compressed-tensors"
     assert formats["bnb-nf4"] == "bitsandbytes"
     assert formats["smoothquant-int8-gch-sym-aint8"] == "compressed-tensors"
+    assert formats["rtn-fp8-gch-afp8-static"] == "compressed-tensors"
     assert "gptq-int4-g128-sym" not in formats
+    assert "hqq-int4-g64-asym" not in formats, "no engine reads HQQ's checkpoints"
     most = max(mixture.size_bytes for mixture in offers)
     kinds = [
-        (s.method, s.activation)
+        (s.method, s.activation, s.static_activation)
         for mixture in best_of_kinds(offers, most)
         for s in set(mixture.assignment.values())
     ]
