@@ -31,11 +31,13 @@ from advisor.schemes import Scheme
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from advisor.formats.base import Planned
+
 NAME = "awq"
 SUFFIXES = ("qweight", "qzeros", "scales")
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored, one complaint per rule broken."""
     broken: dict[str, list[str]] = {}
     sizes: dict[int, list[str]] = {}
@@ -53,7 +55,7 @@ def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
     return complaints
 
 
-def _broken_rule(weight: QuantizedWeight) -> str | None:
+def _broken_rule(weight: QuantizedWeight | Planned) -> str | None:
     """Return the rule that a weight breaks, or None."""
     scheme = weight.scheme
     if scheme.weight != "int4" or scheme.granularity not in ("group", "channel"):

@@ -58,6 +58,21 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A weight that is yet to be made: all that decides whether a format can hold it.
+
+    Attributes:
+        scheme: Its scheme.
+        shape: (out_features, in_features).
+        consecutive: Whether its groups will be runs of neighbouring inputs.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    consecutive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """Quantized modules of a checkpoint, as its loaders resolve them.
 
@@ -76,7 +91,7 @@ class CheckpointFormat(Protocol):
     NAME: str
     SUFFIXES: tuple[str, ...]
 
-    def problems(self, weights: Mapping[str, QuantizedWeight]) -> list[str]:
+    def problems(self, weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
         """Return why these weights cannot be stored, one complaint per kind of offence."""
         ...
 
@@ -121,8 +136,10 @@ def exact_scales(scales: Tensor, dtype: torch.dtype) -> Tensor:
     return scales.to(torch.float32).contiguous()
 
 
-def is_consecutive(weight: QuantizedWeight) -> bool:
+def is_consecutive(weight: QuantizedWeight | Planned) -> bool:
     """Return whether groups are runs of neighbouring inputs."""
+    if isinstance(weight, Planned):
+        return weight.consecutive
     if weight.group_index is None:
         return True
     width = weight.shape[1] // weight.scales.shape[1]

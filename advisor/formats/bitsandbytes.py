@@ -22,6 +22,8 @@ from advisor.schemes import Scheme
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from advisor.formats.base import Planned
+
 NAME = "bitsandbytes"
 _STATE = "weight.quant_state.bitsandbytes__"
 _ABSMAX, _MAP = "weight.absmax", "weight.quant_map"
@@ -32,7 +34,7 @@ _ROW_FORMAT = 0
 """``weight_format`` of row-major int8, the only one that recent releases write."""
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored, one complaint per rule broken."""
     broken: dict[str, list[str]] = {}
     schemes: dict[str, list[str]] = {}

@@ -43,6 +43,8 @@ from advisor.schemes import Scheme
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from advisor.formats.base import Planned
+
 NAME = "compressed-tensors"
 SUFFIXES = (
     "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale",
@@ -50,7 +52,7 @@ SUFFIXES = (
 )  # fmt: skip
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored, one complaint per rule broken."""
     broken: dict[str, list[str]] = {}
     for name, weight in weights.items():
@@ -59,7 +61,7 @@ def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
     return complain(broken)
 
 
-def _broken_rule(weight: QuantizedWeight) -> str | None:
+def _broken_rule(weight: QuantizedWeight | Planned) -> str | None:
     """Return the rule that a weight breaks, or None."""
     scheme = weight.scheme
     if scheme.weight in MICROSCALED:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from advisor.formats.base import Planned
     from advisor.numerics.quantized_weight import QuantizedWeight
 
 NAME = "gguf"
@@ -28,7 +29,7 @@ BLOCKS = "#blocks"
 EMBEDDING = "model.embed_tokens"
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored: GGUF holds its own block types only."""
     others = [name for name, weight in weights.items() if weight.scheme.method != "gguf"]
     if not others:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from advisor.formats.base import Planned
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
 
@@ -20,7 +21,7 @@ NAME = "safetensors"
 SUFFIXES: tuple[str, ...] = ()
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored: here, all of them."""
     if not weights:
         return []
