@@ -113,7 +113,7 @@ def apply(
     check_output(target)
     folder = resolve_model_folder(model or content.model.id)
     check_model(content, folder)
-    check_loadable(content, folder)
+    warnings = check_loadable(content, folder)
     loaded = load_model(folder)
     sequences, store = statistics(content, loaded, report)
     chosen = assignment_of(content, loaded.linears)
@@ -152,16 +152,19 @@ def apply(
         size_bytes=sum(sizes.values()),
         files=dict(files),
         quantized_modules=len(realised.weights),
-        warnings=version_warnings(content),
+        warnings=(*warnings, *version_warnings(content)),
     )
 
 
-def check_loadable(plan: Plan, folder: Path) -> None:
+def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
     """Refuse, before any work, a checkpoint that its format or the plan's engine cannot take.
 
     Args:
         plan: What would be applied.
         folder: The 16-bit model.
+
+    Returns:
+        Why some releases of the engine will not load it.
 
     Raises:
         InputError: Lists every rule broken, with the number of modules that break it.
@@ -176,12 +179,13 @@ def check_loadable(plan: Plan, folder: Path) -> None:
         plan.scheme.format, schemes, spec.linears, static_groups=settings_of(plan).static_groups
     )
     heads = spec.text_config.get("num_attention_heads")
-    problems += loading_problems(
+    refusals, warnings = loading_problems(
         plan.engine.name, plan.scheme.format, schemes, spec.linears,
         heads=heads if isinstance(heads, int) else None, devices=plan.hardware.count,
     )  # fmt: skip
-    if problems:
-        raise InputError(join_errors(problems))
+    if problems + refusals:
+        raise InputError(join_errors(problems + refusals))
+    return tuple(warnings)
 
 
 def statistics(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from advisor.errors import InputError
-from advisor.formats.loaders import RULES, loading_problems, storing_problems
+from advisor.formats.loaders import RULES, storing_problems
+from advisor.formats.loaders import loading_problems as judge
 from advisor.modelspec import LinearSpec
 from advisor.schemes import parse_scheme
 
@@ -23,6 +24,10 @@ LINEARS = [
     for block in (1, 11)
     for part, (inputs, outputs, group) in PARTS.items()
 ]  # fmt: skip
+
+
+def loading_problems(*arguments, **options):
+    return judge(*arguments, **options)[0]
 
 
 def all_in(scheme: str, **other: str):
@@ -44,7 +49,6 @@ def all_in(scheme: str, **other: str):
         ("vllm", "gptq", "gptq-int4-g64-sym"),
         ("vllm", "compressed-tensors", "gptq-int4-g32-asym"),
         ("vllm", "awq", "awq-int4-g64-asym"),
-        ("vllm", "bitsandbytes", "bnb-nf4"),
         ("vllm", "safetensors", "bf16"),
         ("sglang", "compressed-tensors", "rtn-int4-g64-sym"),
         ("transformers", "gptq", "rtn-int3-g32-asym"),
@@ -53,7 +57,25 @@ def all_in(scheme: str, **other: str):
     ],
 )
 def test_uniform_checkpoints_load(engine, name, scheme):
-    assert loading_problems(engine, name, all_in(scheme), LINEARS, heads=9) == []
+    assert judge(engine, name, all_in(scheme), LINEARS, heads=9) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "words"),
+    [
+        ("gptq", "gptq-int4-g64-asym", "symmetric int4 and int8"),
+        ("gptq", "gptq-int3-g64-sym", "symmetric int4 and int8"),
+        ("gptq", "gptq-int4-g64-sym-actorder", "no act-order groups"),
+        ("bitsandbytes", "bnb-nf4", "no bitsandbytes checkpoint without a plugin"),
+        ("gguf", "gguf-q4_0", "no gguf checkpoint without a plugin"),
+    ],
+)
+def test_what_only_some_releases_load_is_a_warning(name, scheme, words):
+    refusals, warnings = judge("vllm", name, all_in(scheme), LINEARS)
+    assert refusals == []
+    assert len(warnings) == 1
+    assert warnings[0].startswith("vLLM 0.32 does not load it: ")
+    assert words in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +91,8 @@ def test_uniform_checkpoints_load(engine, name, scheme):
          ["one setting for every linear", "2 modules (first: model.layers.1.mlp.down_proj)"]),
         ("sglang", "compressed-tensors", all_in("rtn-int4-g64-asym"),
          ["take no zero points, but 14 modules"]),
-        ("vllm", "compressed-tensors", all_in("rtn-int3-g64-sym"), ["4 or 8 bits, but 14 modules"]),
+        ("sglang", "compressed-tensors", all_in("rtn-int3-g64-sym"),
+         ["4 or 8 bits, but 14 modules"]),
         ("vllm", "gptq", all_in("rtn-int4-g128-sym"),
          ["groups must divide the inputs, but 12 modules"]),
     ],
