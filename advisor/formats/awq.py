@@ -110,6 +110,12 @@ def pack(
     }
 
 
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether loaders expect a linear to be quantized: excluded names match as parts."""
+    kept = config.get("modules_to_not_convert") or ()
+    return name != HEAD and not any(part in name for part in kept)
+
+
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
     """Resolve every module with AWQ tensors, and check them against the configuration."""
     bits = config.get("bits", config.get("w_bit"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 HEAD = "lm_head"
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16,
+    "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+}  # fmt: skip
 FUSED_ALIASES: tuple[tuple[str, frozenset[str]], ...] = (
     ("qkv_proj", frozenset({"q_proj", "k_proj", "v_proj"})),
     ("gate_up_proj", frozenset({"gate_proj", "up_proj"})),
@@ -28,11 +33,21 @@ class TensorHeader:
 
     Attributes:
         shape: Its shape.
-        dtype: Its data type as safetensors names it: ``BF16``, ``I32``, ``F8_E4M3``, ...
+        dtype: Its data type as safetensors names it: ``BF16``, ``I32``, ``F8_E4M3``, ... or a
+            GGUF block type.
+        stored_bytes: Bytes of its data, where shape and type do not say (GGUF).
     """
 
     shape: tuple[int, ...]
     dtype: str
+    stored_bytes: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its data."""
+        if self.stored_bytes is not None:
+            return self.stored_bytes
+        return math.prod(self.shape) * _BITS.get(self.dtype, 8) // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,10 @@ class CheckpointFormat(Protocol):
         self, name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
     ) -> dict[str, Tensor]:
         """Return the stored tensors of one module, by full name."""
+        ...
+
+    def expects(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Return whether loaders expect a linear to be quantized, by the configuration alone."""
         ...
 
     def find_modules(self, config: Mapping[str, Any], stored: Stored) -> Found:

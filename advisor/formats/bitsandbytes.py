@@ -115,6 +115,12 @@ def pack(
     return tensors
 
 
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether loaders expect a linear to be quantized."""
+    kept = config.get("llm_int8_skip_modules") or (HEAD,)
+    return name != HEAD and not any(name == part or name.endswith(f".{part}") for part in kept)
+
+
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
     """Resolve every module with bitsandbytes tensors, and check their shapes."""
     eight = bool(config.get("load_in_8bit", config.get("_load_in_8bit")))

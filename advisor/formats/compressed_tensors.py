@@ -147,6 +147,14 @@ def pack(
     return {f"{name}.weight": values, f"{name}.weight_scale": scales}
 
 
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether loaders expect a linear to be quantized: a config group has it."""
+    try:
+        return resolve_module(name, config) is not None
+    except ValueError:
+        return True
+
+
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
     """Resolve every module by its config group, and check its tensors."""
     modules: dict[str, Scheme] = {}
