@@ -162,8 +162,8 @@ def other_version(document):
         ("rtn-int4-g32-sym", {"config": other_version}, "too low. They are stored as in gptq (v1"),
         ("rtn-int4-g32-sym", {"tensors": add_to_zero_points(1)},
          "too high. They are stored as in gptq_v2"),
-        ("rtn-int4-g32-asym", {"config": other_version}, "look one too low (in gptq, v1 read",
-        ("rtn-int3-g32-asym", {"config": other_version}, "look one too low (in gptq, v1 read",
+        ("rtn-int4-g32-asym", {"config": other_version}, "look one too low (in gptq, v1 read"),
+        ("rtn-int3-g32-asym", {"config": other_version}, "look one too low (in gptq, v1 read"),
         ("rtn-int4-g32-sym", {"tensors": add_to_zero_points(-1)}, "too low. They are stored as in"),
     ],
 )  # fmt: skip
