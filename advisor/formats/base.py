@@ -120,6 +120,10 @@ class CheckpointFormat(Protocol):
         """Return ``quantization_config`` of config.json; ``unquantized`` linears stay 16-bit."""
         ...
 
+    def companions(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return further JSON files that older loaders of the format read, by name."""
+        ...
+
     def pack(
         self, name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
     ) -> dict[str, Tensor]:

@@ -121,6 +121,8 @@ def write_checkpoint(
             # The writer keeps tensor files to their owner; servers often run as someone else.
             shutil.copymode(folder / "config.json", folder / name)
         _copy_companions(source, folder)
+        for name, content in checkpoint_format.companions(quantization).items():
+            write_text(folder / name, json.dumps(content, indent=2, sort_keys=True) + "\n")
     logger.info("wrote %d tensor files to %s", len(digests), output)
     return digests
 

@@ -148,6 +148,18 @@ def _pattern(names: Sequence[str]) -> str:
     return f"(?:{'|'.join(re.escape(name) for name in sorted(matched))})$"
 
 
+def companions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return quantize_config.json, which auto-gptq looks for in a folder.
+
+    It passes over what it does not know, so it gets none of a checkpoint that it would misread:
+    with overrides in ``dynamic``, or with the zero points of ``gptq_v2``.
+    """
+    if "dynamic" in config or config.get("checkpoint_format") != "gptq":
+        return {}
+    return {"quantize_config.json": {key: value for key, value in config.items()
+                                     if key != "quant_method"}}  # fmt: skip
+
+
 def pack(
     name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
