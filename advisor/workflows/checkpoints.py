@@ -126,7 +126,7 @@ def _filled(
     )
 
 
-def _fill(loaded: LoadedModel, checkpoint: Checkpoint, weights: dict[str, QuantizedWeight]) -> None:
+def _fill(model: nn.Module, checkpoint: Checkpoint, weights: Mapping[str, QuantizedWeight]) -> None:
     """Give a model every tensor of a checkpoint.
 
     Raises:
