@@ -12,6 +12,15 @@ from advisor.cli import output
 from advisor.cli.errors import guarded
 from advisor.cli.progress import progress
 
+_MaxShardSize = Annotated[
+    str,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Split a larger checkpoint into files of at most this size.",
+    ),
+]
+
 
 @guarded
 def command(
@@ -20,15 +29,20 @@ def command(
     model: Annotated[
         str, typer.Option("--model", help="Where the model is now, if the plan's id has moved.")
     ] = "",
+    max_shard_size: _MaxShardSize = "5GB",
     json: opt.Json = False,
     verbose: opt.Verbose = False,
     debug: opt.Debug = False,
 ) -> None:
     """Quantize as the plan says. The same plan gives the same bytes."""
     from advisor import workflows
+    from advisor.budgets import parse_size
 
+    shard = parse_size(max_shard_size, option="--max-shard-size")
     with progress() as callback:
-        result = workflows.apply(plan, out, model=model or None, progress=callback)
+        result = workflows.apply(
+            plan, out, model=model or None, max_shard_bytes=shard, progress=callback
+        )
     output.show(result.to_dict(), _render)
 
 

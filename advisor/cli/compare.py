@@ -39,7 +39,13 @@ def _render(console: Any, document: dict[str, Any]) -> None:
     table = output.table("", "A", "B")
     table.add_row("checkpoint", document["reference"], document["other"])
     table.add_row("bytes", *(output.size(value) for value in document["size_bytes"]))
-    table.add_row("perplexity", *(f"{value:.3f}" for value in document["perplexity"]))
+    table.add_row(
+        "perplexity",
+        *(
+            output.interval(part, middle="value", kind="number")
+            for part in document["perplexity_intervals"]
+        ),
+    )
     console.print(table)
     console.print(
         f"\nKL {output.interval(document['kl'], middle='value', kind='number')} nats per token, "

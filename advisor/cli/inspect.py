@@ -10,11 +10,16 @@ import typer
 from advisor.cli import options as opt
 from advisor.cli import output
 from advisor.cli.errors import guarded
+from advisor.cli.progress import progress
+
+_SHOWN = 20
 
 
 @guarded
 def command(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint's folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A checkpoint's folder, or a GGUF file.")
+    ],
     gpu: opt.Gpu = "auto",
     engine: opt.Engine = "auto",
     profiles: opt.Profiles = [],  # noqa: B006 - Typer copies defaults
@@ -25,7 +30,8 @@ def command(
     """Say what a checkpoint is: scheme per module, size, bits per weight, faults, kernels."""
     from advisor import workflows
 
-    result = workflows.inspect(path, gpu=gpu, engine=engine)
+    with progress() as callback:
+        result = workflows.inspect(path, gpu=gpu, engine=engine, progress=callback)
     output.show(result.to_dict(), _render)
     raise typer.Exit(1 if result.faults else 0)
 
@@ -39,5 +45,11 @@ def _render(console: Any, document: dict[str, Any]) -> None:
     for row in document["schemes"]:
         table.add_row(row["name"], str(row["modules"]), f"{row['parameters']:,}", row["kernel"])
     console.print(table)
-    for fault in document["faults"]:
+    for fault in document["faults"][:_SHOWN]:
         console.print(f"[red]fault:[/] {fault}", soft_wrap=True)
+    if (more := len(document["faults"]) - _SHOWN) > 0:
+        console.print(f"[red]...[/] and {more} more; --json lists them all")
+    for refusal in document["refusals"]:
+        console.print(f"[red]refused:[/] {refusal}", soft_wrap=True)
+    for warning in document["warnings"]:
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)

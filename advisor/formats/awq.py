@@ -31,11 +31,13 @@ from advisor.schemes import Scheme
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from advisor.formats.base import Planned
+
 NAME = "awq"
 SUFFIXES = ("qweight", "qzeros", "scales")
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored, one complaint per rule broken."""
     broken: dict[str, list[str]] = {}
     sizes: dict[int, list[str]] = {}
@@ -53,7 +55,7 @@ def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
     return complaints
 
 
-def _broken_rule(weight: QuantizedWeight) -> str | None:
+def _broken_rule(weight: QuantizedWeight | Planned) -> str | None:
     """Return the rule that a weight breaks, or None."""
     scheme = weight.scheme
     if scheme.method == "hqq":
@@ -95,6 +97,12 @@ def quantization_config(
     }
 
 
+def companions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return none: every loader reads config.json."""
+    del config
+    return {}
+
+
 def pack(
     name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -108,6 +116,12 @@ def pack(
         f"{name}.qzeros": pack_awq(zero_points),
         f"{name}.scales": exact_scales(weight.scales, dtype).t().contiguous(),
     }
+
+
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether loaders expect a linear to be quantized: excluded names match as parts."""
+    kept = config.get("modules_to_not_convert") or ()
+    return name != HEAD and not any(part in name for part in kept)
 
 
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:

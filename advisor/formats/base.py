@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 HEAD = "lm_head"
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16,
+    "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+}  # fmt: skip
 FUSED_ALIASES: tuple[tuple[str, frozenset[str]], ...] = (
     ("qkv_proj", frozenset({"q_proj", "k_proj", "v_proj"})),
     ("gate_up_proj", frozenset({"gate_proj", "up_proj"})),
@@ -28,11 +33,21 @@ class TensorHeader:
 
     Attributes:
         shape: Its shape.
-        dtype: Its data type as safetensors names it: ``BF16``, ``I32``, ``F8_E4M3``, ...
+        dtype: Its data type as safetensors names it: ``BF16``, ``I32``, ``F8_E4M3``, ... or a
+            GGUF block type.
+        stored_bytes: Bytes of its data, where shape and type do not say (GGUF).
     """
 
     shape: tuple[int, ...]
     dtype: str
+    stored_bytes: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its data."""
+        if self.stored_bytes is not None:
+            return self.stored_bytes
+        return math.prod(self.shape) * _BITS.get(self.dtype, 8) // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +73,21 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A weight that is yet to be made: all that decides whether a format can hold it.
+
+    Attributes:
+        scheme: Its scheme.
+        shape: (out_features, in_features).
+        consecutive: Whether its groups will be runs of neighbouring inputs.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    consecutive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """Quantized modules of a checkpoint, as its loaders resolve them.
 
@@ -76,7 +106,7 @@ class CheckpointFormat(Protocol):
     NAME: str
     SUFFIXES: tuple[str, ...]
 
-    def problems(self, weights: Mapping[str, QuantizedWeight]) -> list[str]:
+    def problems(self, weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
         """Return why these weights cannot be stored, one complaint per kind of offence."""
         ...
 
@@ -90,10 +120,18 @@ class CheckpointFormat(Protocol):
         """Return ``quantization_config`` of config.json; ``unquantized`` linears stay 16-bit."""
         ...
 
+    def companions(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return further JSON files that older loaders of the format read, by name."""
+        ...
+
     def pack(
         self, name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
     ) -> dict[str, Tensor]:
         """Return the stored tensors of one module, by full name."""
+        ...
+
+    def expects(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Return whether loaders expect a linear to be quantized, by the configuration alone."""
         ...
 
     def find_modules(self, config: Mapping[str, Any], stored: Stored) -> Found:
@@ -121,8 +159,10 @@ def exact_scales(scales: Tensor, dtype: torch.dtype) -> Tensor:
     return scales.to(torch.float32).contiguous()
 
 
-def is_consecutive(weight: QuantizedWeight) -> bool:
+def is_consecutive(weight: QuantizedWeight | Planned) -> bool:
     """Return whether groups are runs of neighbouring inputs."""
+    if isinstance(weight, Planned):
+        return weight.consecutive
     if weight.group_index is None:
         return True
     width = weight.shape[1] // weight.scales.shape[1]

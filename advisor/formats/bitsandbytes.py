@@ -24,6 +24,8 @@ from advisor.schemes import Scheme
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from advisor.formats.base import Planned
+
 NAME = "bitsandbytes"
 _STATE = "weight.quant_state.bitsandbytes__"
 _ABSMAX, _MAP = "weight.absmax", "weight.quant_map"
@@ -34,7 +36,7 @@ _ROW_FORMAT = 0
 """``weight_format`` of row-major int8, the only one that recent releases write."""
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored, one complaint per rule broken."""
     broken: dict[str, list[str]] = {}
     schemes: dict[str, list[str]] = {}
@@ -83,6 +85,12 @@ def quantization_config(
     }
 
 
+def companions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return none: every loader reads config.json."""
+    del config
+    return {}
+
+
 def pack(
     name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -115,6 +123,12 @@ def pack(
     text = json.dumps(state).encode("utf-8")
     tensors[f"{name}.{_STATE}{weight.scheme.weight}"] = torch.tensor(list(text), dtype=torch.uint8)
     return tensors
+
+
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether loaders expect a linear to be quantized."""
+    kept = config.get("llm_int8_skip_modules") or (HEAD,)
+    return name != HEAD and not any(name == part or name.endswith(f".{part}") for part in kept)
 
 
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:

@@ -2,8 +2,9 @@
 
 ``pack-quantized``: integers of 2 to 8 bits as a dense stream of bits in int32 words, 16-bit (or
 8-bit) activations. ``int-quantized``: int8 as it is, int8 activations. ``float-quantized``: FP8
-(E4M3) as it is. NVFP4, MXFP4 and MXFP8 have formats of their own. A checkpoint may hold several
-``config_groups``, each with its own format.
+(E4M3) as it is. ``naive-quantized``, which is only read: either, as it is. NVFP4, MXFP4 and MXFP8
+have formats of their own. A checkpoint may hold several ``config_groups``, each with its own
+format.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from advisor.schemes import Scheme
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from advisor.formats.base import Planned
+
 NAME = "compressed-tensors"
 SUFFIXES = (
     "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale",
@@ -50,7 +53,7 @@ SUFFIXES = (
 )  # fmt: skip
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored, one complaint per rule broken."""
     broken: dict[str, list[str]] = {}
     for name, weight in weights.items():
@@ -59,7 +62,7 @@ def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
     return complain(broken)
 
 
-def _broken_rule(weight: QuantizedWeight) -> str | None:
+def _broken_rule(weight: QuantizedWeight | Planned) -> str | None:
     """Return the rule that a weight breaks, or None."""
     scheme = weight.scheme
     if scheme.weight in MICROSCALED:
@@ -123,6 +126,12 @@ def quantization_config(
     return build_config(schemes, unquantized)
 
 
+def companions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return none: every loader reads config.json."""
+    del config
+    return {}
+
+
 def pack(
     name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -154,6 +163,14 @@ def pack(
         scales = scales.reshape(1).clone()  # fused linears share it, a file holds it once each
     values = weight.codes.contiguous().view(torch.float8_e4m3fn)
     return {f"{name}.weight": values, f"{name}.weight_scale": scales, **static}
+
+
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether loaders expect a linear to be quantized: a config group has it."""
+    try:
+        return resolve_module(name, config) is not None
+    except ValueError:
+        return True
 
 
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
@@ -207,7 +224,7 @@ def _check_module(name: str, scheme: Scheme, kind: str, stored: Stored) -> list[
         wrong.append(check_tensor(stored, name, main, (shape[0], words), ("I32",)))
         out_features, in_features = shape
     else:
-        expected = ("I8",) if kind == INT else ("F8_E4M3",)
+        expected = ("I8",) if scheme.is_integer else ("F8_E4M3",)
         wrong.append(check_tensor(stored, name, main, header.shape, expected))
     if scheme.granularity == "group" and in_features % int(scheme.group_size or 1):
         return [
@@ -220,6 +237,8 @@ def _check_module(name: str, scheme: Scheme, kind: str, stored: Stored) -> list[
     if kind == PACKED and not scheme.symmetric:
         zeros = (-(-out_features * bits // 32), scales[1])
         wrong.append(check_tensor(stored, name, "weight_zero_point", zeros, ("I32",)))
+    elif scheme.is_integer and not scheme.symmetric:
+        wrong.append(check_tensor(stored, name, "weight_zero_point", scales, ("I8",)))
     elif f"{name}.weight_zero_point" in stored.headers:
         wrong.append(f"{name}: config.json says symmetric, but there is a weight_zero_point.")
     return first_fault(wrong, f"config.json says {scheme}")
@@ -239,11 +258,11 @@ def _scale_shape(scheme: Scheme, out_features: int, in_features: int) -> tuple[i
 
 def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored) -> QuantizedWeight:
     """Return the weight of one module."""
-    del config
     if scheme.weight in MICROSCALED:
         return microscaled.unpack(name, scheme, stored)
     scales = stored.load(f"{name}.weight_scale").to(torch.float32)
-    kind = scheme_format(scheme)
+    resolved = resolve_module(name, config)
+    kind = scheme_format(scheme) if resolved is None else resolved[1]
     zero_points = None
     if kind == PACKED:
         bits = int(scheme.bits)
@@ -253,8 +272,11 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
         if not scheme.symmetric:
             zeros = stored.load(f"{name}.weight_zero_point")
             zero_points = unpack_compressed_tensors_zeros(zeros, bits, out_features)
-    elif kind == INT:
-        codes = (stored.load(f"{name}.weight").to(torch.int16) + 128).to(torch.uint8)
+    elif scheme.is_integer:
+        # int-quantized and naive-quantized: signed integers as they are, of fewer bits too.
+        codes = _from_signed(stored.load(f"{name}.weight"), scheme)
+        if not scheme.symmetric:
+            zero_points = _from_signed(stored.load(f"{name}.weight_zero_point"), scheme)
     else:
         codes = stored.load(f"{name}.weight").view(torch.uint8)
     if scheme.granularity == "tensor":
@@ -263,3 +285,9 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
     if scheme.static_activation:
         extras["input_scale"] = stored.load(f"{name}.input_scale").to(torch.float32)
     return QuantizedWeight(scheme, codes, scales, zero_points=zero_points, extras=extras)
+
+
+def _from_signed(values: Tensor, scheme: Scheme) -> Tensor:
+    """Return signed integers of some bits as codes that count from zero."""
+    middle = int(2 ** (int(scheme.bits) - 1))
+    return (values.to(torch.int16) + middle).to(torch.uint8)

@@ -18,6 +18,7 @@ from advisor.formats.folder import atomic_folder, check_output, sync_file, write
 from advisor.formats.gguf_write import check_gguf, write_gguf
 from advisor.formats.registry import get_format
 from advisor.formats.stored import open_stored, read_config
+from advisor.predict.size import SHARD_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,21 +31,31 @@ if TYPE_CHECKING:
 __all__ = ["SHARD_BYTES", "check_output", "write_checkpoint"]
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 5_000_000_000
 _COPIED = (
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
     "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "sentencepiece.bpe.model",
     "special_tokens_map.json",
     "spiece.model",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
     "vocab.txt",
 )
+_COPIED_FOLDERS = ("additional_chat_templates",)
 _EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared)$")
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 Progress = Callable[[int, int], None]
@@ -109,11 +120,22 @@ def write_checkpoint(
         for name in digests:
             # The writer keeps tensor files to their owner; servers often run as someone else.
             shutil.copymode(folder / "config.json", folder / name)
-        for name in _COPIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+        _copy_companions(source, folder)
+        for name, content in checkpoint_format.companions(quantization).items():
+            write_text(folder / name, json.dumps(content, indent=2, sort_keys=True) + "\n")
     logger.info("wrote %d tensor files to %s", len(digests), output)
     return digests
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    """Copy what a server needs beside the weights: tokenizer, templates, licence."""
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    for name in _COPIED_FOLDERS:
+        for path in sorted((source / name).glob("*.jinja")):
+            (folder / name).mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name / path.name)
 
 
 def _check(

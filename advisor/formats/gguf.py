@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from advisor.formats.base import Planned
     from advisor.numerics.quantized_weight import QuantizedWeight
 
 NAME = "gguf"
@@ -28,7 +29,7 @@ BLOCKS = "#blocks"
 EMBEDDING = "model.embed_tokens"
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored: GGUF holds its own block types only."""
     others = [name for name, weight in weights.items() if weight.scheme.method != "gguf"]
     if not others:
@@ -49,6 +50,12 @@ def quantization_config(
 ) -> dict[str, Any]:
     """Return an empty configuration: the file says itself what it holds."""
     del weights, unquantized
+    return {}
+
+
+def companions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return none: every loader reads config.json."""
+    del config
     return {}
 
 
@@ -86,6 +93,12 @@ def outer_weights(
         kind = outer_type(role, base, tensor.shape[1], tied=tied)
         if kind in BLOCK_TYPES:
             yield name, quantize_blocks(tensor.detach().float(), Scheme("gguf", kind))
+
+
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return False: the file says itself what each tensor is."""
+    del name, config
+    return False
 
 
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:

@@ -23,6 +23,7 @@ from torch import Tensor
 from advisor.errors import VerificationError
 from advisor.formats.base import (
     FUSED_ALIASES,
+    HEAD,
     Found,
     Stored,
     check_tensor,
@@ -44,12 +45,14 @@ from advisor.schemes import Scheme
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from advisor.formats.base import Planned
+
 NAME = "gptq"
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 _BITS = (2, 3, 4, 8)
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored, one complaint per rule broken."""
     broken: dict[str, list[str]] = {}
     for name, weight in weights.items():
@@ -145,6 +148,18 @@ def _pattern(names: Sequence[str]) -> str:
     return f"(?:{'|'.join(re.escape(name) for name in sorted(matched))})$"
 
 
+def companions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return quantize_config.json, which auto-gptq looks for in a folder.
+
+    It passes over what it does not know, so it gets none of a checkpoint that it would misread:
+    with overrides in ``dynamic``, or with the zero points of ``gptq_v2``.
+    """
+    if "dynamic" in config or config.get("checkpoint_format") != "gptq":
+        return {}
+    return {"quantize_config.json": {key: value for key, value in config.items()
+                                     if key != "quant_method"}}  # fmt: skip
+
+
 def pack(
     name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -177,6 +192,11 @@ def _resolve(name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
         elif re.match(pattern.removeprefix("+:"), name):
             return {**rule, **override}
     return rule
+
+
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether loaders expect a linear to be quantized: ``dynamic`` does not exclude it."""
+    return (name != HEAD or bool(config.get("lm_head"))) and _resolve(name, config) is not None
 
 
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
@@ -261,9 +281,7 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
         zero_points = (zero_points + 1) & (2**bits - 1)
     if scheme.symmetric:
         if zero_points is not None and bool((zero_points != 2 ** (bits - 1)).any()):
-            raise VerificationError(
-                f"{name}: config.json says sym, but qzeros are not all {2 ** (bits - 1)}."
-            )
+            raise VerificationError(f"{name}: {_zeros_in_words(zero_points, bits, config)}")
         zero_points = None
     index = None
     if f"{name}.g_idx" in stored.headers:
@@ -282,3 +300,21 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
             f"{name}: config.json says desc_act=false, but g_idx is not consecutive."
         )
     return replace(weight, group_index=None)
+
+
+def _zeros_in_words(zero_points: Tensor, bits: int, config: Mapping[str, Any]) -> str:
+    """Say what is wrong with the zero points of a module that should be symmetric."""
+    middle = 2 ** (bits - 1)
+    said = config.get("checkpoint_format", "gptq (by default)")
+    text = f"config.json says sym, but qzeros are not all {middle}"
+    if bool((zero_points == middle + 1).all()):
+        return (
+            f"{text}: each is one too high. They are stored as in gptq_v2, config.json says "
+            f"checkpoint_format {said}."
+        )
+    if bool((zero_points == middle - 1).all()):
+        return (
+            f"{text}: each is one too low. They are stored as in gptq (v1, minus one), config.json "
+            f"says checkpoint_format {said}."
+        )
+    return f"{text}."

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from advisor.formats.base import Planned
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
 
@@ -20,7 +21,7 @@ NAME = "safetensors"
 SUFFIXES: tuple[str, ...] = ()
 
 
-def problems(weights: Mapping[str, QuantizedWeight]) -> list[str]:
+def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
     """Return why these weights cannot be stored: here, all of them."""
     if not weights:
         return []
@@ -43,6 +44,12 @@ def quantization_config(
     return {}
 
 
+def companions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return none: every loader reads config.json."""
+    del config
+    return {}
+
+
 def pack(
     name: str, weight: QuantizedWeight, config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -53,6 +60,12 @@ def pack(
     """
     del weight, config, dtype
     raise InputError(f"format 'safetensors' holds 16-bit weights only, but {name} is quantized.")
+
+
+def expects(name: str, config: Mapping[str, Any]) -> bool:
+    """Return False: nothing is quantized."""
+    del name, config
+    return False
 
 
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:

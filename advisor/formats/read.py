@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import VerificationError, did_you_mean, join_errors
-from advisor.formats.gguf import FILE
-from advisor.formats.gguf_read import has_gguf, open_gguf
+from advisor.formats.gguf_read import find_gguf, open_gguf
 from advisor.formats.registry import format_names, get_format
-from advisor.formats.stored import open_stored, read_config
+from advisor.formats.stored import open_stored, read_config, read_quantization
 from advisor.models.checkpoint import weight_files
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Checkpoint:
     """A checkpoint whose modules were resolved and whose shapes were checked.
 
     Attributes:
-        folder: Where it is.
+        folder: Where it is: a folder, or a GGUF file.
         format: Name of its format; ``safetensors`` where nothing is quantized.
         config: Its ``quantization_config``.
         modules: Scheme of each quantized module as loaders resolve it, sorted by name. Its method
@@ -51,8 +50,8 @@ class Checkpoint:
     @property
     def size_bytes(self) -> int:
         """Bytes of the weight files."""
-        if has_gguf(self.folder):
-            return (self.folder / FILE).stat().st_size
+        if (file := find_gguf(self.folder)) is not None:
+            return file.stat().st_size
         return sum(path.stat().st_size for path in weight_files(self.folder))
 
     def weight(self, name: str) -> QuantizedWeight:
@@ -80,18 +79,21 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
     """Open a checkpoint and resolve each module's scheme from config.json and shapes.
 
     Args:
-        folder: A Hugging Face folder.
+        folder: A Hugging Face folder, or a GGUF file.
         allow_faults: Return what could be resolved, with ``problems``, instead of raising.
 
     Raises:
         InputError: It is no model folder, or its files are damaged.
         VerificationError: The format is unknown, or modules have faults; all are listed by name.
     """
-    config = read_config(folder)
-    stored = open_gguf(folder) if has_gguf(folder) else open_stored(folder)
-    quantization = config.get("quantization_config") or {}
-    name = str(quantization.get("quant_method") or "") if quantization else "safetensors"
-    name = "gguf" if has_gguf(folder) else name
+    quantization: dict[str, Any] = {}
+    name = "gguf"
+    if (file := find_gguf(folder)) is not None:
+        stored = open_gguf(file)
+    else:
+        quantization = read_quantization(folder, read_config(folder))
+        stored = open_stored(folder)
+        name = str(quantization.get("quant_method") or "") if quantization else "safetensors"
     if name not in format_names():
         raise VerificationError(
             f"{folder}: quant_method {name!r} is unknown: "

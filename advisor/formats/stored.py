@@ -28,6 +28,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} has no config.json: it is no Hugging Face model folder.")
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -35,6 +40,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path} must be a JSON object, but is a {type(config).__name__}.")
     return config
+
+
+_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files in which auto-gptq and autoawq first kept what config.json holds now."""
+
+
+def read_quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the quantization's configuration, empty where there is none.
+
+    Args:
+        folder: A model's folder.
+        config: Its config.json.
+
+    Raises:
+        InputError: A file of the older kind is no JSON object.
+    """
+    found = config.get("quantization_config")
+    if found is None:
+        for name, method in _BESIDE.items():
+            if (folder / name).is_file():
+                found = {"quant_method": method} | _read_object(folder / name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InputError(f"{folder}: quantization_config must be a JSON object, but is {found!r}.")
+    return found
 
 
 def open_stored(folder: Path) -> Stored:

@@ -6,8 +6,11 @@ heads have rules of their own; rows that do not fill a block of 256 fall back to
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.errors import InputError
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 _SENTENCEPIECE_BYTES, _MERGES_BYTES = 24, 50
 """Metadata per vocabulary entry. A token costs 8 bytes of length, about 7 of text and 4 of type;
 a SentencePiece one 4 of score more, a byte-pair one one to two merges of 8 + 9 bytes. Assumption,
-from those lengths: the tokenizer itself is not needed to predict a size."""
+from those lengths, where the model's tokenizer is not at hand."""
+_LENGTH_BYTES, _TYPE_BYTES, _SCORE_BYTES = 8, 4, 4
 
 _TENSOR_INFO_BYTES = 62
 """Name, type, two dimensions and offset of one tensor, and half a 32-byte alignment."""
@@ -148,6 +152,7 @@ _VISION = ("vision_tower.", "multi_modal_projector.", "visual.", "model.vision",
 
 def _header_bytes(spec: ModelSpec) -> int:
     vocabulary = spec.vocabulary_size
+    tokenizer = _tokenizer_bytes(Path(spec.id), vocabulary)
     sentencepiece = vocabulary < 40_000 or spec.architecture.startswith("Gemma")
     per_token = _SENTENCEPIECE_BYTES if sentencepiece else _MERGES_BYTES
     blocks = max(1, spec.blocks)
@@ -157,4 +162,36 @@ def _header_bytes(spec: ModelSpec) -> int:
         + 3 * blocks
         + sum(not linear.is_expert for linear in spec.linears)
     )
-    return vocabulary * per_token + tensors * _TENSOR_INFO_BYTES + 1024
+    if tokenizer is None:
+        tokenizer = vocabulary * per_token
+    return tokenizer + tensors * _TENSOR_INFO_BYTES + 1024
+
+
+def _tokenizer_bytes(folder: Path, vocabulary: int) -> int | None:
+    """Return the bytes of a model's own tokenizer and chat template; None where there is none."""
+    path = folder / "tokenizer.json"
+    try:
+        modified = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _read_tokenizer(path, modified, vocabulary)
+
+
+@lru_cache(maxsize=8)
+def _read_tokenizer(path: Path, _modified: int, vocabulary: int) -> int | None:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        model = document["model"]
+        tokens = {str(token) for token in model["vocab"]}
+        tokens |= {str(entry["content"]) for entry in document.get("added_tokens") or ()}
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # no byte-pair tokenizer: the estimate per token must do
+    count = max(vocabulary, len(tokens))
+    total = sum(len(token.encode()) for token in tokens) + count * (_LENGTH_BYTES + _TYPE_BYTES)
+    if model.get("byte_fallback"):
+        total += count * _SCORE_BYTES
+    else:
+        total += sum(_LENGTH_BYTES + len(merge.encode()) for merge in merges)
+    template = path.parent / "chat_template.jinja"
+    return total + (template.stat().st_size if template.is_file() else 0)

@@ -12,8 +12,8 @@ from advisor.predict.gguf import gguf_size, mixture_size
 from advisor.predict.storage import Part, canonical_format, module_parts
 from advisor.schemes import BF16, Scheme
 
-_SHARD_BYTES = 5 * 10**9
-"""Size at which our writer starts another file."""
+SHARD_BYTES = 5 * 10**9
+"""Size at which our writer starts another file, unless told otherwise; transformers' default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def _entry_bytes(part: Part) -> int:
 
 def _finish_header(characters: int, entries: int, weight_bytes: int) -> int:
     """Add the offsets' digits and the frame of each file; padded to 8 bytes."""
-    files = max(1, math.ceil(weight_bytes / _SHARD_BYTES))
+    files = max(1, math.ceil(weight_bytes / SHARD_BYTES))
     digits = len(str(weight_bytes // files))
     frame = 8 + len('{"__metadata__":{"format":"pt"},}') + 3
     return characters + entries * 2 * digits + files * frame

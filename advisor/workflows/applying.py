@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import InputError
+from advisor.errors import InputError, join_errors
 from advisor.plan.files import load_plan, save_plan
 from advisor.plan.hashing import sha256_file
+from advisor.predict.size import SHARD_BYTES
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 PLAN_NAME = "advisor-plan.yaml"
 """The plan's copy inside a checkpoint, with the hash of every file."""
+
+CARD_NAME = "README.md"
+"""The model card inside a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ def apply(
     output: str | Path,
     *,
     model: str | Path | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
     progress: ProgressCallback | None = None,
 ) -> ApplyResult:
     """Quantize as a plan says; the same plan gives byte-identical tensor files.
@@ -85,13 +90,18 @@ def apply(
         plan: The plan's file.
         output: Folder to create; must not exist or be empty.
         model: Where the 16-bit model is, if not where the plan says.
+        max_shard_bytes: A checkpoint larger than this is split into files of at most this size.
         progress: Called with events.
 
     Raises:
-        InputError: The plan, the model or the text is not what it should be, or the output exists.
+        InputError: The plan, the model or the text is not what it should be, the output exists, or
+            the plan's engine could not load the checkpoint; all offenders are listed.
     """
     from advisor.formats.export import check_output, write_checkpoint
+    from advisor.formats.folder import write_text
+    from advisor.models.checkpoint import INDEX_FILE
     from advisor.models.load import load_model
+    from advisor.report.card import render_card
     from advisor.search.assignment import assignment_of, samples_of, settings_of
     from advisor.search.realise import realise
     from advisor.workflows.identity import check_model, version_warnings
@@ -103,11 +113,13 @@ def apply(
     check_output(target)
     folder = resolve_model_folder(model or content.model.id)
     check_model(content, folder)
+    warnings = check_loadable(content, folder)
     loaded = load_model(folder)
     sequences, store = statistics(content, loaded, report)
+    chosen = assignment_of(content, loaded.linears)
     realised = realise(
         loaded,
-        assignment_of(content, loaded.linears),
+        chosen,
         settings_of(content),
         store,
         samples=samples_of(content),
@@ -121,20 +133,59 @@ def apply(
         weights=realised.weights,
         replaced=realised.replaced,
         progress=stage(report, "Writing"),
+        shard_bytes=max_shard_bytes,
     )
-    hashes = files | {"config.json": sha256_file(target / "config.json")}
+    written = ("config.json", INDEX_FILE)
+    hashes = files | {
+        name: sha256_file(target / name) for name in written if (target / name).is_file()
+    }
     finished = content.model_copy(update={"outputs": hashes})
     save_plan(finished, target / PLAN_NAME)
+    sizes = {name: (target / name).stat().st_size for name in files}
+    card = render_card(finished, {name: str(scheme) for name, scheme in chosen.items()}, sizes)
+    write_text(target / CARD_NAME, card)
     save_plan(finished, plan_path)
     return ApplyResult(
         plan_path=plan_path,
         plan=finished,
         output=target,
-        size_bytes=sum((target / name).stat().st_size for name in files),
+        size_bytes=sum(sizes.values()),
         files=dict(files),
         quantized_modules=len(realised.weights),
-        warnings=version_warnings(content),
+        warnings=(*warnings, *version_warnings(content)),
     )
+
+
+def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
+    """Refuse, before any work, a checkpoint that its format or the plan's engine cannot take.
+
+    Args:
+        plan: What would be applied.
+        folder: The 16-bit model.
+
+    Returns:
+        Why some releases of the engine will not load it.
+
+    Raises:
+        InputError: Lists every rule broken, with the number of modules that break it.
+    """
+    from advisor.formats.loaders import loading_problems, storing_problems
+    from advisor.predict.models import load_modelspec
+    from advisor.search.assignment import assignment_of, settings_of
+
+    spec = load_modelspec(str(folder))
+    schemes = assignment_of(plan, spec.linears)
+    problems = storing_problems(
+        plan.scheme.format, schemes, spec.linears, static_groups=settings_of(plan).static_groups
+    )
+    heads = spec.text_config.get("num_attention_heads")
+    refusals, warnings = loading_problems(
+        plan.engine.name, plan.scheme.format, schemes, spec.linears,
+        heads=heads if isinstance(heads, int) else None, devices=plan.hardware.count,
+    )  # fmt: skip
+    if problems + refusals:
+        raise InputError(join_errors(problems + refusals))
+    return tuple(warnings)
 
 
 def statistics(

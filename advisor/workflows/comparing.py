@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,15 @@ from advisor.errors import InputError
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from advisor.formats.read import Checkpoint
+    from advisor.models.load import LoadedModel
+    from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.plan.schema import Interval
 
 
@@ -24,7 +32,8 @@ class Comparison:
         reference: Folder of A.
         other: Folder of B.
         size_bytes: Bytes of the weight files of A and B.
-        perplexity: Of A and B.
+        perplexity: Of A and B, each with the spread over sequences; what tells them apart is
+            ``loss``, which is paired.
         kl: KL(A ‖ B) per token, nats.
         loss: Relative perplexity increase from A to B.
         top1: Share of tokens whose likeliest next token is the same.
@@ -36,7 +45,7 @@ class Comparison:
     reference: Path
     other: Path
     size_bytes: tuple[int, int]
-    perplexity: tuple[float, float]
+    perplexity: tuple[Interval, Interval]
     kl: Interval
     loss: Interval
     top1: Interval
@@ -51,7 +60,8 @@ class Comparison:
             "reference": str(self.reference),
             "other": str(self.other),
             "size_bytes": list(self.size_bytes),
-            "perplexity": list(self.perplexity),
+            "perplexity": [interval.value for interval in self.perplexity],
+            "perplexity_intervals": [interval.model_dump() for interval in self.perplexity],
             "kl": self.kl.model_dump(),
             "loss": self.loss.model_dump(),
             "top1_agreement": self.top1.model_dump(),
@@ -74,8 +84,14 @@ def _check_same_model(first: Path, second: Path) -> None:
     Raises:
         InputError: A config.json cannot be read, or keys differ; all are listed.
     """
+    from advisor.formats.gguf_read import find_gguf
+
     configs = []
     for folder in (first, second):
+        if not (folder / "config.json").is_file() and find_gguf(folder) is not None:
+            return  # a GGUF file alone: its tensors' shapes are compared instead
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds no config.json: it is not a checkpoint's folder.")
         try:
             configs.append(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
@@ -105,8 +121,8 @@ def compare(
     """Measure KL(A ‖ B), perplexity and agreement of two checkpoints with one tokenizer.
 
     Args:
-        reference: A: a 16-bit model's folder.
-        other: B: any checkpoint of the same architecture, quantized or not.
+        reference: A: a folder with a tokenizer, 16-bit or quantized in any format.
+        other: B: any checkpoint of the same architecture, quantized or not, or a GGUF file.
         evaluation: Text to measure on; the built-in evaluation text by default.
         evaluation_sequences: Number of sequences, at least 2.
         sequence_length: Tokens of each.
@@ -114,62 +130,45 @@ def compare(
         progress: Called with events.
 
     Raises:
-        InputError: A folder is missing, A is quantized, or the two do not fit together.
+        InputError: A folder is missing, or the two do not fit together.
+        VerificationError: One of them has faults.
     """
     from advisor.calibration.store import cache_root
     from advisor.evaluation.measure import measure
     from advisor.evaluation.reference import Reference
     from advisor.evaluation.runtime import quantized_model
     from advisor.formats.read import read_checkpoint
-    from advisor.models.load import load_model
-    from advisor.workflows.checkpoints import contents
+    from advisor.workflows.checkpoints import contents, opened
     from advisor.workflows.texts import draw
-    from advisor.workflows.verifying import relative_error
 
     report = progress or ignore_progress
     first, second = Path(reference), Path(other)
-    for folder in (first, second):
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} holds no config.json: it is not a checkpoint's folder.")
-    _check_same_model(first, second)
-    loaded = load_model(first)
-    checkpoint = read_checkpoint(second)
-    parameters = dict(loaded.model.named_parameters())
-    unknown = [name for name in checkpoint.modules if f"{name}.weight" not in parameters]
-    if unknown:
+    if first.is_file() or not (first / "config.json").is_file():
         raise InputError(
-            f"{second} is no version of {first}: {len(unknown)} of its modules are not in it "
-            f"(first: {unknown[0]}). Give checkpoints of one architecture."
+            f"{first} holds no config.json: it is not a checkpoint's folder. A needs its tokenizer."
         )
-    sequences = draw(
-        evaluation, loaded.tokenizer, role="evaluation", sequences=evaluation_sequences,
-        sequence_length=sequence_length, seed=seed,
-    )  # fmt: skip
-    base = Reference.compute(loaded, sequences, cache_root(), progress=stage(report, "Reference"))
+    _check_same_model(first, second)
+    checkpoint = read_checkpoint(second)
+    schemes = {name: str(scheme) for name, scheme in checkpoint.modules.items()}
+    with opened(first) as loaded:
+        _check_modules(first, second, checkpoint, dict(loaded.model.named_parameters()))
+        sequences = draw(
+            evaluation, loaded.tokenizer, role="evaluation", sequences=evaluation_sequences,
+            sequence_length=sequence_length, seed=seed,
+        )  # fmt: skip
+        base = Reference.compute(
+            loaded, sequences, cache_root(), progress=stage(report, "Reference")
+        )
+    # Outside: A's activations are its own, B's are B's.
     weights, replaced = contents(checkpoint, loaded)
-    rows: list[dict[str, Any]] = []
-    for name, weight in weights.items():
-        source = loaded.tensor(f"{name}.weight")
-        if tuple(source.shape) != weight.shape:
-            raise InputError(
-                f"{second} is no version of {first}: {name} is {list(weight.shape)}, "
-                f"but {list(source.shape)} in the reference."
-            )
-        error = relative_error(source, weight.dequantize())
-        rows.append(
-            {"name": name, "scheme": str(checkpoint.modules[name]), "relative_error": error}
-        )
+    rows = _module_errors(loaded, weights, replaced, schemes)
     with quantized_model(loaded.model, weights, replaced):
         result = measure(loaded.model, base, progress=stage(report, "Measuring"))
-    rows.sort(key=lambda row: -float(row["relative_error"]))
-    sizes = tuple(
-        sum(file.stat().st_size for file in f.glob("*.safetensors")) for f in (first, second)
-    )
     return Comparison(
         reference=first,
         other=second,
-        size_bytes=(sizes[0], sizes[1]),
-        perplexity=(base.perplexity, result.perplexity),
+        size_bytes=(read_checkpoint(first).size_bytes, checkpoint.size_bytes),
+        perplexity=(_perplexity(result.sequence_reference_nll), _perplexity(result.sequence_nll)),
         kl=result.kl,
         loss=result.loss,
         top1=result.top1,
@@ -177,3 +176,60 @@ def compare(
         sequence_length=sequence_length,
         modules=tuple(rows),
     )
+
+
+def _check_modules(
+    first: Path, second: Path, checkpoint: Checkpoint, parameters: Mapping[str, Tensor]
+) -> None:
+    """Refuse a checkpoint whose modules are not the reference's.
+
+    Raises:
+        InputError: Modules are unknown or of another shape.
+    """
+    unknown = [name for name in checkpoint.modules if f"{name}.weight" not in parameters]
+    if unknown:
+        raise InputError(
+            f"{second} is no version of {first}: {len(unknown)} of its modules are not in it "
+            f"(first: {unknown[0]}). Give checkpoints of one architecture."
+        )
+    for name in checkpoint.modules:
+        expected, found = tuple(parameters[f"{name}.weight"].shape), checkpoint.weight(name).shape
+        if expected != found:
+            raise InputError(
+                f"{second} is no version of {first}: {name} is {list(found)}, "
+                f"but {list(expected)} in the reference."
+            )
+
+
+def _module_errors(
+    loaded: LoadedModel,
+    weights: Mapping[str, QuantizedWeight],
+    replaced: Mapping[str, Tensor],
+    schemes: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Return the relative error of every linear that differs, largest first."""
+    from advisor.workflows.verifying import relative_error
+
+    rows: list[dict[str, Any]] = []
+    for linear in loaded.linears:
+        name, tensor = linear.name, f"{linear.name}.weight"
+        if name in weights:
+            found = weights[name].dequantize()
+        elif tensor in replaced:
+            found = replaced[tensor]
+        else:
+            continue
+        error = relative_error(loaded.tensor(tensor), found)
+        rows.append({"name": name, "scheme": schemes.get(name, "bf16"), "relative_error": error})
+    rows.sort(key=lambda row: -float(row["relative_error"]))
+    return rows
+
+
+def _perplexity(losses: NDArray[np.float64]) -> Interval:
+    """Return the perplexity of sequences' mean losses and its 95% interval."""
+    from advisor.evaluation.intervals import mean_interval
+    from advisor.plan.schema import Interval
+
+    mean = mean_interval(losses)
+    value, low, high = (math.exp(part) for part in (mean.value, mean.low, mean.high))
+    return Interval(value=value, low=low, high=high)

@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -132,6 +133,60 @@ def test_apply_refuses_an_existing_output(journey: tuple[Path, Tuning], tmp_path
     plan, folder = copy(journey, tmp_path)
     with pytest.raises(InputError, match="quantized"):
         workflows.apply(plan, folder)
+
+
+def test_shards_are_hashed_verified_and_inspected(
+    journey: tuple[Path, Tuning], tmp_path: Path
+) -> None:
+    plan, _ = copy(journey, tmp_path)
+    folder = tmp_path / "shards"
+    result = workflows.apply(plan, folder, max_shard_bytes=1_000_000)
+    assert len(result.files) >= 3
+    assert all((folder / name).stat().st_size < 1_050_000 for name in result.files)
+    outputs = load_plan(plan).outputs
+    assert {*result.files, "config.json", "model.safetensors.index.json"} == outputs.keys()
+    assert workflows.verify(plan, folder).passed
+    found = workflows.inspect(folder, gpu="cpu", engine="transformers")
+    assert found.faults == ()
+    assert found.size_bytes == result.size_bytes
+    last = folder / sorted(result.files)[-1]
+    content = bytearray(last.read_bytes())
+    content[-1] ^= 1
+    last.write_bytes(bytes(content))
+    assert failed(plan, folder)["files"] == f"{last.name} has changed since it was written"
+    last.unlink()
+    assert f"{last.name} is missing" in failed(plan, folder)["files"]
+
+
+def test_the_model_card_is_the_plans(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
+    plan, folder = copy(journey, tmp_path)
+    card = (folder / "README.md").read_text()
+    expected = load_plan(plan).expected
+    assert expected.kl is not None
+    assert f"{expected.kl.value:.4f} [{expected.kl.low:.4f}, {expected.kl.high:.4f}]" in card
+    assert "base_model: tiny-llama" in card
+    workflows.apply(plan, tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+
+
+def test_apply_refuses_what_the_engine_cannot_load_before_any_work(
+    journey: tuple[Path, Tuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = copy(journey, tmp_path)
+    document = yaml.safe_load(plan.read_text())
+    document["engine"]["name"] = "vllm"
+    document["hardware"]["count"] = 16
+    document["settings"]["static_groups"] = False
+    document["scheme"]["default"] = "gptq-int5-g32-sym-actorder"
+    document["scheme"]["modules"] = {"model.layers.0.self_attn.v_proj": "bf16"}
+    plan.write_text(yaml.safe_dump(document, sort_keys=False))
+    monkeypatch.setattr("advisor.models.load.load_model", lambda _: pytest.fail("work was done"))
+    with pytest.raises(InputError) as caught:
+        workflows.apply(plan, tmp_path / "again")
+    text = str(caught.value)
+    for part in ("act-order", "one product", "attention heads", "whole groups"):
+        assert part in text
+    assert not (tmp_path / "again").exists()
 
 
 def test_flipped_byte(journey: tuple[Path, Tuning], tmp_path: Path) -> None:

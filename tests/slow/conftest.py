@@ -25,7 +25,8 @@ def _build(folder: Path, name: str) -> None:
     subprocess.run([*pip, *FIRST], check=True)
     requirements = HERE / "requirements" / f"{name}.txt"
     isolation = [] if name == "llama-cpp" else ["--no-build-isolation"]
-    subprocess.run([*pip, "--no-deps", *isolation, "-r", str(requirements)], check=True)
+    command = [*pip, "--no-deps", *isolation, "-r", str(requirements)]
+    subprocess.run(command, check=True, env=os.environ | {"BUILD_CUDA_EXT": "0"})
     (folder / "built").touch()
 
 
@@ -64,9 +65,8 @@ def ask(environment, tmp_path):
     return run
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory):
-    """A random Llama in bf16 whose shapes vLLM's CPU kernels take: heads of 64, all of 32."""
+def _random_llama(base: Path, **sizes) -> Path:
+    """Save a random Llama in bf16 whose shapes vLLM's CPU kernels take: heads of 64, all of 32."""
     import importlib.util
 
     import torch
@@ -76,10 +76,21 @@ def model_folder(tmp_path_factory):
     spec.loader.exec_module(root)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = tmp_path_factory.mktemp("slow")
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": 512}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": 512} | sizes
     root.build_llama(base / "float32", **sizes)
     model = AutoModelForCausalLM.from_pretrained(base / "float32", dtype=torch.bfloat16)
     model.save_pretrained(base / "bf16")
     AutoTokenizer.from_pretrained(base / "float32").save_pretrained(base / "bf16")
     return base / "bf16"
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A small random Llama with a tied head."""
+    return _random_llama(tmp_path_factory.mktemp("tied"))
+
+
+@pytest.fixture(scope="session")
+def untied_folder(tmp_path_factory):
+    """A small random Llama with a head of its own."""
+    return _random_llama(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)

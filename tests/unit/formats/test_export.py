@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -60,6 +61,40 @@ def test_tokenizer_travels_and_the_tied_head_is_not_stored_twice(bf16_folder, qu
     assert "lm_head.weight" not in tensor_names(tmp_path / "out")
     mode = (tmp_path / "out" / "model.safetensors").stat().st_mode
     assert mode == (tmp_path / "out" / "config.json").stat().st_mode
+
+
+def test_templates_and_licences_travel(bf16_folder, quantized, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(bf16_folder, source)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    (source / "LICENSE").write_text("as is")
+    (source / "training_args.bin").write_bytes(b"no")
+    write_checkpoint(source, tmp_path / "out", format="gptq", weights=quantized("rtn-int4-g32-sym"))
+    for name in ("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "LICENSE"):
+        assert (tmp_path / "out" / name).read_text() == (source / name).read_text()
+    assert not (tmp_path / "out" / "training_args.bin").exists()
+
+
+def test_auto_gptqs_file_is_written_where_auto_gptq_reads_the_checkpoint_right(
+    bf16_folder, quantized, tmp_path
+):
+    schemes = {
+        "plain": "rtn-int4-g32-sym",
+        "mixed": lambda module: "rtn-int8-g32-sym" if "down" in module else "rtn-int4-g32-sym",
+    }
+    for name, scheme in schemes.items():
+        write_checkpoint(bf16_folder, tmp_path / name, format="gptq", weights=quantized(scheme))
+    found = json.loads((tmp_path / "plain" / "quantize_config.json").read_text())
+    assert (found["bits"], found["group_size"], found["sym"]) == (4, 32, True)
+    assert not (tmp_path / "mixed" / "quantize_config.json").exists()
+    second = quantized("rtn-int4-g32-asym")
+    name = next(iter(second))
+    second[name].zero_points[0, 0] = 0  # a zero point that version 1 cannot hold
+    write_checkpoint(bf16_folder, tmp_path / "v2", format="gptq", weights=second)
+    assert read_checkpoint(tmp_path / "v2").config["checkpoint_format"] == "gptq_v2"
+    assert not (tmp_path / "v2" / "quantize_config.json").exists()
 
 
 def test_replaced_tensors_take_the_place_of_the_sources(bf16_folder, quantized, tmp_path):

@@ -240,3 +240,31 @@ def test_a_flipped_code_changes_the_weight_that_is_read(written, quantized):
     expected = quantized("rtn-int4-g32-sym")[UP].codes
     different = torch.nonzero(found != expected).tolist()
     assert different == [[3, 2 * 8 + 1]]
+
+
+@pytest.mark.parametrize("kind", ["naive-quantized", "int-quantized"])
+@pytest.mark.parametrize("scheme", ["rtn-int4-g32-asym", "rtn-int8-gch-sym", "rtn-int3-g16-sym"])
+def test_integers_that_others_stored_as_they_are(written, quantized, kind, scheme):
+    """naive-quantized and weight-only int-quantized: signed bytes, zero points alike."""
+    folder = written("compressed-tensors", scheme)
+    weights = quantized(scheme)
+
+    def change(tensors):
+        for name, weight in weights.items():
+            half = 2 ** (int(weight.scheme.bits) - 1)
+            for suffix in ("weight_packed", "weight_shape"):
+                del tensors[f"{name}.{suffix}"]
+            tensors[f"{name}.weight"] = (weight.codes.to(torch.int16) - half).to(torch.int8)
+            if weight.zero_points is not None:
+                zeros = (weight.zero_points.to(torch.int16) - half).to(torch.int8)
+                tensors[f"{name}.weight_zero_point"] = zeros
+
+    def name_kind(config):
+        config["format"] = kind
+        config["config_groups"]["group_0"]["format"] = kind
+
+    change_tensors(folder, change)
+    change_config(folder, name_kind)
+    checkpoint = read_checkpoint(folder)
+    for name, weight in weights.items():
+        assert torch.equal(checkpoint.weight(name).dequantize(), weight.dequantize())

@@ -1,0 +1,214 @@
+"""What loaders demand of a planned checkpoint, one function each; the rules say who demands it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from advisor.engines import fused_conflicts, load_engine
+from advisor.formats.base import list_some
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from advisor.modelspec import LinearSpec
+    from advisor.schemes import Scheme
+
+_ROW_PARALLEL = (
+    "o_proj", "down_proj", "out_proj", "fc2", "dense", "dense_4h_to_h", "c_proj", "w2",
+)  # fmt: skip
+"""Last parts of linears whose inputs, not outputs, tensor parallelism splits."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCheckpoint:
+    """A checkpoint as it is planned, to be judged by the rules of one engine.
+
+    Attributes:
+        engine: Name of the engine.
+        format: Name of the format.
+        schemes: Scheme of each quantized module, as the format's readers find it.
+        linears: Every quantizable linear of the model.
+        heads: Attention heads; None where unknown.
+        devices: Devices that share every layer (tensor parallelism).
+    """
+
+    engine: str
+    format: str
+    schemes: Mapping[str, Scheme]
+    linears: Sequence[LinearSpec]
+    heads: int | None = None
+    devices: int = 1
+
+    @property
+    def quantized(self) -> list[LinearSpec]:
+        """The linears that are stored in fewer than 16 bits."""
+        return [linear for linear in self.linears if linear.name in self.schemes]
+
+
+def reads_format(checkpoint: PlannedCheckpoint) -> list[str]:
+    """The engine reads the format."""
+    profile = load_engine(checkpoint.engine)
+    known = {rule.format for rule in profile.formats}
+    if checkpoint.format in known:
+        return []
+    return [f"it reads {', '.join(sorted(known))}, not {checkpoint.format}"]
+
+
+def fused_share(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Modules that run as one product share a scheme."""
+    return list(fused_conflicts(checkpoint.engine, checkpoint.schemes, checkpoint.linears))
+
+
+def one_setting(checkpoint: PlannedCheckpoint) -> list[str]:
+    """The loader has one setting for every linear."""
+    settings: dict[str, list[str]] = {}
+    for linear in checkpoint.linears:
+        scheme = checkpoint.schemes.get(linear.name)
+        settings.setdefault("16-bit" if scheme is None else str(scheme), []).append(linear.name)
+    if len(settings) < 2:
+        return []
+    seen = "; ".join(f"{key} for {list_some(names)}" for key, names in sorted(settings.items()))
+    return [
+        f"it reads one setting for every linear of a {checkpoint.format} checkpoint, but got "
+        f"{seen}. Use format compressed-tensors"
+    ]
+
+
+def symmetric_only(checkpoint: PlannedCheckpoint) -> list[str]:
+    """The kernels have no zero points."""
+    return _say(
+        checkpoint,
+        lambda scheme, _: scheme.is_integer and scheme.symmetric is False,
+        "its compressed-tensors kernels take no zero points",
+    )
+
+
+def packed_bits(bits: tuple[int, ...]) -> Callable[[PlannedCheckpoint], list[str]]:
+    """Return a check: packed integers have one of these widths."""
+
+    def check(checkpoint: PlannedCheckpoint) -> list[str]:
+        return _say(
+            checkpoint,
+            lambda scheme, _: (
+                scheme.is_integer and scheme.activation is None and int(scheme.bits) not in bits
+            ),
+            f"its packed integers have {' or '.join(map(str, bits))} bits",
+        )
+
+    return check
+
+
+def gptq_types(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Two integer types are known."""
+    return _say(
+        checkpoint,
+        lambda scheme, _: scheme.weight not in ("int4", "int8") or not scheme.symmetric,
+        "it reads symmetric int4 and int8 of a gptq checkpoint; use format compressed-tensors",
+    )
+
+
+def ordered_groups(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Groups of scattered inputs are not read any more."""
+    return _say(
+        checkpoint,
+        lambda scheme, _: scheme.activation_order,
+        "it reads no act-order groups; use static groups or drop -actorder",
+    )
+
+
+def format_dropped(checkpoint: PlannedCheckpoint) -> list[str]:
+    """The format was taken out of the engine."""
+    if not checkpoint.schemes:
+        return []
+    return [f"it reads no {checkpoint.format} checkpoint without a plugin"]
+
+
+def whole_groups(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Groups and words may not be cut by the devices that share a layer."""
+
+    def cut(scheme: Scheme, linear: LinearSpec) -> bool:
+        size = scheme.group_size or -1
+        rows = _is_row_parallel(linear)
+        inputs, outputs = linear.in_features, linear.out_features
+        if (inputs if rows else outputs) % checkpoint.devices:
+            return True
+        inputs = inputs // checkpoint.devices if rows else inputs
+        outputs = outputs if rows else outputs // checkpoint.devices
+        if scheme.granularity in ("group", "block") and size > 0 and inputs % size:
+            return True
+        if scheme.granularity == "block" and checkpoint.devices > 1 and outputs % size:
+            return True
+        words = 8 if scheme.is_integer and scheme.activation is None else 1
+        packed = checkpoint.format in ("gptq", "awq")
+        return packed and bool(outputs % words)
+
+    rule = "groups must divide the inputs"
+    if checkpoint.devices > 1:
+        rule = (
+            f"each of {checkpoint.devices} devices must get whole groups and words of every "
+            "matrix; use a smaller group size, or fewer devices"
+        )
+    return _say(checkpoint, cut, rule)
+
+
+def whole_heads(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Every device gets whole attention heads."""
+    if not checkpoint.heads or checkpoint.heads % checkpoint.devices == 0:
+        return []
+    return [
+        f"its {checkpoint.heads} attention heads cannot be shared by {checkpoint.devices} devices"
+    ]
+
+
+def one_device(checkpoint: PlannedCheckpoint) -> list[str]:
+    """The checkpoint cannot be split over devices."""
+    if checkpoint.devices == 1 or not checkpoint.schemes:
+        return []
+    return [
+        f"it splits no quantized {checkpoint.format} checkpoint over {checkpoint.devices} devices; "
+        "use one device, or format compressed-tensors"
+    ]
+
+
+def order_per_device(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Scattered groups cannot be split over devices."""
+    if checkpoint.devices == 1:
+        return []
+    return _say(
+        checkpoint,
+        lambda scheme, linear: scheme.activation_order and _is_row_parallel(linear),
+        f"act-order's groups are scattered over the inputs, which {checkpoint.devices} devices "
+        "share: only slow kernels take that; use -gN without -actorder",
+    )
+
+
+def skipped_by_part(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Excluded names are matched as parts of names: one must not be part of a quantized one."""
+    kept = [linear.name for linear in checkpoint.linears if linear.name not in checkpoint.schemes]
+    caught = [name for name in checkpoint.schemes if any(part in name for part in kept)]
+    if not caught:
+        return []
+    return [
+        f"its names of 16-bit modules also match {list_some(caught)}, which are quantized; "
+        "use format compressed-tensors"
+    ]
+
+
+def _is_row_parallel(linear: LinearSpec) -> bool:
+    return linear.name.rpartition(".")[2] in _ROW_PARALLEL
+
+
+def _say(
+    checkpoint: PlannedCheckpoint, offends: Callable[[Scheme, LinearSpec], bool], rule: str
+) -> list[str]:
+    """Return the rule with the number of modules that break it and the first of them."""
+    names = [
+        linear.name
+        for linear in checkpoint.quantized
+        if offends(checkpoint.schemes[linear.name], linear)
+    ]
+    if not names:
+        return []
+    scheme = checkpoint.schemes[names[0]]
+    return [f"{rule}, but {list_some(names)} with {scheme} cannot"]
