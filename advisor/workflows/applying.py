@@ -79,7 +79,9 @@ def apply(
     """Quantize as a plan says; the same plan gives byte-identical tensor files.
 
     The statistics of the search are used where the cache still has them, and collected again from
-    the plan's text and seed where it has not. The plan file gets the hashes of the files.
+    the plan's text and seed where it has not. A plan that names a backend has it make the
+    checkpoint, and what that library does is as repeatable as it is. The plan file gets the hashes
+    of the files.
 
     Args:
         plan: The plan's file.
@@ -89,11 +91,9 @@ def apply(
 
     Raises:
         InputError: The plan, the model or the text is not what it should be, or the output exists.
+        BackendError: The plan's backend cannot run here, is not installed, or failed.
     """
-    from advisor.formats.export import check_output, write_checkpoint
-    from advisor.models.load import load_model
-    from advisor.search.assignment import assignment_of, samples_of, settings_of
-    from advisor.search.realise import realise
+    from advisor.formats.folder import check_output
     from advisor.workflows.identity import check_model, version_warnings
     from advisor.workflows.resolve import resolve_model_folder
 
@@ -103,25 +103,12 @@ def apply(
     check_output(target)
     folder = resolve_model_folder(model or content.model.id)
     check_model(content, folder)
-    loaded = load_model(folder)
-    sequences, store = statistics(content, loaded, report)
-    realised = realise(
-        loaded,
-        assignment_of(content, loaded.linears),
-        settings_of(content),
-        store,
-        samples=samples_of(content),
-        calibration=sequences,
-        progress=stage(report, "Quantizing"),
-    )
-    files = write_checkpoint(
-        folder,
-        target,
-        format=content.scheme.format,
-        weights=realised.weights,
-        replaced=realised.replaced,
-        progress=stage(report, "Writing"),
-    )
+    if content.backend is not None:
+        from advisor.workflows.backend_runs import make_planned
+
+        files, modules = make_planned(content, content.backend, folder, target, report)
+    else:
+        files, modules = _make(content, folder, target, report)
     hashes = files | {"config.json": sha256_file(target / "config.json")}
     finished = content.model_copy(update={"outputs": hashes})
     save_plan(finished, target / PLAN_NAME)
@@ -132,9 +119,40 @@ def apply(
         output=target,
         size_bytes=sum((target / name).stat().st_size for name in files),
         files=dict(files),
-        quantized_modules=len(realised.weights),
+        quantized_modules=modules,
         warnings=version_warnings(content),
     )
+
+
+def _make(
+    plan: Plan, folder: Path, target: Path, report: ProgressCallback
+) -> tuple[dict[str, str], int]:
+    """Quantize and write; return sha256 by tensor file, and the number of quantized modules."""
+    from advisor.formats.export import write_checkpoint
+    from advisor.models.load import load_model
+    from advisor.search.assignment import assignment_of, samples_of, settings_of
+    from advisor.search.realise import realise
+
+    loaded = load_model(folder)
+    sequences, store = statistics(plan, loaded, report)
+    realised = realise(
+        loaded,
+        assignment_of(plan, loaded.linears),
+        settings_of(plan),
+        store,
+        samples=samples_of(plan),
+        calibration=sequences,
+        progress=stage(report, "Quantizing"),
+    )
+    files = write_checkpoint(
+        folder,
+        target,
+        format=plan.scheme.format,
+        weights=realised.weights,
+        replaced=realised.replaced,
+        progress=stage(report, "Writing"),
+    )
+    return dict(files), len(realised.weights)
 
 
 def statistics(
