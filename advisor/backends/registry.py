@@ -145,15 +145,15 @@ BACKENDS: dict[str, Backend] = {
             "hqq",
             (Makes("hqq", _GPTQ_BITS, ("group",), (False,), needs_text=False),),
             "CPU, CUDA",
-            remark="its zero points are fractions, which no format that Advisor reads can hold: "
+            remark="HQQ's zero points are fractions, which no format that servers share can hold: "
             "the weights are written back in 16 bits",
         ),
         Backend(
             "auto-round",
             "auto_round",
-            (Makes("autoround", _GPTQ_BITS), Makes("mixed", ("mixed",), ("none",), _NO_CHOICE)),
+            (Makes("autoround", _GPTQ_BITS),),
             "CPU (slow), CUDA",
-            {"iters": 200, "batch_size": 8, "mixed_bits": "2,4,8", "mixed_group_size": 64},
+            {"iters": 200, "batch_size": 8},
         ),
         Backend(
             "auto-gptq",

@@ -87,8 +87,6 @@ def _assignment(request: Request, checkpoint: Checkpoint, spec: ModelSpec) -> di
         )
     if checkpoint.format == "safetensors":  # written back in 16 bits
         return dict.fromkeys(linears, BF16)
-    if request.scheme.method == "mixed":
-        return {linear: checkpoint.modules.get(linear, BF16) for linear in linears}
     expected = storage_scheme(request.scheme, checkpoint.format)
     wrong = [
         f"{linear} is {found}" for linear, found in checkpoint.modules.items() if found != expected
