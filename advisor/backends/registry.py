@@ -23,6 +23,7 @@ class Makes:
 
     Attributes:
         method: The method.
+        format: Format of the checkpoint.
         weights: Data types of weights.
         granularities: What one scale may cover.
         symmetric: Kinds of grid; None where the data type has no choice.
@@ -34,6 +35,7 @@ class Makes:
     """
 
     method: str
+    format: str
     weights: tuple[str, ...]
     granularities: tuple[Granularity, ...] = ("group", "channel")
     symmetric: tuple[bool | None, ...] = (True, False)
@@ -86,9 +88,10 @@ class Backend:
         return tuple(dict.fromkeys(one.method for one in self.makes))
 
 
+_CT = "compressed-tensors"
 _GPTQ_BITS = ("int2", "int3", "int4", "int8")
 _INTEGERS = tuple(f"int{bits}" for bits in range(2, 9))
-_EIGHT_BITS = Makes("smoothquant", ("int8",), ("channel",), (True,), ("int8",))
+_EIGHT_BITS = Makes("smoothquant", _CT, ("int8",), ("channel",), (True,), ("int8",))
 _NO_CHOICE: tuple[None, ...] = (None,)
 
 BACKENDS: dict[str, Backend] = {
@@ -98,8 +101,8 @@ BACKENDS: dict[str, Backend] = {
             "gptqmodel",
             "gptqmodel",
             (
-                Makes("gptq", _GPTQ_BITS, activation_order=True),
-                Makes("awq", ("int4",), ("group",), (False,), cuda_only=True),
+                Makes("gptq", "gptq", _GPTQ_BITS, activation_order=True),
+                Makes("awq", "awq", ("int4",), ("group",), (False,), cuda_only=True),
             ),
             "CPU (GPTQ), CUDA",
             {"damp_percent": 0.05, "act_group_aware": True, "mse": 0.0},
@@ -109,13 +112,15 @@ BACKENDS: dict[str, Backend] = {
             "llmcompressor",
             "llmcompressor",
             (
-                Makes("gptq", _INTEGERS),
-                Makes("gptq", ("int8",), ("channel",), (True,), ("int8",)),
-                Makes("awq", ("int4", "int8")),
+                Makes("gptq", _CT, _INTEGERS),
+                Makes("gptq", _CT, ("int8",), ("channel",), (True,), ("int8",)),
+                Makes("awq", _CT, ("int4", "int8")),
                 _EIGHT_BITS,
-                Makes("rtn", _INTEGERS, needs_text=False),
-                Makes("rtn", ("int8",), ("channel",), (True,), ("int8",), needs_text=False),
-                Makes("rtn", ("fp8",), ("channel",), _NO_CHOICE, (None, "fp8"), needs_text=False),
+                Makes("rtn", _CT, _INTEGERS, needs_text=False),
+                Makes("rtn", _CT, ("int8",), ("channel",), (True,), ("int8",), needs_text=False),
+                Makes(
+                    "rtn", _CT, ("fp8",), ("channel",), _NO_CHOICE, (None, "fp8"), needs_text=False
+                ),
             ),
             "CPU, CUDA",
             {
@@ -132,10 +137,12 @@ BACKENDS: dict[str, Backend] = {
             "bitsandbytes",
             (
                 Makes(
-                    "bnb", ("nf4", "fp4"), ("none",), _NO_CHOICE,
+                    "bnb", "bitsandbytes", ("nf4", "fp4"), ("none",), _NO_CHOICE,
                     double_quantization=True, needs_text=False,
                 ),
-                Makes("llm.int8", ("int8",), ("none",), _NO_CHOICE, needs_text=False),
+                Makes(
+                    "llm.int8", "bitsandbytes", ("int8",), ("none",), _NO_CHOICE, needs_text=False
+                ),
             ),
             "CPU, CUDA",
             {"int8_threshold": 6.0},
@@ -143,7 +150,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "hqq",
             "hqq",
-            (Makes("hqq", _GPTQ_BITS, ("group",), (False,), needs_text=False),),
+            (Makes("hqq", "safetensors", _GPTQ_BITS, ("group",), (False,), needs_text=False),),
             "CPU, CUDA",
             remark="HQQ's zero points are fractions, which no format that servers share can hold: "
             "the weights are written back in 16 bits",
@@ -151,14 +158,14 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "auto-round",
             "auto_round",
-            (Makes("autoround", _GPTQ_BITS),),
+            (Makes("autoround", "gptq", _GPTQ_BITS),),
             "CPU (slow), CUDA",
             {"iters": 200, "batch_size": 8},
         ),
         Backend(
             "auto-gptq",
             "auto_gptq",
-            (Makes("gptq", _GPTQ_BITS, activation_order=True),),
+            (Makes("gptq", "gptq", _GPTQ_BITS, activation_order=True),),
             "CUDA; Python 3.11, transformers 4.51",
             {"damp_percent": 0.01, "static_groups": False},
             cuda_only=True,
@@ -167,7 +174,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "autoawq",
             "awq",
-            (Makes("awq", ("int4",), ("group",), (False,)),),
+            (Makes("awq", "awq", ("int4",), ("group",), (False,)),),
             "CUDA; transformers 4.51",
             {"duo_scaling": True, "apply_clip": True},
             cuda_only=True,
