@@ -31,7 +31,7 @@ except Exception as error:
     found["problem"] = f"{type(error).__name__}: {error}".splitlines()[0]
 print(json.dumps(found))
 """
-_PROBE_SECONDS = 300
+_PROBE_SECONDS = 900
 TORCH_LINE = "#: "
 """Begins the line of a lock file that names torch: pip takes it for a comment."""
 
@@ -142,7 +142,7 @@ def install(
                 )
         if progress is not None:
             progress(len(steps), len(steps))
-        version = _probe(backend, folder)["version"]
+        version = locked_version(backend)
         marker = folder / "advisor-backend.json"
         marker.write_text(json.dumps({"name": backend.name, "version": version}), encoding="utf-8")
     return check(backend)
@@ -172,6 +172,13 @@ def _interpreter(backend: Backend, python: str | None) -> str:
             f"--python python{words[0]}"
         )
     return found
+
+
+def locked_version(backend: Backend) -> str | None:
+    """Return the version of the library that its lock file pins; None where it has none."""
+    line = read_lock(backend.requirements)[1].get(backend.name, "")
+    found = line.partition("==")[2].split()
+    return found[0] if found else None
 
 
 def check(backend: Backend) -> BackendStatus:

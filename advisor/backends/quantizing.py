@@ -16,7 +16,7 @@ from advisor.backends.running import run_worker
 from advisor.calibration.store import cache_root
 from advisor.errors import BackendError
 from advisor.formats.folder import atomic_folder, check_output
-from advisor.plan.hashing import sha256_file
+from advisor.plan.hashing import TOKENIZER_FILES, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -123,8 +123,22 @@ def quantize(
         result = run_worker(command, job, work, timeout_s=request.timeout_s, progress=progress)
         if not (partial / "config.json").is_file():
             raise BackendError(f"{backend.name} wrote no config.json. Its log: {work}")
+        _own_tokenizer(model, partial)
+        for path in partial.iterdir():
+            # safetensors keeps files to their owner; servers often run as someone else.
+            if path.is_file():
+                shutil.copymode(partial / "config.json", path)
     shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _own_tokenizer(model: Path, output: Path) -> None:
+    """Put the model's own tokenizer in place of what a library has made of it."""
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (model / name).is_file():
+            shutil.copyfile(model / name, output / name)
+        else:
+            (output / name).unlink(missing_ok=True)
 
 
 def _threads() -> int:

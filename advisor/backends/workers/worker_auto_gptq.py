@@ -16,7 +16,6 @@ def quantize(job):
     if scheme["method"] != "gptq":
         raise BadJob(f"this worker makes gptq, not {scheme['method']!r}.")
     from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
-    from transformers import AutoTokenizer
 
     configuration = BaseQuantizeConfig(
         bits=int(scheme["bits"]),
@@ -38,7 +37,6 @@ def quantize(job):
     progress("Quantizing", 1, 1)
     progress("Saving", 0, 1)
     model.save_quantized(job["output"], use_safetensors=True)
-    AutoTokenizer.from_pretrained(job["model"]).save_pretrained(job["output"])
     rename(job["output"])
     progress("Saving", 1, 1)
     return ()

@@ -40,7 +40,6 @@ def quantize(job):
     progress("Quantizing", 1, 1)
     progress("Saving", 0, 1)
     model.save_quantized(job["output"], safetensors=True)
-    tokenizer.save_pretrained(job["output"])
     progress("Saving", 1, 1)
     return ()
 

@@ -13,7 +13,7 @@ def quantize(job):
 
     torch.set_num_threads(job["threads"])
     device = device_of(job)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, model_dtype(job["model"]))
     progress("Quantizing", 0, 1)
@@ -26,7 +26,6 @@ def quantize(job):
     progress("Quantizing", 1, 1)
     progress("Saving", 0, 1)
     model.save_pretrained(job["output"])
-    AutoTokenizer.from_pretrained(job["model"]).save_pretrained(job["output"])
     progress("Saving", 1, 1)
     return ()
 

@@ -4,17 +4,11 @@ HQQ's zero points are fractions. No format that servers share holds them, and HQ
 pickles: the checkpoint has the dequantized weights, in the model's own layout.
 """
 
-import json
 import os
 import shutil
 
 from worker_protocol import BadJob, device_of, main, model_dtype, progress
 
-_COPIED = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt",
-    "tokenizer.model", "added_tokens.json",
-)  # fmt: skip
 _KEPT = ("lm_head",)
 
 
@@ -67,14 +61,9 @@ def stored_bytes(quantized):
 
 
 def save(model, source, output):
-    """Save weights as transformers does, with the source's own configuration and tokenizer."""
+    """Save weights as transformers does, with the source's own configuration."""
     model.save_pretrained(output)
-    for name in _COPIED:
-        if os.path.isfile(os.path.join(source, name)):
-            shutil.copyfile(os.path.join(source, name), os.path.join(output, name))
-    with open(os.path.join(output, "config.json"), encoding="utf-8") as handle:
-        if "quantization_config" in json.load(handle):
-            raise BadJob(f"{source} is quantized already.")
+    shutil.copyfile(os.path.join(source, "config.json"), os.path.join(output, "config.json"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def quantize(job):
     torch.manual_seed(job["seed"])
     device = device_of(job)
     from llmcompressor import oneshot
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     progress("Loading", 0, 1)
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype="auto").eval()
@@ -35,7 +35,6 @@ def quantize(job):
     oneshot(model=model, recipe=recipe, **arguments)
     progress("Saving", 0, 1)
     model.save_pretrained(job["output"], save_compressed=True)
-    AutoTokenizer.from_pretrained(job["model"]).save_pretrained(job["output"])
     progress("Saving", 1, 1)
     return ()
 

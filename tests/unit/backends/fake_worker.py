@@ -64,6 +64,9 @@ def round_to_gptq(job):
     source = Path(job["settings"]["prepared"])
     for file in source.iterdir():
         shutil.copyfile(file, Path(job["output"]) / file.name)
+    # Libraries save tokenizers anew, and not as they were.
+    (Path(job["output"]) / "tokenizer_config.json").write_text("{}")
+    (Path(job["output"]) / "added_tokens.json").write_text("{}")
 
 
 main()

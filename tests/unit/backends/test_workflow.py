@@ -41,6 +41,10 @@ def test_a_checkpoint_is_measured_like_our_own(run, random_llama_folder, tmp_pat
     assert (found["backend"], found["version"], found["format"]) == ("fake", "9.9", "gptq")
     assert found["seconds"] == 1.5
     assert "tokens: [4, 32]" in found["notes"]
+    own = (random_llama_folder / "tokenizer_config.json").read_text()
+    assert (tmp_path / "out" / "tokenizer_config.json").read_text() == own
+    modes = {path.stat().st_mode for path in (tmp_path / "out").glob("*.safetensors")}
+    assert modes == {(tmp_path / "out" / "config.json").stat().st_mode}
     assert {"fake: Loading", "fake: Quantizing", "Measuring"} <= {e.stage for e in events}
 
 
@@ -131,3 +135,35 @@ def test_a_failure_is_a_row_of_the_result(tuned):
     assert [row["backend"] for row in document["backends_failed"]] == ["fake"]
     assert "ValueError: the model is odd" in document["backends_failed"][0]["reason"]
     assert all(row["backend"] is None for row in document["finalists"])
+
+
+def test_where_it_wins_its_plan_has_it_made_again(tuned, monkeypatch, tmp_path):
+    def theirs(finalists, goal):
+        return next((f for f in finalists if f.mixture.backend), finalists[0])
+
+    monkeypatch.setattr("advisor.search.run.choose", theirs)
+    tuning = tuned("rtn-int4-g32-asym")
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert plan == tuning.result.plan
+    assert plan.backend is not None
+    assert (plan.backend.name, plan.backend.scheme) == ("fake", "gptq-int4-g32-asym")
+    assert plan.settings == {}
+    assert plan.calibration is not None
+    result = apply(tmp_path / "plan.yaml", tmp_path / "made")
+    assert result.size_bytes == plan.expected.size_bytes
+    report = verify(tmp_path / "plan.yaml", tmp_path / "made")
+    assert report.passed, report.to_dict()
+
+
+def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path):
+    first = tuned("rtn-int4-g32-asym").to_dict()
+    kept = list((tmp_path / "plan.yaml.search" / "backends").iterdir())
+    assert [path.name.partition("-")[0] for path in kept] == ["fake"]
+    (kept[0] / "marked").touch()
+    again = tune(
+        first["plan"]["model"]["id"], budgets=Budgets.from_text(max_size="120kB"),
+        backends=["fake"], output=tmp_path / "plan.yaml", trials=2, sequential=False, context=64,
+        **SHORT, **TARGET,
+    ).to_dict()  # fmt: skip
+    assert (kept[0] / "marked").exists()
+    assert again["finalists"] == first["finalists"]
