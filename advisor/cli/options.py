@@ -195,3 +195,9 @@ Sampler = Annotated[
                  help="Who proposes: tpe, nsga2 (over the whole frontier of size and KL) or "
                  "random."),
 ]  # fmt: skip
+Backends = Annotated[
+    list[str],
+    typer.Option("--backends", rich_help_panel=_SEARCH, metavar="NAME,...",
+                 help="Other libraries (advisor backends list) whose best uniform candidates are "
+                 "measured too, and chosen only if they win."),
+]  # fmt: skip

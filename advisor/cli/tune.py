@@ -41,6 +41,7 @@ def command(
     storage: opt.Storage = None,
     sampler: opt.Sampler = "tpe",
     sequential: opt.Sequential = True,
+    backends: opt.Backends = [],  # noqa: B006
     profiles: opt.Profiles = [],  # noqa: B006
     json: opt.Json = False,
     verbose: opt.Verbose = False,
@@ -65,7 +66,7 @@ def command(
             slices=slices, samples=samples, sequence_length=sequence_length,
             evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
             seed=seed, storage=storage, sequential=sequential, sampler=sampler,
-            progress=callback,
+            backends=backends, progress=callback,
         )  # fmt: skip
     document = result.to_dict()
     output.show(document, render)
@@ -93,7 +94,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
         table.add_row(
             "[green]>[/]" if chosen else "",
             row["name"],
-            row["method"] + (", sequential" if row["sequential"] else ""),
+            row["backend"] or row["method"] + (", sequential" if row["sequential"] else ""),
             output.size(row["size_bytes"]),
             f"{row['bits_per_weight']:.2f}",
             output.interval(row["kl"], middle="value", kind="number"),
@@ -104,6 +105,11 @@ def render(console: Any, document: dict[str, Any]) -> None:
         )
     console.print(table)
     _judged_apart(console, document["finalists"])
+    for failure in document["backends_failed"]:
+        console.print(
+            f"[yellow]{failure['backend']}[/] made no candidate: {failure['reason']}",
+            soft_wrap=True,
+        )
     search = document["search"]
     console.print(
         f"\n{search['trials']} trials scored, {len(document['finalists'])} measured on held-out "

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CHUNK_BYTES = 1 << 22
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+"""Files that decide how text becomes tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def hash_model(folder: Path) -> ModelHashes:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
-    tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return ModelHashes(
         config=sha256_json(config),
         tokenizer=sha256_files(tokenizer),

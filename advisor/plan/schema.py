@@ -88,6 +88,20 @@ class SchemeChoice(Strict):
     """Module path to scheme name; ``bf16`` keeps the module as it is."""
 
 
+class BackendChoice(Strict):
+    """The library that makes the checkpoint, where it is not Advisor itself."""
+
+    name: str
+    version: str
+    lock_sha256: str
+    """Hash of the lock file that its environment is made of."""
+    scheme: str
+    """What is asked of it."""
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of what it ran on, in its own environment."""
+
+
 class Text(Strict):
     """A text and how it was cut into sequences."""
 
@@ -196,6 +210,8 @@ class Plan(Strict):
     serving: Serving
     budgets: BudgetLimits
     scheme: SchemeChoice
+    backend: BackendChoice | None = None
+    """Another library that makes it; its settings are here, and ``settings`` has none."""
     settings: dict[str, str | int | float | bool | None]
     calibration: Text | None = None
     calibration_fit: CalibrationFit | None = None

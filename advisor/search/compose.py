@@ -47,6 +47,7 @@ class Mixture:
         bits_per_weight: Bits per quantizable weight, scales and zero points included.
         predicted_kl: Sum of the modules' scores, nats per token; 0 where nothing was scored.
         format_name: Checkpoint format where it is not that of the mixtures.
+        backend: Library that makes it, where that is not Advisor.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Mixture:
     bits_per_weight: float
     predicted_kl: float
     format_name: str | None = None
+    backend: str | None = None
 
     @property
     def is_uniform(self) -> bool:
@@ -74,6 +76,8 @@ class Mixture:
         content: dict[str, object] = {"modules": named, "settings": [needs[name] for name in used]}
         if own.descent and any(scheme.method == "gptq" for scheme in self.assignment.values()):
             content["descent"] = [own.descent, own.descent_damping]
+        if self.backend is not None:
+            content["backend"] = self.backend
         if own.sequential:
             content["sequential"] = [own.correction, own.correction_damping]
         return sha256_json(content)

@@ -15,7 +15,7 @@ from advisor.evaluation.tasks import TaskMeasurement
 from advisor.plan.hashing import sha256_json
 from advisor.search.finalists import Finalist
 from advisor.search.pruning import Watch
-from advisor.search.realise import realise
+from advisor.search.realise import Realised, realise
 from advisor.search.records import Records, read_scores, write_scores
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from advisor.models.load import LoadedModel
     from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
+    from advisor.search.outside import Outside
 
 _VERSION = 1
 
@@ -117,6 +118,22 @@ class Measurer:
         self._cache = cache
         self._calibration = calibration
         self.finalists: list[Finalist] = []
+        self._outside: dict[str, Outside] = {}
+
+    def adopt(self, outside: Outside) -> None:
+        """Take up a candidate of another library, so that it can be measured."""
+        self._outside[outside.mixture.identity(self._settings)] = outside
+
+    def _realise(self, mixture: Mixture) -> Realised:
+        """Return a candidate's weights: quantized here, or read from another library's files."""
+        outside = self._outside.get(mixture.identity(self._settings))
+        if outside is not None:
+            return outside.load()
+        return realise(
+            self._loaded, mixture.assignment, mixture.family.settings(self._settings), self._store,
+            samples=mixture.family.samples, calibration=self._calibration,
+            spill=self._records.folder,
+        )  # fmt: skip
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Compute what the unquantized model says of the first sequences, and of the benchmark."""
@@ -245,11 +262,7 @@ class Measurer:
 
     def _quantized(self, mixture: Mixture) -> AbstractContextManager[nn.Module]:
         """Return the model with a candidate's codes, for a while."""
-        family = mixture.family
-        realised = realise(
-            self._loaded, mixture.assignment, family.settings(self._settings), self._store,
-            samples=family.samples, calibration=self._calibration, spill=self._records.folder,
-        )  # fmt: skip
+        realised = self._realise(mixture)
         return quantized_model(self._loaded.model, realised.weights, realised.replaced)
 
     def _reference_scores(
@@ -268,7 +281,7 @@ class Measurer:
 
 def _codes(mixture: Mixture) -> tuple[object, ...]:
     """Return what tells a finalist from another; one of each is enough."""
-    return mixture.assignment, mixture.family.sequential
+    return mixture.assignment, mixture.family.sequential, mixture.backend
 
 
 class _OnDemand(ExitStack):

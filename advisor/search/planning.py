@@ -237,10 +237,15 @@ def _runners_up(
             loss=other.measurement.loss,
             kl=other.measurement.kl,
             predicted_kl=_predicted(other.mixture),
-            reason=f"{_why(goal, winner, other)} ({other.mixture.family.describe()})",
+            reason=f"{_why(goal, winner, other)} ({_made_by(other.mixture)})",
         )
         for other in others
     )
+
+
+def _made_by(mixture: Mixture) -> str:
+    """Return the library, or the settings of our own."""
+    return f"by {mixture.backend}" if mixture.backend else mixture.family.describe()
 
 
 def _predicted(mixture: Mixture) -> float | None:

@@ -21,6 +21,7 @@ from advisor.search.goal import Goal, goal_of
 from advisor.search.limits import size_limit
 from advisor.search.measuring import Measurer
 from advisor.search.offers import uniform_offers
+from advisor.search.outside import measure_outsiders
 from advisor.search.planning import Stopped, Task, build_plan
 from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
@@ -32,12 +33,13 @@ from advisor.search.trials import Scorer, fallback, promising_families, scoring_
 from advisor.search.workers import storage_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from advisor.calibration.mixing import Statistics
     from advisor.engines.options import MixtureOptions
     from advisor.search.outcomes import TrialRecord
+    from advisor.search.outside import Outside
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
@@ -86,6 +88,7 @@ class Run:
     fit: Representativeness | None = None
     relaxed: tuple[Relaxation, ...] = ()
     study: str = "none"
+    outsiders: Callable[[int | None], Iterable[Outside]] | None = None
 
     def search(
         self, *, trials: int, seed: int, storage: str | None, study_name: str | None, prefer: str
@@ -215,6 +218,11 @@ class Run:
             refiner.refine_sequentially()
             refiner.settle()
         fill_gap(refiner)
+        if self.outsiders is not None:
+            measure_outsiders(
+                self.outsiders, measurer, goal.max_bytes, self._may_not_measure, self._measuring
+            )
+            refiner.settle()
         complete_nearest(refiner)
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets)
@@ -280,7 +288,8 @@ class Run:
 
     def _measuring(self, mixture: Mixture) -> Callable[[int, int], None]:
         number = len(self.finalists) + 1
-        return self._stage(f"Finalist {number}: {mixture.name} ({mixture.family.method})")
+        by = mixture.backend or mixture.family.method
+        return self._stage(f"Finalist {number}: {mixture.name} ({by})")
 
 
 def best_so_far(records: Sequence[TrialRecord]) -> list[tuple[int, float]]:

@@ -15,7 +15,7 @@ from advisor.search.run import Clock, Run
 from advisor.search.study import check_sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from advisor.budgets import Budgets
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from advisor.hardware.profile import HardwareProfile
     from advisor.models.load import LoadedModel
     from advisor.modelspec import ModelSpec
+    from advisor.search.outside import Outside
 
 __all__ = ["SearchEvent", "TuneResult", "tune"]
 
@@ -53,6 +54,7 @@ def tune(
     settings: QuantizationSettings | None = None,
     sequential: bool = True,
     sampler: str = "tpe",
+    outsiders: Callable[[int | None], Iterable[Outside]] | None = None,
     progress: Callable[[SearchEvent], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TuneResult:
@@ -82,6 +84,7 @@ def tune(
         settings: The methods' settings that the search refines.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
+        outsiders: Makes candidates of other libraries of at most so many bytes.
         progress: Called with events.
         stop: Asked before every step; True ends the search as Ctrl-C does.
 
@@ -109,8 +112,9 @@ def tune(
     clock = Clock(time_budget_s, stop or (lambda: False))
     report = progress or (lambda event: None)
     run = Run(
-        task, offered, workdir, report, clock, overlap, sequential=sequential, sampler=sampler
-    )
+        task, offered, workdir, report, clock, overlap, sequential=sequential, sampler=sampler,
+        outsiders=outsiders,
+    )  # fmt: skip
     return run.search(
         trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer
     )

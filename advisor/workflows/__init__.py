@@ -13,6 +13,7 @@ from advisor.workflows.progress import ProgressEvent
 if TYPE_CHECKING:
     from advisor.workflows.advice import compare_gpus, predict, recommend
     from advisor.workflows.applying import apply
+    from advisor.workflows.backend_runs import run_backend
     from advisor.workflows.catalogue import check_profiles, list_profiles, show_profile
     from advisor.workflows.comparing import compare
     from advisor.workflows.demonstration import demo
@@ -40,6 +41,7 @@ _HOMES = {
     "profile": "machine",
     "recommend": "advice",
     "report": "reporting",
+    "run_backend": "backend_runs",
     "show_profile": "catalogue",
     "tune": "tuning",
     "verify": "verifying",
@@ -62,6 +64,7 @@ __all__ = [
     "profile",
     "recommend",
     "report",
+    "run_backend",
     "show_profile",
     "tune",
     "verify",

@@ -84,7 +84,9 @@ def apply(
     """Quantize as a plan says; the same plan gives byte-identical tensor files.
 
     The statistics of the search are used where the cache still has them, and collected again from
-    the plan's text and seed where it has not. The plan file gets the hashes of the files.
+    the plan's text and seed where it has not. A plan that names a backend has it make the
+    checkpoint, and what that library does is as repeatable as it is. The plan file gets the hashes
+    of the files.
 
     Args:
         plan: The plan's file.
@@ -96,14 +98,13 @@ def apply(
     Raises:
         InputError: The plan, the model or the text is not what it should be, the output exists, or
             the plan's engine could not load the checkpoint; all offenders are listed.
+        BackendError: The plan's backend cannot run here, is not installed, or failed.
     """
-    from advisor.formats.export import check_output, write_checkpoint
-    from advisor.formats.folder import write_text
+    from advisor.formats.folder import check_output, write_text
     from advisor.models.checkpoint import INDEX_FILE
-    from advisor.models.load import load_model
+    from advisor.predict.models import load_modelspec
     from advisor.report.card import render_card
-    from advisor.search.assignment import assignment_of, samples_of, settings_of
-    from advisor.search.realise import realise
+    from advisor.search.assignment import assignment_of
     from advisor.workflows.identity import check_model, version_warnings
     from advisor.workflows.resolve import resolve_model_folder
 
@@ -114,27 +115,13 @@ def apply(
     folder = resolve_model_folder(model or content.model.id)
     check_model(content, folder)
     warnings = check_loadable(content, folder)
-    loaded = load_model(folder)
-    sequences, store = statistics(content, loaded, report)
-    chosen = assignment_of(content, loaded.linears)
-    realised = realise(
-        loaded,
-        chosen,
-        settings_of(content),
-        store,
-        samples=samples_of(content),
-        calibration=sequences,
-        progress=stage(report, "Quantizing"),
-    )
-    files = write_checkpoint(
-        folder,
-        target,
-        format=content.scheme.format,
-        weights=realised.weights,
-        replaced=realised.replaced,
-        progress=stage(report, "Writing"),
-        shard_bytes=max_shard_bytes,
-    )
+    if content.backend is not None:
+        from advisor.workflows.backend_runs import make_planned
+
+        files, modules = make_planned(content, content.backend, folder, target, report)
+    else:
+        files, modules = _make(content, folder, target, max_shard_bytes, report)
+    chosen = assignment_of(content, load_modelspec(str(folder)).linears)
     written = ("config.json", INDEX_FILE)
     hashes = files | {
         name: sha256_file(target / name) for name in written if (target / name).is_file()
@@ -151,7 +138,7 @@ def apply(
         output=target,
         size_bytes=sum(sizes.values()),
         files=dict(files),
-        quantized_modules=len(realised.weights),
+        quantized_modules=modules,
         warnings=(*warnings, *version_warnings(content)),
     )
 
@@ -186,6 +173,38 @@ def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
     if problems + refusals:
         raise InputError(join_errors(problems + refusals))
     return tuple(warnings)
+
+
+def _make(
+    plan: Plan, folder: Path, target: Path, shard_bytes: int, report: ProgressCallback
+) -> tuple[dict[str, str], int]:
+    """Quantize and write; return sha256 by tensor file, and the number of quantized modules."""
+    from advisor.formats.export import write_checkpoint
+    from advisor.models.load import load_model
+    from advisor.search.assignment import assignment_of, samples_of, settings_of
+    from advisor.search.realise import realise
+
+    loaded = load_model(folder)
+    sequences, store = statistics(plan, loaded, report)
+    realised = realise(
+        loaded,
+        assignment_of(plan, loaded.linears),
+        settings_of(plan),
+        store,
+        samples=samples_of(plan),
+        calibration=sequences,
+        progress=stage(report, "Quantizing"),
+    )
+    files = write_checkpoint(
+        folder,
+        target,
+        format=plan.scheme.format,
+        weights=realised.weights,
+        replaced=realised.replaced,
+        progress=stage(report, "Writing"),
+        shard_bytes=shard_bytes,
+    )
+    return dict(files), len(realised.weights)
 
 
 def statistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from advisor.backends.environments import check, install, installed_version
@@ -14,7 +15,7 @@ def list_backends() -> dict[str, Any]:
     rows = [
         {
             "name": backend.name,
-            "makes": list(backend.makes),
+            "makes": list(backend.methods),
             "needs": backend.needs,
             "version": installed_version(backend),
         }
@@ -23,15 +24,29 @@ def list_backends() -> dict[str, Any]:
     return {"schema_version": 1, "backends": rows}
 
 
-def install_backend(name: str, *, progress: ProgressCallback | None = None) -> dict[str, Any]:
+def install_backend(
+    name: str,
+    *,
+    python: str | None = None,
+    wheels: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> dict[str, Any]:
     """Create a backend's environment.
 
+    Args:
+        name: The backend.
+        python: Interpreter of the environment; this one's by default.
+        wheels: Folder to install from, without an index.
+        progress: Called with events.
+
     Raises:
-        InputError: Unknown backend.
+        InputError: Unknown backend, interpreter or folder.
         BackendError: The installation failed; the message names the log.
     """
     backend = get_backend(name)
-    return install(backend, stage(progress or ignore_progress, f"Installing {name}")).to_dict()
+    step = stage(progress or ignore_progress, f"Installing {name}")
+    folder = None if wheels is None else Path(wheels)
+    return install(backend, step, python=python, wheels=folder).to_dict()
 
 
 def check_backend(name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from advisor.workflows.resolve import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from advisor.evaluation.tasks import TaskMeasurement
     from advisor.plan.schema import Plan
     from advisor.search.finalists import Finalist
     from advisor.search.tune import SearchEvent, TuneResult
+    from advisor.workflows.backend_offers import BackendOffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,12 @@ class Tuning:
     Attributes:
         result: What the search found.
         plan_path: The plan: of the answer, or of the nearest candidate.
+        failures: (library, scheme, why) of other libraries' candidates that could not be made.
     """
 
     result: TuneResult
     plan_path: Path
+    failures: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -63,6 +66,10 @@ class Tuning:
                 "score_ratio": result.quality.ratio,
             },
             "seconds": result.seconds,
+            "backends_failed": [
+                {"backend": name, "scheme": scheme, "reason": reason}
+                for name, scheme, reason in self.failures
+            ],
         }
 
 
@@ -88,6 +95,7 @@ def tune(
     storage: str | None = None,
     sequential: bool = True,
     sampler: str = "tpe",
+    backends: Sequence[str] = (),
     progress: ProgressCallback | None = None,
 ) -> Tuning:
     """Find the quantization that meets the budgets best, measure it, and write its plan.
@@ -117,10 +125,12 @@ def tune(
         storage: RDB URL of the study.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
+        backends: Other libraries, whose best uniform candidates are measured with the finalists.
         progress: Called with events.
 
     Raises:
         InputError: A value breaks its rule; nothing is written then.
+        BackendError: A named library is not installed, or cannot work here.
     """
     check_preference(prefer)
     seconds = None if time_budget is None else parse_duration(time_budget, "--time-budget")
@@ -133,27 +143,30 @@ def tune(
     from advisor.models.load import check_model_folder, load_model
     from advisor.predict.models import load_modelspec
     from advisor.search.tune import tune as search
+    from advisor.workflows.backend_offers import BackendOffers, named_backends
     from advisor.workflows.judging import draw_judges
     from advisor.workflows.texts import draw
 
     check_model_folder(folder)
     report = progress or ignore_progress
     spec = load_modelspec(folder)
+    chosen = named_backends(backends, spec)
     loaded = load_model(folder)
+    drawn = draw(
+        calibration, loaded.tokenizer, role="calibration", sequences=samples,
+        sequence_length=sequence_length, seed=seed,
+    )  # fmt: skip
+    workdir = target.with_name(f"{target.name}.search")
+    offers = BackendOffers(
+        chosen, loaded, spec, hardware, engine_name, drawn, workdir / "backends", _steps(report)
+    )
     result = search(
         loaded,
         spec,
         hardware,
         engine_name,
         budgets or Budgets(),
-        calibration=draw(
-            calibration,
-            loaded.tokenizer,
-            role="calibration",
-            sequences=samples,
-            sequence_length=sequence_length,
-            seed=seed,
-        ),
+        calibration=drawn,
         evaluation=draw_judges(
             evaluation,
             slices,
@@ -163,7 +176,7 @@ def tune(
             sequence_length=sequence_length,
             seed=seed,
         ),
-        workdir=target.with_name(f"{target.name}.search"),
+        workdir=workdir,
         trials=trials,
         time_budget_s=seconds,
         seed=seed,
@@ -173,10 +186,27 @@ def tune(
         prefer=prefer,
         sequential=sequential,
         sampler=sampler,
+        outsiders=offers if chosen else None,
         progress=_forward(report),
     )
+    result = _with_backend(result, offers)
     save_plan(result.plan, target)
-    return Tuning(result, target)
+    return Tuning(result, target, tuple(offers.failures))
+
+
+def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:
+    """Return the result with the library in its plan, where another library's candidate won."""
+    answer = next((row for row in result.finalists if _is_answer(row, result.plan)), None)
+    if answer is None or answer.mixture.backend is None:
+        return result
+    return replace(result, plan=offers.planned(result.plan, answer.mixture.backend))
+
+
+def _steps(report: ProgressCallback) -> Callable[[str, str, int, int], None]:
+    def step(name: str, stage: str, done: int, total: int) -> None:
+        report(ProgressEvent(f"{name}: {stage}", done, total))
+
+    return step
 
 
 def _check_output(target: Path) -> None:
@@ -220,8 +250,9 @@ def _finalist(row: Finalist, plan: Plan) -> dict[str, Any]:
         "name": row.name,
         "method": row.mixture.family.method,
         "sequential": row.mixture.family.sequential,
+        "backend": row.mixture.backend,
         "chosen": _is_answer(row, plan),
-        "settings": row.mixture.family.describe(),
+        "settings": "" if row.mixture.backend else row.mixture.family.describe(),
         "size_bytes": row.mixture.size_bytes,
         "bits_per_weight": row.mixture.bits_per_weight,
         "predicted_kl": row.mixture.predicted_kl,

@@ -1,0 +1,53 @@
+"""AutoGPTQ 0.7.1, which quantizes on CUDA devices only: GPTQ, saved in the format of that name."""
+
+import os
+
+from worker_protocol import BadJob, device_of, load_tokens, main, progress
+
+
+def quantize(job):
+    """Quantize on our tokens and save as AutoGPTQ does."""
+    import torch
+
+    torch.manual_seed(job["seed"])
+    if device_of(job) != "cuda":
+        raise BadJob("auto-gptq quantizes on CUDA devices only, and torch sees none here.")
+    scheme, settings = job["scheme"], job["settings"]
+    if scheme["method"] != "gptq":
+        raise BadJob(f"this worker makes gptq, not {scheme['method']!r}.")
+    from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
+
+    configuration = BaseQuantizeConfig(
+        bits=int(scheme["bits"]),
+        group_size=scheme["group_size"] if scheme["granularity"] == "group" else -1,
+        damp_percent=settings["damp_percent"],
+        desc_act=scheme["activation_order"],
+        static_groups=settings["static_groups"],
+        sym=scheme["symmetric"] is not False,
+    )
+    progress("Loading", 0, 1)
+    model = AutoGPTQForCausalLM.from_pretrained(job["model"], configuration)
+    progress("Loading", 1, 1)
+    rows = [
+        {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=int)}
+        for ids in load_tokens(job)
+    ]
+    progress("Quantizing", 0, 1)
+    model.quantize(rows, batch_size=1)
+    progress("Quantizing", 1, 1)
+    progress("Saving", 0, 1)
+    model.save_quantized(job["output"], use_safetensors=True)
+    rename(job["output"])
+    progress("Saving", 1, 1)
+    return ()
+
+
+def rename(folder):
+    """Give the one weight file the name that loaders look for."""
+    files = [name for name in sorted(os.listdir(folder)) if name.endswith(".safetensors")]
+    if len(files) == 1 and files[0] != "model.safetensors":
+        os.rename(os.path.join(folder, files[0]), os.path.join(folder, "model.safetensors"))
+
+
+if __name__ == "__main__":
+    main("auto-gptq", quantize)

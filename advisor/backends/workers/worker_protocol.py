@@ -1,0 +1,173 @@
+"""What every worker shares: the job it reads, the events it writes, the result it leaves.
+
+A worker runs inside the environment of its library, as ``python worker_NAME.py job.json``, and
+never sees Advisor. On standard output it writes one JSON object a line::
+
+    {"event": "progress", "stage": "Quantizing", "done": 3, "total": 30}
+    {"event": "error", "message": "ValueError: ..."}
+    {"event": "result"}
+
+Whatever the library prints goes to standard error. The worker ends when its standard input is
+closed: then whoever started it is gone.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+
+JOB_VERSION = 1
+_KEYS = {
+    "job_version": int, "backend": str, "model": str, "output": str, "result": str,
+    "scheme": dict, "tokens": (str, type(None)), "settings": dict, "device": str,
+    "threads": int, "seed": int,
+}  # fmt: skip
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
+_events = None
+
+
+class BadJob(Exception):
+    """The job cannot be done; the message is all that a person needs."""
+
+
+def emit(event, **fields):
+    """Write one event."""
+    if _events is not None:
+        _events.write(json.dumps({"event": event, **fields}) + "\n")
+        _events.flush()
+
+
+def progress(stage, done, total):
+    """Say how far a stage is."""
+    emit("progress", stage=stage, done=int(done), total=int(total))
+
+
+def main(backend, quantize):
+    """Read the job, do it, leave its result.
+
+    The exit status is 0, or 1 for a failure, or 2 for a job that cannot be done.
+
+    Args:
+        backend: Name that the job must have.
+        quantize: Called with the job; writes the checkpoint to ``job["output"]`` and returns
+            sentences that a person should know of the result.
+    """
+    global _events
+    _events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no event
+    try:
+        job = _read_job(backend)
+    except BadJob as error:
+        emit("error", message=str(error))
+        raise SystemExit(2) from None
+    _prepare(job)
+    started = time.monotonic()
+    try:
+        notes = quantize(job)
+    except BadJob as error:
+        emit("error", message=str(error))
+        raise SystemExit(2) from None
+    except BaseException as error:
+        traceback.print_exc()
+        text = " ".join(str(error).split())
+        emit("error", message=f"{type(error).__name__}: {text}" if text else type(error).__name__)
+        raise SystemExit(1) from None
+    _write_result(job, list(notes or ()), time.monotonic() - started)
+    emit("result")
+
+
+def load_tokens(job):
+    """Return the calibration tokens: lists of token ids, all of one length."""
+    if job["tokens"] is None:
+        raise BadJob(f"{job['scheme']['name']} needs calibration tokens, but the job has none.")
+    with open(job["tokens"], encoding="utf-8") as handle:
+        return json.load(handle)
+
+
+def device_of(job):
+    """Return ``cuda`` or ``cpu``: ``auto`` takes CUDA where torch sees a device."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if job["device"] == "cuda" and not available:
+        raise BadJob(f"{job['backend']} was to run on CUDA, and torch sees no such device here.")
+    return "cuda" if available and job["device"] != "cpu" else "cpu"
+
+
+def model_dtype(folder):
+    """Return the data type that config.json names, as torch calls it."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as handle:
+        config = json.load(handle)
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+def _read_job(backend):
+    if len(sys.argv) != 2:
+        raise BadJob(f"a worker takes one argument, the job's file, but got {len(sys.argv) - 1}.")
+    try:
+        with open(sys.argv[1], encoding="utf-8") as handle:
+            job = json.load(handle)
+    except (OSError, ValueError) as error:
+        raise BadJob(f"the job {sys.argv[1]} cannot be read: {error}") from None
+    if not isinstance(job, dict):
+        raise BadJob(f"a job must be a JSON object, but this is a {type(job).__name__}.")
+    wrong = [key for key, kind in _KEYS.items() if key not in job or not isinstance(job[key], kind)]
+    if wrong:
+        raise BadJob(f"the job lacks, or has of a wrong kind: {', '.join(wrong)}.")
+    if job["job_version"] != JOB_VERSION:
+        raise BadJob(f"the worker reads job_version {JOB_VERSION}, but got {job['job_version']}.")
+    if job["backend"] != backend:
+        raise BadJob(f"this is the worker of {backend}, but the job is for {job['backend']}.")
+    return job
+
+
+def _prepare(job):
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["OMP_NUM_THREADS"] = str(job["threads"])
+
+
+def _watch_parent():
+    """End with the process that started this one: it holds the other end of standard input."""
+    try:
+        while os.read(0, 4096):
+            pass
+    except OSError:
+        return
+    os._exit(3)
+
+
+def _write_result(job, notes, seconds):
+    import importlib.metadata as metadata
+
+    versions = {}
+    for name in (*_LIBRARIES, job["backend"]):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    result = {
+        "result_version": 1,
+        "backend": job["backend"],
+        "version": versions.get(job["backend"], "unknown"),
+        "versions": versions,
+        "seconds": seconds,
+        "peak_memory_bytes": _peak_memory(),
+        "notes": notes,
+    }
+    temporary = job["result"] + ".tmp"
+    with open(temporary, "w", encoding="utf-8") as handle:
+        json.dump(result, handle)
+    os.replace(temporary, job["result"])
+
+
+def _peak_memory():
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,229 @@
+"""``tune --backends``: the best uniform candidate of each named library, made in its turn."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from advisor.backends.jobs import JobResult
+from advisor.backends.quantizing import Request, check_ready, quantize
+from advisor.backends.registry import get_backend
+from advisor.backends.requests import check_request
+from advisor.engines.verdict import verdict
+from advisor.errors import AdvisorError, BackendError, InputError, join_errors
+from advisor.plan.hashing import sha256_json
+from advisor.predict.loss import predict_loss
+from advisor.predict.size import checkpoint_size
+from advisor.schemes import Scheme
+from advisor.search.outside import Outside
+from advisor.workflows.backend_plans import backend_choice, read_made, with_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from advisor.backends.registry import Backend, Makes
+    from advisor.calibration.tokens import TokenSequences
+    from advisor.hardware.profile import HardwareProfile
+    from advisor.models.load import LoadedModel
+    from advisor.modelspec import ModelSpec
+    from advisor.plan.schema import Plan
+    from advisor.search.realise import Realised
+
+_GROUP_SIZES = (32, 64, 128)
+_RESULT = "backend-result.json"
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class BackendOffers:
+    """Makes one candidate of each library, of the size that the search asks for.
+
+    Attributes:
+        backends: The libraries.
+        loaded: The 16-bit model.
+        spec: Its tensors.
+        hardware: What will serve it.
+        engine: Engine's name.
+        calibration: Tokens that the libraries calibrate on: those of the search.
+        folder: Where their checkpoints are kept, so that a search that goes on finds them.
+        progress: Told of a library's steps: (library, stage, done, in all).
+        failures: (library, scheme, why) of candidates that could not be made.
+    """
+
+    backends: Sequence[Backend]
+    loaded: LoadedModel
+    spec: ModelSpec
+    hardware: HardwareProfile
+    engine: str
+    calibration: TokenSequences
+    folder: Path
+    progress: Callable[[str, str, int, int], None]
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    _made: dict[str, tuple[Request, JobResult]] = field(default_factory=dict)
+
+    def __call__(self, max_bytes: int | None) -> Iterator[Outside]:
+        """Make the best candidate of each library, one after the other.
+
+        Args:
+            max_bytes: Bytes that it may have; None for any.
+        """
+        for backend in self.backends:
+            scheme = self.best_scheme(backend, max_bytes)
+            if scheme is None:
+                size = "any size" if max_bytes is None else f"{max_bytes:,} bytes"
+                why = f"nothing that it makes has a kernel in {self.engine} and fits {size}"
+                self.failures.append((backend.name, "none", why))
+                continue
+            request = Request(backend, scheme, {}, seed=self.calibration.seed)
+            try:
+                yield self._candidate(request)
+            except AdvisorError as error:
+                _logger.warning("%s", error)
+                self.failures.append((backend.name, str(scheme), str(error)))
+
+    def best_scheme(self, backend: Backend, max_bytes: int | None) -> Scheme | None:
+        """Return what a library makes of least published loss, within a size, with a kernel."""
+        found = []
+        for rule in backend.makes:
+            for scheme in schemes_of(rule):
+                if not self._is_possible(backend, scheme, rule):
+                    continue
+                size = checkpoint_size(self.spec, scheme, rule.format).total_bytes
+                if max_bytes is None or size <= max_bytes:
+                    loss = predict_loss(self.spec, scheme).expected
+                    found.append((loss, size, str(scheme), scheme))
+        return min(found)[-1] if found else None
+
+    def _is_possible(self, backend: Backend, scheme: Scheme, rule: Makes) -> bool:
+        try:
+            check_request(backend, scheme, self.spec.linears, {}, "auto")
+        except AdvisorError:
+            return False
+        if rule.format == "safetensors":  # written back in 16 bits: saves nothing
+            return False
+        kernel = verdict(
+            self.engine, scheme, self.hardware, self.spec.linears, checkpoint_format=rule.format
+        )
+        return kernel.support in ("native", "weight-only") and not kernel.kept_16bit
+
+    def _candidate(self, request: Request) -> Outside:
+        """Make a candidate, or find it where an earlier run made it."""
+        name = request.backend.name
+        key = sha256_json(
+            {
+                "lock": request.lock_sha256,
+                "scheme": str(request.scheme),
+                "settings": request.all_settings,
+                "model": self.loaded.fingerprint,
+                "tokens": self.calibration.sha256,
+                "seed": request.seed,
+            }
+        )
+        output = self.folder / f"{name}-{key[:16]}"
+        kept = output / _RESULT
+        if kept.is_file():
+            result = JobResult.model_validate(json.loads(kept.read_text(encoding="utf-8")))
+        else:
+            shutil.rmtree(output, ignore_errors=True)  # without a result it was not finished
+            result = quantize(
+                request,
+                self.loaded.folder,
+                output,
+                self.loaded.linears,
+                self.calibration,
+                progress=lambda stage, done, total: self.progress(name, stage, done, total),
+            )
+            kept.write_text(result.model_dump_json(), encoding="utf-8")
+        mixture, checkpoint = read_made(request, output, self.spec)
+        self._made[name] = (request, result)
+
+        def load() -> Realised:
+            from advisor.search.realise import Realised
+            from advisor.workflows.checkpoints import contents
+
+            return Realised(*contents(checkpoint, self.loaded))
+
+        return Outside(mixture, load)
+
+    def planned(self, plan: Plan, name: str) -> Plan:
+        """Return the plan of an answer that a library made."""
+        request, result = self._made[name]
+        rule = check_request(request.backend, request.scheme, self.spec.linears, {}, "auto")
+        choice = backend_choice(request, result.version, result.versions)
+        return with_backend(plan, choice, needs_text=rule.needs_text)
+
+
+def schemes_of(rule: Makes) -> list[Scheme]:
+    """Return the uniform schemes of a rule that are worth a look, with usual group sizes."""
+    found = []
+    sizes = {"group": _GROUP_SIZES, "channel": (-1,)}
+    for weight, granularity, symmetric, activation in itertools.product(
+        rule.weights, rule.granularities, rule.symmetric, rule.activations
+    ):
+        for size in sizes.get(granularity, (None,)):
+            doubles = (False, True) if rule.double_quantization else (False,)
+            found += [
+                Scheme(
+                    rule.method,
+                    weight,
+                    granularity=granularity,
+                    group_size=size,
+                    symmetric=symmetric,
+                    activation=activation,
+                    double_quantization=double,
+                )
+                for double in doubles
+            ]
+    return found
+
+
+def named_backends(names: Sequence[str], spec: ModelSpec) -> list[Backend]:
+    """Return the libraries that a user named, if each can work here.
+
+    Args:
+        names: As given; a comma separates several.
+        spec: The model.
+
+    Raises:
+        InputError: One is unknown.
+        BackendError: One is not installed, or needs CUDA where there is none; all are listed.
+    """
+    wanted = dict.fromkeys(part.strip() for name in names for part in name.split(",") if part)
+    backends, unknown, unable = [], [], []
+    for name in wanted:
+        try:
+            backend = get_backend(name)
+            check_backend_ready(backend, spec)
+            backends.append(backend)
+        except InputError as error:
+            unknown.append(str(error))
+        except BackendError as error:
+            unable.append(str(error))
+    if unknown:
+        raise InputError(join_errors(unknown))
+    if unable:
+        raise BackendError(join_errors(unable))
+    return backends
+
+
+def check_backend_ready(backend: Backend, spec: ModelSpec) -> None:
+    """Refuse a library that can make nothing here.
+
+    Raises:
+        BackendError: It needs CUDA and there is none, or it is not installed.
+    """
+    scheme = next(
+        scheme
+        for rule in sorted(backend.makes, key=lambda rule: rule.cuda_only)
+        for scheme in schemes_of(rule)
+        if all(
+            scheme.granularity != "group" or linear.in_features % (scheme.group_size or 1) == 0
+            for linear in spec.linears
+        )
+    )
+    check_ready(Request(backend, scheme, {}), spec.linears)

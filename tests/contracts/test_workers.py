@@ -1,0 +1,99 @@
+"""Every shipped worker: old enough syntax, its own library alone, and one line for a bad job."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from advisor.backends.jobs import Job, job_scheme
+from advisor.backends.registry import BACKENDS
+from advisor.schemes import parse_scheme
+
+NAMES = sorted(BACKENDS)
+_ANY = ("torch", "transformers", "worker_protocol")
+
+
+def job_of(backend: str, tmp_path: Path, /, **changes) -> dict[str, object]:
+    job = Job(
+        backend=backend,
+        model=str(tmp_path / "model"),
+        output=str(tmp_path / "out"),
+        result=str(tmp_path / "result.json"),
+        scheme=job_scheme(parse_scheme("gptq-int4-g64-sym")),
+        tokens=None,
+        settings=dict(BACKENDS[backend].settings),
+        threads=1,
+        seed=0,
+    )
+    return json.loads(job.model_dump_json()) | changes
+
+
+def ask(backend: str, arguments: list[str]) -> tuple[int, list[dict[str, object]]]:
+    """Run a worker; every line that it writes must be an event."""
+    command = [sys.executable, str(BACKENDS[backend].worker), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60
+    )
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "protocol"])
+def test_it_compiles_under_python_3_10_and_imports_its_library_alone(name):
+    path = (
+        BACKENDS[NAMES[0]].worker.with_name("worker_protocol.py")
+        if name == "protocol"
+        else BACKENDS[name].worker
+    )
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
+    own = () if name == "protocol" else (BACKENDS[name].module,)
+    assert found - set(sys.stdlib_module_names) <= {*_ANY, *own}, found
+    top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in top for alias in node.names if isinstance(node, ast.Import)}
+    # A bad job is refused at once, before a library is imported.
+    assert names <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scheme": "gptq-int4-g64-sym"}, "the job lacks, or has of a wrong kind: scheme."),
+        ({"job_version": 2}, "the worker reads job_version 1, but got 2."),
+        ({"backend": "another"}, "but the job is for another."),
+    ],
+)
+def test_it_refuses_a_bad_job_with_one_line(name, changes, said, tmp_path):
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(job_of(name, tmp_path, **changes)))
+    code, events = ask(name, [str(path)])
+    assert code == 2
+    assert len(events) == 1
+    assert events[0]["event"] == "error"
+    assert said in str(events[0]["message"])
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("name", NAMES[:1])
+def test_it_refuses_what_is_no_job(name, tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "broken.json").write_text("{")
+    for arguments, said in (
+        ([], "takes one argument"),
+        ([str(tmp_path / "none.json")], "cannot be read"),
+        ([str(tmp_path / "broken.json")], "cannot be read"),
+        ([str(tmp_path / "list.json")], "must be a JSON object, but this is a list"),
+    ):
+        code, events = ask(name, arguments)
+        assert code == 2
+        assert said in str(events[0]["message"])

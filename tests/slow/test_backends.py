@@ -1,0 +1,88 @@
+"""The real libraries: installed from their lock files, run on a small model, measured, verified.
+
+``$ADVISOR_BACKENDS`` names a folder to keep their environments in; without it they live for the
+session only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from advisor.backends.environments import check, install
+from advisor.backends.registry import get_backend
+from advisor.workflows.applying import PLAN_NAME
+from advisor.workflows.backend_runs import run_backend
+from advisor.workflows.verifying import verify
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(7200),
+    pytest.mark.skipif(sys.version_info < (3, 11), reason="the lock files are for Python 3.11"),
+]
+CASES = [
+    ("gptqmodel", "gptq-int4-g64-sym", "gptq"),
+    ("gptqmodel", "gptq-int4-g32-sym-actorder", "gptq"),
+    ("gptqmodel", "gptq-int8-g64-asym", "gptq"),
+    ("llmcompressor", "rtn-int4-g64-sym", "compressed-tensors"),
+    ("llmcompressor", "gptq-int4-g64-sym", "compressed-tensors"),
+    ("llmcompressor", "gptq-int4-g64-asym", "compressed-tensors"),
+    ("llmcompressor", "gptq-int8-gch-sym", "compressed-tensors"),
+    ("llmcompressor", "awq-int4-g64-asym", "compressed-tensors"),
+    ("llmcompressor", "smoothquant-int8-gch-sym-aint8", "compressed-tensors"),
+    ("llmcompressor", "rtn-fp8-gch-afp8", "compressed-tensors"),
+    ("bitsandbytes", "bnb-nf4", "bitsandbytes"),
+    ("bitsandbytes", "bnb-nf4-dq", "bitsandbytes"),
+    ("bitsandbytes", "bnb-fp4", "bitsandbytes"),
+    ("bitsandbytes", "llm.int8", "bitsandbytes"),
+    ("hqq", "hqq-int4-g64-asym", "safetensors"),
+    ("auto-round", "autoround-int4-g64-sym", "gptq"),
+    ("auto-round", "autoround-int4-g64-asym", "gptq"),
+]
+QUICK = {"llmcompressor": ["n_grid=4"], "auto-round": ["iters=4", "batch_size=4"]}
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """Return a function that installs a library once."""
+    if "ADVISOR_BACKENDS" not in os.environ:
+        os.environ["ADVISOR_BACKENDS"] = str(tmp_path_factory.mktemp("backends"))
+
+    def get(name: str) -> None:
+        status = install(get_backend(name))
+        assert status.works, status.problem
+
+    return get
+
+
+@pytest.mark.parametrize(("name", "scheme", "stored"), CASES)
+def test_it_makes_what_it_is_asked_for(installed, model_folder, tmp_path, name, scheme, stored):
+    installed(name)
+    run = run_backend(
+        name,
+        model_folder,
+        scheme,
+        tmp_path / "out",
+        settings=QUICK.get(name, []),
+        samples=8,
+        sequence_length=64,
+        evaluation_sequences=4,
+        gpu="cpu",
+        engine="transformers",
+    )
+    found = run.to_dict()
+    assert found["format"] == stored
+    assert found["version"] == check(get_backend(name)).version
+    assert 0 < found["kl"]["value"] < 5
+    report = verify(tmp_path / "out" / PLAN_NAME, tmp_path / "out")
+    assert report.passed, report.to_dict()
+
+
+@pytest.mark.parametrize("name", ["auto-gptq", "autoawq"])
+def test_a_library_for_cuda_installs_and_says_why_it_cannot_work(installed, name):
+    status = install(get_backend(name))
+    assert status.version is not None
+    if not status.works:
+        assert "CUDA" in status.problem

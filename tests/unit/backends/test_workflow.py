@@ -1,0 +1,169 @@
+"""``backends run``, ``apply``, ``verify`` and ``tune --backends``, with a library that is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from advisor.budgets import Budgets
+from advisor.errors import BackendError, InputError, VerificationError
+from advisor.plan.files import load_plan, save_plan
+from advisor.workflows.applying import PLAN_NAME, apply
+from advisor.workflows.backend_runs import run_backend
+from advisor.workflows.comparing import compare
+from advisor.workflows.tuning import tune
+from advisor.workflows.verifying import verify
+
+SHORT = {"samples": 4, "sequence_length": 32, "evaluation_sequences": 4}
+TARGET = {"gpu": "cpu", "engine": "transformers"}
+
+
+@pytest.fixture
+def run(fake_backend, prepared, random_llama_folder, tmp_path):
+    def go(scheme="gptq-int4-g32-sym", made="rtn-int4-g32-sym", **options):
+        fake_backend(act="round", prepared=str(prepared(made)))
+        output = tmp_path / "out"
+        return run_backend(
+            "fake", random_llama_folder, scheme, output, **SHORT, **TARGET, **options
+        )
+
+    return go
+
+
+def test_a_checkpoint_is_measured_like_our_own(run, random_llama_folder, tmp_path):
+    events = []
+    found = run(progress=events.append).to_dict()
+    same = compare(
+        random_llama_folder, tmp_path / "out", evaluation_sequences=4, sequence_length=32
+    )
+    assert found["kl"] == same.kl.model_dump()
+    assert found["kl"]["low"] < found["kl"]["value"] < found["kl"]["high"]
+    assert found["size_bytes"] == same.size_bytes[1]
+    assert (found["backend"], found["version"], found["format"]) == ("fake", "9.9", "gptq")
+    assert found["seconds"] == 1.5
+    assert "tokens: [4, 32]" in found["notes"]
+    own = (random_llama_folder / "tokenizer_config.json").read_text()
+    assert (tmp_path / "out" / "tokenizer_config.json").read_text() == own
+    modes = {path.stat().st_mode for path in (tmp_path / "out").glob("*.safetensors")}
+    assert modes == {(tmp_path / "out" / "config.json").stat().st_mode}
+    assert {"fake: Loading", "fake: Quantizing", "Measuring"} <= {e.stage for e in events}
+
+
+def test_its_plan_names_the_library_and_can_be_applied_and_verified(run, tmp_path):
+    run()
+    plan = load_plan(tmp_path / "out" / PLAN_NAME)
+    assert plan.backend is not None
+    assert (plan.backend.name, plan.backend.version) == ("fake", "9.9")
+    assert len(plan.backend.lock_sha256) == 64
+    assert plan.settings == {}
+    result = apply(tmp_path / "out" / PLAN_NAME, tmp_path / "again")
+    assert result.quantized_modules == 14
+    report = verify(tmp_path / "out" / PLAN_NAME, tmp_path / "again")
+    assert report.passed, report.to_dict()
+    assert {check.name for check in report.checks} >= {"schemes", "weights", "quality"}
+
+
+def test_another_lock_file_is_refused(run, tmp_path):
+    run()
+    path = tmp_path / "out" / PLAN_NAME
+    plan = load_plan(path)
+    assert plan.backend is not None
+    other = plan.backend.model_copy(update={"lock_sha256": "0" * 64})
+    save_plan(plan.model_copy(update={"backend": other}), path)
+    with pytest.raises(InputError, match="made with other versions in fake's environment"):
+        apply(path, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_what_was_not_asked_for_is_an_error(run):
+    with pytest.raises(VerificationError, match="asked for gptq-int4-g64-sym"):
+        run(scheme="gptq-int4-g64-sym")
+
+
+def test_a_failure_leaves_no_folder(fake_backend, random_llama_folder, tmp_path):
+    fake_backend(act="fail")
+    with pytest.raises(BackendError, match="fake failed: ValueError: the model is odd"):
+        run_backend(
+            "fake", random_llama_folder, "gptq-int4-g32-sym", tmp_path / "out", **SHORT, **TARGET
+        )
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_what_is_not_installed_is_said_before_any_work(random_llama_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVISOR_BACKENDS", str(tmp_path / "none"))
+    with pytest.raises(BackendError, match="Run: advisor backends install hqq"):
+        run_backend("hqq", random_llama_folder, "hqq-int4-g32-asym", tmp_path / "out")
+    with pytest.raises(BackendError, match="Run: advisor backends install hqq"):
+        tune(random_llama_folder, backends=["hqq"], output=tmp_path / "plan.yaml", **TARGET)
+
+
+@pytest.fixture
+def tuned(fake_backend, prepared, random_llama_folder, tmp_path):
+    def go(scheme, act="round"):
+        fake_backend(act=act, prepared=str(prepared(scheme)))
+        # Its one scheme that fits; 4 bits in groups of 32 or 64 are what ours have too.
+        return tune(
+            random_llama_folder,
+            budgets=Budgets.from_text(max_size="120kB"),
+            backends=["fake"],
+            output=tmp_path / "plan.yaml",
+            trials=2,
+            sequential=False,
+            context=64,
+            **SHORT,
+            **TARGET,
+        )
+
+    return go
+
+
+def test_it_is_a_finalist_and_loses_where_it_is_worse(tuned):
+    tuning = tuned("rtn-int4-g32-asym")
+    rows = tuning.to_dict()["finalists"]
+    theirs = [row for row in rows if row["backend"] == "fake"]
+    assert [row["name"] for row in theirs] == ["gptq-int4-g32-asym"], tuning.to_dict()
+    best = min(rows, key=lambda row: row["kl"]["value"])
+    assert best["backend"] is None
+    assert not theirs[0]["chosen"]
+    assert tuning.result.plan.backend is None
+    reasons = [row.reason for row in tuning.result.plan.runners_up]
+    assert sum("by fake" in reason for reason in reasons) == 1
+
+
+def test_a_failure_is_a_row_of_the_result(tuned):
+    document = tuned("rtn-int4-g32-asym", act="fail").to_dict()
+    assert [row["backend"] for row in document["backends_failed"]] == ["fake"]
+    assert "ValueError: the model is odd" in document["backends_failed"][0]["reason"]
+    assert all(row["backend"] is None for row in document["finalists"])
+
+
+def test_where_it_wins_its_plan_has_it_made_again(tuned, monkeypatch, tmp_path):
+    def theirs(finalists, goal):
+        return next((f for f in finalists if f.mixture.backend), finalists[0])
+
+    monkeypatch.setattr("advisor.search.run.choose", theirs)
+    tuning = tuned("rtn-int4-g32-asym")
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert plan == tuning.result.plan
+    assert plan.backend is not None
+    assert (plan.backend.name, plan.backend.scheme) == ("fake", "gptq-int4-g32-asym")
+    assert plan.settings == {}
+    assert plan.calibration is not None
+    result = apply(tmp_path / "plan.yaml", tmp_path / "made")
+    assert result.size_bytes == plan.expected.size_bytes
+    report = verify(tmp_path / "plan.yaml", tmp_path / "made")
+    assert report.passed, report.to_dict()
+
+
+def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path):
+    first = tuned("rtn-int4-g32-asym").to_dict()
+    kept = list((tmp_path / "plan.yaml.search" / "backends").iterdir())
+    assert [path.name.partition("-")[0] for path in kept] == ["fake"]
+    (kept[0] / "marked").touch()
+    again = tune(
+        first["plan"]["model"]["id"], budgets=Budgets.from_text(max_size="120kB"),
+        backends=["fake"], output=tmp_path / "plan.yaml", trials=2, sequential=False, context=64,
+        **SHORT, **TARGET,
+    ).to_dict()  # fmt: skip
+    assert (kept[0] / "marked").exists()
+    assert again["finalists"] == first["finalists"]
