@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Protocol, cast
 
 from advisor.errors import InputError, did_you_mean
-from advisor.methods.input_scales import with_input_scale
 from advisor.schemes import METHODS, Scheme
 
 if TYPE_CHECKING:
@@ -93,6 +92,17 @@ def _implementation(scheme: Scheme) -> Method:
     return get_method(scheme.method)
 
 
+def _with_inputs(
+    weight: QuantizedWeight, statistics: LayerStatistics | None, settings: QuantizationSettings
+) -> QuantizedWeight:
+    """Return a weight with the scale of its inputs, where they are rounded with a fixed one."""
+    if not weight.scheme.static_activation:
+        return weight
+    # Advice asks this module for names alone, and needs no torch for them.
+    scales = importlib.import_module("advisor.methods.input_scales")
+    return cast("QuantizedWeight", scales.with_input_scale(weight, statistics, settings))
+
+
 def quantize(
     weight: Tensor,
     statistics: LayerStatistics | None,
@@ -108,7 +118,7 @@ def quantize(
         InputError: The method, the weight or the statistics cannot be used.
     """
     found = _implementation(scheme).quantize(weight, statistics, scheme, settings)
-    return with_input_scale(found, statistics, settings) if scheme.static_activation else found
+    return _with_inputs(found, statistics, settings)
 
 
 def quantize_many(
@@ -143,7 +153,4 @@ def quantize_many(
         else:
             results = [method.quantize(weight, statistics, scheme, settings) for scheme in members]
         done.update(zip(members, results, strict=True))
-    for scheme, found in done.items():
-        if scheme.static_activation:
-            done[scheme] = with_input_scale(found, statistics, settings)
-    return [done[scheme] for scheme in schemes]
+    return [_with_inputs(done[scheme], statistics, settings) for scheme in schemes]

@@ -286,7 +286,8 @@ def rotated(rotation: Rotation, linear: LinearSpec, statistics: LayerStatistics)
     """Return a linear's statistics in the rotated model.
 
     Magnitudes of single channels do not follow from sums; they are those of a normal distribution
-    of the same variance, which what a rotation spreads comes close to.
+    of the same (weighted) variance, which what a rotation spreads comes close to: within a factor
+    of two. Only calibrated scales of quantized inputs depend on them.
     """
     moment = rotation.second_moment(linear, statistics.second_moment)
     if moment is statistics.second_moment:

@@ -99,7 +99,7 @@ def test_statistics_are_those_of_a_pass_over_the_rotated_model(loaded, folder, t
             turned = linear.name.endswith(("o_proj", "down_proj")) == (name == "gradient_moment")
             assert (moved > 0.1) == turned, (linear.name, name)
         ratio = ours.absolute_sum.double() / theirs.absolute_sum.double()
-        assert 0.7 < float(ratio.min()) < float(ratio.max()) < 1.4, linear.name
+        assert 0.5 < float(ratio.min()) < float(ratio.max()) < 2.0, linear.name
 
 
 def test_a_diagonal_gradient_keeps_its_trace(loaded):
@@ -147,7 +147,10 @@ def test_sequential_codes_see_the_rotated_prefix(loaded, tmp_path):
     rotation = Rotation(loaded.model, 3)
     store = open_store(loaded, SEQUENCES, root=tmp_path)
     collect_statistics(loaded, SEQUENCES, store)
-    prefix = QuantizedPrefix(loaded, TOKENS, tmp_path, ROTATED, rotation=rotation)
+    prefix = QuantizedPrefix(
+        loaded, TOKENS, tmp_path, ROTATED,
+        lambda linear: store.weights(linear).reshape(TOKENS.shape), rotation,
+    )  # fmt: skip
     for linear in loaded.linears:
         inputs = prefix.inputs(linear, {})
         closed = rotated(rotation, linear, store.layer(linear)).second_moment
