@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _SYMMETRIC_STEPS = range(-9, 10)
 _SYMMETRIC_STEP = 0.1
-_AFFINE_STEPS = 47
-_AFFINE_LOW, _AFFINE_STEP = -0.9, 0.05
+_AFFINE_STEPS = 20
+_AFFINE_LOW, _AFFINE_STEP = -0.9, 0.1
 """llama.cpp tries the largest magnitude (or the span) as code ``levels + step``."""
 
 

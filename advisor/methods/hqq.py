@@ -38,7 +38,7 @@ def quantize(
 
     The scale is that of the group's range. The zero point lowers the sum of |W - Q|^p, p = 0.7,
     by alternating between a shrinkage of the errors and a mean; of all iterates each group keeps
-    the one of least squared error, which is what a change of the outputs grows with.
+    the one of least squared error.
 
     The zero point is what HQQ optimises, and it is not an integer: rounded to one (as gptq, awq
     and compressed-tensors store it) every point of the grid is a multiple of the scale again, and
@@ -60,10 +60,11 @@ def quantize(
     (2023), section "Half-quadratic solver" and the authors' library, ``core/optimize.py``.
 
     Differs from the library: every group keeps its own best iterate (there the mean |W - Q| of the
-    whole weight stops all groups at once; judging each group by that mean instead of its square
-    gave 1.03 times the library's error of outputs for int4 g64 on 12 linears of SmolLM2-135M);
-    scales and zero points are rounded as stored before codes are chosen; ranges below 1e-4 keep
-    their scale.
+    whole weight stops all groups at once); scales and zero points are rounded as stored before
+    codes are chosen; ranges below 1e-4 keep their scale. The squared error of weights is not above
+    the library's; that of outputs, which a method without inputs does not see, was 0.99, 0.99,
+    1.03 and 0.65 times the library's for int2, int3, int4 and int8 g64 (12 linears of
+    SmolLM2-135M, geometric means).
     """
     del statistics
     _check(scheme)

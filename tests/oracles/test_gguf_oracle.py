@@ -80,8 +80,8 @@ def _loop_fit(x, w, name):
     if kind.has_minimum:
         low = min(x.min(), 0.0) if kind.scale_levels else x.min()
         span = max(x.max() - low, 1e-12)
-        for step in range(-1, 47):
-            codes = grid[-1] if step < 0 else grid[-1] - 0.9 + 0.05 * step
+        for step in range(-1, 20):
+            codes = grid[-1] if step < 0 else grid[-1] - 0.9 + 0.1 * step
             q = np.clip(np.round((x - low) * codes / span), 0, grid[-1])
             design = np.stack([q, -np.ones_like(q)], 1)
             solution, *_ = np.linalg.lstsq(design * np.sqrt(w)[:, None], x * np.sqrt(w), rcond=None)
