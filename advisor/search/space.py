@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 Choice = str | int | float | bool | None
-_DAMPINGS = (0.003, 0.01, 0.03, 0.1)
+_DAMPINGS = (0.01, 0.05, 0.15)
+_USUAL_DAMPING = 0.05
+"""Weighted moments stand for fewer tokens: on SmolLM2-135M (int4 g32 asym with descent) a damping
+of 0.01, 0.05 and 0.15 gave a KL of 0.0436, 0.0415 and 0.0409; the libraries' default is 0.01."""
 _MOST_UNIFORM_PRIORS = 4
 
 
@@ -138,9 +141,9 @@ def suggest(trial: Suggester, space: Space) -> Proposal:
     method = str(_choose(trial, "method", space.methods))
     symmetric = bool(_choose(trial, "symmetric", tuple(space.storages)))
     clip = str(_choose(trial, "clip", space.clips))
-    damping, ordered, static = 0.01, False, False
+    damping, ordered, static = _USUAL_DAMPING, False, False
     if method in ("gptq", BEST):
-        damping = float(_choose(trial, "damping", space.dampings) or 0.01)
+        damping = float(_choose(trial, "damping", space.dampings) or _USUAL_DAMPING)
         if space.ordered:
             ordered = bool(_choose(trial, "activation_order", (False, True)))
         if not ordered:
@@ -210,7 +213,9 @@ def priors(space: Space) -> list[Proposal]:
         for symmetric in grids if method == "gptq" else grids[:1]:
             samples = None if method == "rtn" else everything
             static = method in ("gptq", BEST)
-            families.append(Family(method, symmetric, "none", 0.01, False, static, samples))
+            families.append(
+                Family(method, symmetric, "none", _USUAL_DAMPING, False, static, samples)
+            )
     usual = tuple(families)
     gptq = next((family for family in families if family.method == "gptq"), None)
     if gptq is not None:
