@@ -16,6 +16,9 @@ WEIGHT_METHODS: tuple[str, ...] = ("rtn", "gptq", "awq")
 """Methods that choose integer codes for the same storage: any of them may fill one module."""
 ROTATABLE: tuple[str, ...] = ("rtn", "gptq")
 """Methods that a rotation goes with: it spreads what AWQ's scales would single out."""
+USUAL_DAMPING = 0.05
+"""Weighted moments stand for fewer tokens: on SmolLM2-135M (int4 g32 asym with descent) a damping
+of 0.01, 0.05 and 0.15 gave a KL of 0.0436, 0.0415 and 0.0409; the libraries' default is 0.01."""
 BEST = "best"
 """Family whose modules each take the method of least score."""
 
@@ -42,7 +45,7 @@ class Family:
     method: str
     symmetric: bool = True
     clip: str = "none"
-    damping: float = 0.01
+    damping: float = USUAL_DAMPING
     activation_order: bool = False
     static_groups: bool = False
     samples: int | None = None

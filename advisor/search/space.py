@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from advisor.search.families import BEST, ROTATABLE, WEIGHT_METHODS, Family, is_searchable
+from advisor.search.families import (
+    BEST,
+    ROTATABLE,
+    USUAL_DAMPING,
+    WEIGHT_METHODS,
+    Family,
+    is_searchable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,9 +21,6 @@ if TYPE_CHECKING:
 
 Choice = str | int | float | bool | None
 _DAMPINGS = (0.01, 0.05, 0.15)
-_USUAL_DAMPING = 0.05
-"""Weighted moments stand for fewer tokens: on SmolLM2-135M (int4 g32 asym with descent) a damping
-of 0.01, 0.05 and 0.15 gave a KL of 0.0436, 0.0415 and 0.0409; the libraries' default is 0.01."""
 _MOST_UNIFORM_PRIORS = 4
 
 
@@ -141,9 +145,9 @@ def suggest(trial: Suggester, space: Space) -> Proposal:
     method = str(_choose(trial, "method", space.methods))
     symmetric = bool(_choose(trial, "symmetric", tuple(space.storages)))
     clip = str(_choose(trial, "clip", space.clips))
-    damping, ordered, static = _USUAL_DAMPING, False, False
+    damping, ordered, static = USUAL_DAMPING, False, False
     if method in ("gptq", BEST):
-        damping = float(_choose(trial, "damping", space.dampings) or _USUAL_DAMPING)
+        damping = float(_choose(trial, "damping", space.dampings) or USUAL_DAMPING)
         if space.ordered:
             ordered = bool(_choose(trial, "activation_order", (False, True)))
         if not ordered:
@@ -214,7 +218,7 @@ def priors(space: Space) -> list[Proposal]:
             samples = None if method == "rtn" else everything
             static = method in ("gptq", BEST)
             families.append(
-                Family(method, symmetric, "none", _USUAL_DAMPING, False, static, samples)
+                Family(method, symmetric, "none", USUAL_DAMPING, False, static, samples)
             )
     usual = tuple(families)
     gptq = next((family for family in families if family.method == "gptq"), None)
