@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 HADAMARD = "hadamard"
 NONE = "none"
 ROTATIONS = (NONE, HADAMARD)
-_SMALLEST_SHARE = 1e-4
+_SMALLEST_SHARE = 1e-8
 """Of the largest norm weight, below which a channel cannot be read back from the statistics."""
 
 
