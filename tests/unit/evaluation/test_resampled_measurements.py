@@ -138,8 +138,8 @@ def test_holm_by_hand():
     def at(p_value):
         return lambda share: p_value <= 0.05 * share
 
-    # 0.001 <= .05/4, 0.012 <= .05/3, 0.03 > .05/2: the last two are left at a half.
-    shares = holm([at(0.03), at(0.001), at(0.2), at(0.012)])
+    # 0.001 <= .05/4, 0.016 <= .05/3, 0.03 > .05/2: the last two are left at a half.
+    shares = holm([at(0.03), at(0.001), at(0.2), at(0.016)])
     assert shares == [1 / 2, 1 / 4, 1 / 2, 1 / 3]
     assert holm([at(0.02)]) == [1.0]
     assert holm([]) == []
