@@ -46,7 +46,8 @@ table.cards td[data-label]::before{content:attr(data-label) ": ";color:var(--sof
 table.cards td:empty{display:none}}
 @media(min-width:40.01rem){table.cards td:first-child code{white-space:nowrap}}
 @media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}
-svg,tr,.figures div{break-inside:avoid}.wide,.plot{overflow:visible}.plot svg{max-height:9cm}:root{--ink:#000;--soft:#444;--line:#bbb;--strong:#0b4fa0;--back:#fff}
+svg,tr,.figures div{break-inside:avoid}.wide,.plot{overflow:visible}.plot svg{max-height:9cm}
+:root{--ink:#000;--soft:#444;--line:#bbb;--strong:#0b4fa0;--back:#fff}
 *{print-color-adjust:exact}}
 """
 
