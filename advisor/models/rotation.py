@@ -19,10 +19,10 @@ evaluation tokens of the built-in text; seed 0), KL in nats per token, plain and
     GPTQ int4 g32 symmetric, static groups    0.122 [0.108, 0.135]    0.086 [0.073, 0.100]
     rounding, int4 g64 symmetric              0.501 [0.453, 0.549]    0.942 [0.861, 1.024]
 
-So it may lower GPTQ's error by three tenths, and it may double that of rounding, which loses that the
-channels that matter were few: it is one option of a search that scores and measures it. Untying
-this model's head would cost 56.6 MB beside some 113 MB of everything else, for which a mixture
-buys far more: hence tied heads are refused.
+So it may lower GPTQ's error by three tenths, and it may double that of rounding, which loses that
+the channels that matter were few: it is one option of a search that scores and measures it.
+Untying this model's head would cost 56.6 MB beside some 113 MB of everything else, for which a
+mixture buys far more: hence tied heads are refused.
 
 Reference: QuaRot, arXiv:2404.00456, section 4 (stage 1a); SpinQuant, arXiv:2405.16406 (R1);
 SliceGPT, arXiv:2401.15024, theorem 1 (invariance). Differs from them: no rotation is applied at
