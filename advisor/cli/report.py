@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,10 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path(
         "report.html"
     ),
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", metavar="FOLDER", help="Also write every plot as a PNG file here."),
+    ] = None,
     json: opt.Json = False,
     verbose: opt.Verbose = False,
     debug: opt.Debug = False,
@@ -25,5 +29,10 @@ def command(
     """Write one self-contained HTML page: the answer, why, what lost, and every hash."""
     from advisor import workflows
 
-    result = workflows.report(plan, out)
-    output.show(result.to_dict(), lambda console, document: console.print(document["output"]))
+    result = workflows.report(plan, out, png=png)
+    output.show(result.to_dict(), _render)
+
+
+def _render(console: Any, document: dict[str, Any]) -> None:
+    for path in (document["output"], *document["images"]):
+        console.print(path, soft_wrap=True)

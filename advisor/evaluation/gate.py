@@ -10,7 +10,7 @@ from advisor.errors import InputError
 from advisor.evaluation.intervals import CONFIDENCE, guarded_interval, t_quantile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -38,11 +38,18 @@ class Decision:
     more_sequences: int | None = None
 
 
+_ERROR = 0.01
+"""On the side of a false accept: of the first look, and again of all later ones."""
+
+
 def look_confidence(look: int, looks: int) -> float:
     """Return the confidence of one look at a measurement that grows until it decides.
 
-    The first look takes the usual 95% (2.5% on the side of a false accept); the later ones share
-    another 2.5%, so that all together accept a candidate exactly at its budget in at most 5%.
+    The first look takes 98% (1% on the side of a false accept), the later ones share another 1%; a
+    single look takes both. That is stricter than the 5% promised, as the KL of real sequences is
+    more skewed than the interval corrects for: of 302 measured sequences of the small trained
+    model, drawn anew, eight candidates exactly at their budget were accepted in 6.9% when 2.5%
+    and 2.5% were spent over looks at 32 to 256 sequences, in 4.9% with 1.5% and 1.5%.
 
     Args:
         look: Number of this look, from 1.
@@ -53,7 +60,38 @@ def look_confidence(look: int, looks: int) -> float:
     """
     if not 1 <= look <= looks:
         raise InputError(f"a look must be between 1 and {looks}, but got {look}.")
-    return CONFIDENCE if look == 1 else 1.0 - (1.0 - CONFIDENCE) / (looks - 1)
+    if looks == 1:
+        return 1.0 - 4 * _ERROR
+    return 1.0 - 2 * _ERROR if look == 1 else 1.0 - 2 * _ERROR / (looks - 1)
+
+
+def holm(passes_at: Sequence[Callable[[float], bool]]) -> list[float]:
+    """Return at what share of its error each of several candidates is to be decided.
+
+    One search gates several candidates and answers with one that passed. Were each accepted
+    falsely in 5% of measurements, an answer would be wrong more often. Holm's procedure keeps the
+    chance that any is accepted falsely at that of one: with ``n`` candidates not yet accepted,
+    each is decided at a share 1/n of the error, and whoever passes leaves the others a larger
+    share. Sure passes therefore cost the close ones nothing.
+
+    Args:
+        passes_at: For each candidate, whether it passes at a share of the error, in (0, 1].
+
+    Returns:
+        Shares, in the candidates' order: of those that pass, the share at which they did.
+
+    Reference:
+        Holm, A simple sequentially rejective multiple test procedure (1979).
+    """
+    shares: dict[int, float] = {}
+    while len(shares) < len(passes_at):
+        share = 1.0 / (len(passes_at) - len(shares))
+        left = [place for place in range(len(passes_at)) if place not in shares]
+        accepted = [place for place in left if passes_at[place](share)]
+        if not accepted:
+            return [shares.get(place, share) for place in range(len(passes_at))]
+        shares |= dict.fromkeys(accepted, share)
+    return [shares[place] for place in range(len(passes_at))]
 
 
 def decide(

@@ -12,6 +12,18 @@ gradients of what writes into the stream become Rᵀ g, so G becomes Rᵀ G R.
 Head and embedding differ after rotation, as the final norm's weight is folded into the head
 alone. A model with a tied head would have to store both; it is refused, with what that costs.
 
+Measured on SmolLM2-135M (re-parameterised, its head untied for this; 32×256 calibration and 16×128
+evaluation tokens of the built-in text; seed 0), KL in nats per token, plain and rotated:
+
+    GPTQ int4 g64 symmetric, static groups    0.155 [0.138, 0.171]    0.109 [0.094, 0.123]
+    GPTQ int4 g32 symmetric, static groups    0.122 [0.108, 0.135]    0.086 [0.073, 0.100]
+    rounding, int4 g64 symmetric              0.501 [0.453, 0.549]    0.942 [0.861, 1.024]
+
+So it may lower GPTQ's error by three tenths, and it may double that of rounding, which loses that
+the channels that matter were few: it is one option of a search that scores and measures it.
+Untying this model's head would cost 56.6 MB beside some 113 MB of everything else, for which a
+mixture buys far more: hence tied heads are refused.
+
 Reference: QuaRot, arXiv:2404.00456, section 4 (stage 1a); SpinQuant, arXiv:2405.16406 (R1);
 SliceGPT, arXiv:2401.15024, theorem 1 (invariance). Differs from them: no rotation is applied at
 run time, and where the width has no Hadamard matrix of order 2^k the odd factor's is replaced by a
@@ -40,7 +52,7 @@ if TYPE_CHECKING:
 HADAMARD = "hadamard"
 NONE = "none"
 ROTATIONS = (NONE, HADAMARD)
-_SMALLEST_SHARE = 1e-4
+_SMALLEST_SHARE = 1e-8
 """Of the largest norm weight, below which a channel cannot be read back from the statistics."""
 
 

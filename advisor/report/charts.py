@@ -121,7 +121,20 @@ def bits_map(bits: Mapping[str, float]) -> str:
                 f'<text class="small" x="{middle}" y="{bottom + 12}" '
                 f'text-anchor="middle">{block}</text>'
             )
-    return draw_svg("".join(parts), "Bits per module", height=bottom + 20)
+    parts.append(_legend(sorted(set(cells.values())), bottom + 22))
+    return draw_svg("".join(parts), "Bits per module", height=bottom + 44)
+
+
+def _legend(values: Sequence[float], top: float) -> str:
+    """Return a swatch with its number for every bit width of the map."""
+    parts = []
+    for place, bits in enumerate(values):
+        left = 146 + 74 * place
+        parts.append(
+            f'<rect x="{left}" y="{top}" width="14" height="14" fill="{_shade(bits)}"/>'
+            f'<text class="small" x="{left + 19}" y="{top + 11}">{bits:g} bits</text>'
+        )
+    return "".join(parts)
 
 
 def _shade(bits: float) -> str:
@@ -136,8 +149,8 @@ def _labels(marks: list[tuple[float, float, Point]]) -> list[str]:
     parts = []
     for left, top, point in sorted(marks, key=lambda mark: mark[1]):
         at = top - 8
-        while any(abs(at - other) < 13 and abs(left - x) < 170 for x, other in taken):
-            at += 13
+        while any(abs(at - other) < 15 and abs(left - x) < 170 for x, other in taken):
+            at += 15
         taken.append((left, at))
         end = left > WIDTH * 0.62
         anchor, shift = ("end", -8) if end else ("start", 8)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from advisor.plan.schema import Interval, Plan
 
-_STYLE = """
+STYLE = """
 :root{--ink:#15202b;--soft:#5b6b7a;--line:#d8e0e7;--strong:#0b63c5;--back:#fff}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#93a4b3;--line:#2c3a47;
 --strong:#6cb0ff;--back:#0f1720}}
@@ -23,11 +23,12 @@ _STYLE = """
 background:var(--back);max-width:52rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.6rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
 .lead{font-size:1.05rem}.soft{color:var(--soft)}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.8rem;
+.figures{display:grid;grid-template-columns:repeat(3,1fr);gap:.7rem;
 margin:1rem 0}
 .figures div{border:1px solid var(--line);border-radius:8px;padding:.6rem .8rem}
 .figures b{display:block;font-size:1.25rem}.figures small{color:var(--soft)}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
+.wide,.plot{overflow-x:auto}.plot svg{display:block}
+table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft)}code{font-size:.85em;overflow-wrap:anywhere}
 svg{width:100%;height:auto;font:12px system-ui,sans-serif}
@@ -37,7 +38,17 @@ svg text{fill:var(--ink)}svg .small{fill:var(--soft);font-size:11px}svg .cell{fo
 svg .line{stroke:var(--strong);stroke-width:2;fill:none}
 svg .point{fill:var(--soft)}svg .chosen{fill:var(--strong)}svg .label{font-size:11px}
 svg .strong{fill:var(--strong);font-weight:600}
-@media print{body{max-width:none;padding:0}h2{break-after:avoid}svg,table{break-inside:avoid}}
+@media(max-width:40rem){.figures{grid-template-columns:repeat(2,1fr)}
+svg .small,svg .label{font-size:16px}table.cards tr{display:block;padding:.5rem 0;
+border-bottom:1px solid var(--line)}table.cards tr:first-child{display:none}
+table.cards td{display:block;border:0;padding:.1rem 0}
+table.cards td[data-label]::before{content:attr(data-label) ": ";color:var(--soft)}
+table.cards td:empty{display:none}}
+@media(min-width:40.01rem){table.cards td:first-child code{white-space:nowrap}}
+@media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}
+svg,tr,.figures div{break-inside:avoid}.wide,.plot{overflow:visible}.plot svg{max-height:9cm}
+:root{--ink:#000;--soft:#444;--line:#bbb;--strong:#0b4fa0;--back:#fff}
+*{print-color-adjust:exact}}
 """
 
 
@@ -60,10 +71,7 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{_answer(plan)}</p>',
         _figures(plan),
-        _chart("Loss against size", _frontier(plan)),
-        _chart("Bits per module", bits_map(_bits(plan, modules))),
-        _chart("Predicted and measured", scores_against_measured(_scored(plan))),
-        _chart("Trials", _trials(plan)),
+        *(_chart(title, svg) for title, svg in render_plots(plan, modules).items()),
         _apart(plan),
         _candidates(plan),
         _section("Kernel", [("engine", plan.engine.name), *_kernel(plan)]),
@@ -73,9 +81,25 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
+
+
+def render_plots(plan: Plan, modules: Sequence[str] = ()) -> dict[str, str]:
+    """Return the page's plots as SVG by title; those that have something to show.
+
+    Args:
+        plan: What to show.
+        modules: Every quantizable module.
+    """
+    plots = {
+        "Loss against size": _frontier(plan),
+        "Bits per module": bits_map(_bits(plan, modules)),
+        "Predicted and measured": scores_against_measured(_scored(plan)),
+        "Trials": _trials(plan),
+    }
+    return {title: svg for title, svg in plots.items() if svg}
 
 
 def _answer(plan: Plan) -> str:
@@ -261,13 +285,23 @@ def _section(title: str, rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _chart(title: str, svg: str) -> str:
-    return f"<h2>{title}</h2>{svg}" if svg else ""
+    return f'<h2>{title}</h2><div class="plot">{svg}</div>' if svg else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; with a head, its rows become cards with labels on a narrow screen."""
+    if not head:
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        return f'<div class="wide"><table>{body}</table></div>'
     top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>{f"<tr>{top}</tr>" if top else ""}{body}</table></div>'
+    labels = ["", *(f' data-label="{escape(cell)}"' for cell in head[1:])]
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{label}>{cell}</td>" for label, cell in zip(labels, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table class="cards"><tr>{top}</tr>{body}</table></div>'
 
 
 def _size(value: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from advisor.evaluation.intervals import mean_interval
+from advisor.evaluation.intervals import CONFIDENCE, mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +34,7 @@ class Finalist:
         slices: Per-sequence results on further texts, by name.
         task: Scores on the benchmark of an accuracy budget.
         looks: How often its text was made longer until it decides, the first time included.
+        confidence: Of the intervals that decided: the more candidates there are, the wider.
         planned: Where the measurement was ended early, the sequences that it was to take; the
             candidate is never the answer then.
     """
@@ -44,6 +45,7 @@ class Finalist:
     slices: Mapping[str, Measurement] = field(default_factory=dict)
     task: TaskMeasurement | None = None
     looks: int = 1
+    confidence: float = CONFIDENCE
     planned: int | None = None
 
     @property
@@ -64,12 +66,15 @@ class Finalist:
     @property
     def loss_high(self) -> float:
         """Upper end of the loss on the text where it is highest."""
-        return max(self._high(text, text.loss) for text in self._texts)
+        return max(self._high(text, text.loss_interval(self.confidence)) for text in self._texts)
 
     @property
     def kl_high(self) -> float:
         """Upper end of the KL on the text where it is highest."""
-        return max(self._high(text, text.kl) for text in self._texts)
+        return max(
+            self._high(text, mean_interval(text.sequence_kl, self.confidence))
+            for text in self._texts
+        )
 
     @property
     def _texts(self) -> tuple[Measurement, ...]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from advisor.budgets import Budgets
-from advisor.evaluation.gate import Decision, decide, look_confidence
+from advisor.evaluation.gate import Decision, decide, holm, look_confidence
 from advisor.evaluation.measure import Measurement, measure
 from advisor.evaluation.reference import Reference
 from advisor.evaluation.runtime import quantized_model
 from advisor.evaluation.tasks import TaskMeasurement
 from advisor.plan.hashing import sha256_json
-from advisor.search.finalists import Finalist
+from advisor.search.finalists import Finalist, excess_bytes
+from advisor.search.on_demand import OnDemand
 from advisor.search.pruning import Watch
 from advisor.search.realise import Realised, realise
 from advisor.search.records import Records, read_scores, write_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
@@ -158,9 +160,10 @@ class Measurer:
             finalist = replace(
                 finalist, planned=ended.planned, decision=Decision("stopped", ended.reason)
             )
-        if all(_codes(mixture) != _codes(other.mixture) for other in self.finalists):
-            self.finalists.append(finalist)
-        return finalist
+        if any(_codes(mixture) == _codes(other.mixture) for other in self.finalists):
+            return finalist
+        self.finalists.append(finalist)
+        return self._decide_all(len(self.finalists) - 1)
 
     def complete(
         self, finalist: Finalist, progress: Callable[[int, int], None] | None = None
@@ -168,8 +171,9 @@ class Measurer:
         """Return a finalist whose measurement was ended early, now measured in full."""
         found, task = self._look(finalist.mixture, 1, progress)
         whole = self._finalist(finalist.mixture, found, task, 1)
-        self.finalists[self.finalists.index(finalist)] = whole
-        return whole
+        place = self.finalists.index(finalist)
+        self.finalists[place] = whole
+        return self._decide_all(place)
 
     def left(self, finalist: Finalist) -> int:
         """Return how many sequences of the main text a finalist was not measured on yet."""
@@ -191,8 +195,37 @@ class Measurer:
             for name, known in texts.items()
         }
         grown = self._finalist(finalist.mixture, joined, finalist.task, look)
-        self.finalists[self.finalists.index(finalist)] = grown
-        return grown
+        place = self.finalists.index(finalist)
+        self.finalists[place] = grown
+        return self._decide_all(place)
+
+    def _decide_all(self, place: int) -> Finalist:
+        """Decide all candidates that may be the answer, as so many as they are; return one.
+
+        Candidates over the size budget, or whose measurement ended early, are no answers.
+        """
+        gated = [
+            index
+            for index, f in enumerate(self.finalists)
+            if f.in_full and not excess_bytes(f.mixture, self._goal)
+        ]
+        shares = holm([partial(self._passes, self.finalists[index]) for index in gated])
+        for index, share in zip(gated, shares, strict=True):
+            self.finalists[index] = self._decided(self.finalists[index], share)
+        return self.finalists[place]
+
+    def _passes(self, finalist: Finalist, share: float) -> bool:
+        return self._decided(finalist, share).passes
+
+    def _decided(self, finalist: Finalist, share: float) -> Finalist:
+        """Return a finalist decided at a share of the error."""
+        looked = look_confidence(finalist.looks, self.judges.looks)
+        confidence = 1.0 - (1.0 - looked) * share
+        decision = decide(
+            finalist.measurement, self._budgets, slices=finalist.slices, task=finalist.task,
+            confidence=confidence,
+        )  # fmt: skip
+        return replace(finalist, decision=decision, confidence=confidence)
 
     def _finalist(
         self,
@@ -222,7 +255,7 @@ class Measurer:
         found: dict[str, Measurement] = {}
         benchmark = self.judges.benchmark if look == 1 else None
         scores: NDArray[np.float64] | None = None
-        with _OnDemand(lambda: self._quantized(mixture)) as model:
+        with OnDemand(lambda: self._quantized(mixture)) as model:
             for name, text in self.judges.texts.items():
                 if (part := self.judges.part(text, look)) is None:
                     continue
@@ -282,20 +315,3 @@ class Measurer:
 def _codes(mixture: Mixture) -> tuple[object, ...]:
     """Return what tells a finalist from another; one of each is enough."""
     return mixture.assignment, mixture.family.sequential, mixture.backend
-
-
-class _OnDemand(ExitStack):
-    """A context that is entered when first asked for: what is all on disk needs no codes."""
-
-    def __init__(self, make: Callable[[], AbstractContextManager[nn.Module]]) -> None:
-        super().__init__()
-        self._make = make
-        self._model: nn.Module | None = None
-
-    def __enter__(self) -> Any:
-        return super().__enter__() and self._get
-
-    def _get(self) -> nn.Module:
-        if self._model is None:
-            self._model = self.enter_context(self._make())
-        return self._model
