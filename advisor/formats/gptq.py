@@ -33,6 +33,12 @@ from advisor.formats.base import (
     group_size_of,
     is_consecutive,
 )
+from advisor.formats.gptq_versions import (
+    stored_zero_points,
+    true_zero_points,
+    version_for,
+    zeros_in_words,
+)
 from advisor.numerics.packing import (
     pack_gptq,
     pack_gptq_zeros,
@@ -107,13 +113,9 @@ def quantization_config(
         dynamic[f"+:{_pattern(others[key])}"] = dict(key)
     if kept := [name for name in unquantized if name.rpartition(".")[2] != "lm_head"]:
         dynamic[f"-:{_pattern(kept)}"] = {}
-    v2 = any(
-        weight.zero_points is not None and bool((weight.zero_points == 0).any())
-        for weight in weights.values()
-    )
     config: dict[str, Any] = {
         **default,
-        "checkpoint_format": "gptq_v2" if v2 else "gptq",
+        "checkpoint_format": version_for(weights.values()),
         "damp_percent": 0.01,
         "lm_head": False,
         "pack_dtype": "int32",
@@ -169,8 +171,7 @@ def pack(
     zero_points = weight.zero_points
     if zero_points is None:
         zero_points = torch.full_like(weight.scales, 2 ** (bits - 1), dtype=torch.uint8)
-    if config["checkpoint_format"] == "gptq":
-        zero_points = zero_points - 1
+    zero_points = stored_zero_points(zero_points, config)
     index = weight.group_index
     if index is None:
         index = torch.arange(in_features) // (in_features // groups)
@@ -277,11 +278,11 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
     zero_points: Tensor | None = unpack_gptq_zeros(
         stored.load(f"{name}.qzeros"), bits, out_features
     )
-    if zero_points is not None and config.get("checkpoint_format", "gptq") == "gptq":
-        zero_points = (zero_points + 1) & (2**bits - 1)
+    if zero_points is not None:
+        zero_points = true_zero_points(zero_points, bits, config)
     if scheme.symmetric:
         if zero_points is not None and bool((zero_points != 2 ** (bits - 1)).any()):
-            raise VerificationError(f"{name}: {_zeros_in_words(zero_points, bits, config)}")
+            raise VerificationError(f"{name}: {zeros_in_words(zero_points, bits, config)}")
         zero_points = None
     index = None
     if f"{name}.g_idx" in stored.headers:
@@ -300,21 +301,3 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
             f"{name}: config.json says desc_act=false, but g_idx is not consecutive."
         )
     return replace(weight, group_index=None)
-
-
-def _zeros_in_words(zero_points: Tensor, bits: int, config: Mapping[str, Any]) -> str:
-    """Say what is wrong with the zero points of a module that should be symmetric."""
-    middle = 2 ** (bits - 1)
-    said = config.get("checkpoint_format", "gptq (by default)")
-    text = f"config.json says sym, but qzeros are not all {middle}"
-    if bool((zero_points == middle + 1).all()):
-        return (
-            f"{text}: each is one too high. They are stored as in gptq_v2, config.json says "
-            f"checkpoint_format {said}."
-        )
-    if bool((zero_points == middle - 1).all()):
-        return (
-            f"{text}: each is one too low. They are stored as in gptq (v1, minus one), config.json "
-            f"says checkpoint_format {said}."
-        )
-    return f"{text}."

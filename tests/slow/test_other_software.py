@@ -95,9 +95,11 @@ def test_vllm(model_folder, tmp_path, ask, name, choose, record_property):
     difference = torch.cat(differences)
     record_property("mean nats", float(difference.mean()))
     record_property("largest nats", float(difference.max()))
-    # The 16-bit model itself differs by 0.015 between two bf16 implementations; with int8
-    # activations a last bit may flip a code, so two exact simulations differ by several times that.
-    limit = 0.1 if any(w.scheme.activation for w in weights.values()) else 0.03
+    # The 16-bit model itself differs by 0.015 between two bf16 implementations; with rounded
+    # activations a last bit may flip a code, so two exact simulations differ by several times that:
+    # a step of int8 is 1/127 of the largest input, one of E4M3 is 1/8 of the input itself.
+    rounded = {w.scheme.activation for w in weights.values()}
+    limit = 0.2 if "fp8" in rounded else 0.1 if "int8" in rounded else 0.03
     assert difference.mean() < limit, (difference.mean(), difference.max())
 
 
