@@ -33,6 +33,7 @@ from advisor.formats.base import (
     group_size_of,
     is_consecutive,
 )
+from advisor.formats.layouts import HEADS, expert_paths
 from advisor.numerics.packing import (
     pack_gptq,
     pack_gptq_zeros,
@@ -105,7 +106,7 @@ def quantization_config(
             others.setdefault(tuple(sorted(rule.items())), []).append(name)
     for key in sorted(others):
         dynamic[f"+:{_pattern(others[key])}"] = dict(key)
-    if kept := [name for name in unquantized if name.rpartition(".")[2] != "lm_head"]:
+    if kept := [name for name in unquantized if name.rpartition(".")[2] not in HEADS]:
         dynamic[f"-:{_pattern(kept)}"] = {}
     v2 = any(
         weight.zero_points is not None and bool((weight.zero_points == 0).any())
@@ -138,14 +139,18 @@ def _rule(weight: QuantizedWeight) -> dict[str, Any]:
 
 def _pattern(names: Sequence[str]) -> str:
     """Return an expression that matches these modules, also under their fused names."""
-    matched = set(names)
+    others, paths = expert_paths(names)
+    matched = set(others)
     parents: dict[str, set[str]] = {}
-    for name in names:
+    for name in others:
         parent, _, leaf = name.rpartition(".")
         parents.setdefault(parent, set()).add(leaf)
     for parent, leaves in parents.items():
         matched.update(f"{parent}.{alias}" for alias, parts in FUSED_ALIASES if parts <= leaves)
-    return f"(?:{'|'.join(re.escape(name) for name in sorted(matched))})$"
+    patterns = [re.escape(name) for name in sorted(matched)]
+    # vLLM asks for the experts of a layer by their common path, gptqmodel for each of them.
+    patterns += [rf"{re.escape(path)}(?:\.\d+\.\w+)?" for path in paths]
+    return f"(?:{'|'.join(patterns)})$"
 
 
 def companions(config: Mapping[str, Any]) -> dict[str, Any]:
