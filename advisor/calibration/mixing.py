@@ -155,7 +155,7 @@ class MixedStore:
         if not total:
             raise InputError(f"the first {count} samples have nothing of mix {self.mix!r}.")
         parts = [
-            _scaled(part, shares[source] / total * tokens / part.tokens)
+            _scaled(part, shares[source] / total * tokens / max(1, part.tokens))
             for source, part in used.items()
         ]
         return replace(reduce(merge, parts), tokens=tokens)
@@ -171,6 +171,15 @@ class MixedStore:
             if weights is not None
         }
         return torch.cat([next(rows[source]) for source in self.sources])
+
+    def tokens(self, linear: LinearSpec, samples: int | None = None) -> int:
+        """Return how many input rows were summed: of an expert, the tokens routed to it."""
+        counted = Counter(self.sources[: len(self.sources) if samples is None else samples])
+        return sum(
+            store.tokens(linear, counted[source])
+            for source, store in self.stores.items()
+            if counted[source]
+        )
 
     def with_gradient(self, statistics: LayerStatistics, linear: LinearSpec) -> LayerStatistics:
         """Return statistics with a linear's own gradients, of another that reads the same input."""

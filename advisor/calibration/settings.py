@@ -116,5 +116,9 @@ def needed_bytes(
 
 
 def keeps_full_gradient(linear: LinearSpec, gradient: str) -> bool:
-    """Whether a linear's gradient moment is a matrix, or only its diagonal."""
-    return gradient == "full" and linear.out_features <= FULL_GRADIENT_LIMIT
+    """Whether a linear's gradient moment is a matrix, or only its diagonal.
+
+    Experts of a mixture are many and each sees few tokens: their matrices would be large and noisy.
+    """
+    small = linear.out_features <= FULL_GRADIENT_LIMIT and not linear.is_expert
+    return gradient == "full" and small

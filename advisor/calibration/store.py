@@ -202,7 +202,7 @@ class StatisticsStore:
         moment, weight = self._moment(linear, count)
         gradient = self._gradient(linear) if gradients else None
         return LayerStatistics(
-            tokens=self.manifest["tokens"][count - 1],
+            tokens=self.tokens(linear, samples),
             second_moment=moment,
             absolute_maximum=maximum,
             absolute_sum=total,
@@ -247,6 +247,16 @@ class StatisticsStore:
         gradient = self._gradient(linear)
         tokens = 0 if gradient is None else self.manifest["gradient_tokens"]
         return replace(statistics, gradient_tokens=tokens, gradient_moment=gradient)
+
+    def tokens(self, linear: LinearSpec, samples: int | None = None) -> int:
+        """Return how many input rows were summed: of an expert, the tokens routed to it."""
+        count = self._prefix_count(samples)
+        if not linear.is_expert:
+            return int(self.manifest["tokens"][count - 1])
+        path = self._verify(inputs_file(linear.block))
+        with safe_open(str(path), framework="pt") as handle:
+            names = [f"{index}/{linear.input_group}/tokens" for index in range(count)]
+            return sum(int(handle.get_tensor(name)) for name in names)
 
     def _prefix_count(self, samples: int | None) -> int:
         """Return how many deltas make up a prefix."""

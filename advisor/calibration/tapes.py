@@ -45,6 +45,9 @@ class InputTape(_Tape):
     ) -> None:
         """Hook the first linear of every input group.
 
+        An expert of a mixture is run on the tokens routed to it alone, so its sums say for how
+        many tokens they stand.
+
         Args:
             model: The model that runs.
             linears: Linears whose inputs are summed.
@@ -52,6 +55,7 @@ class InputTape(_Tape):
             moments: False leaves out H, where a backward pass will weigh it.
         """
         super().__init__()
+        self._routed: dict[str, int] = {}
         self._moments: dict[str, SecondMoment] = {}
         self._maxima: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
@@ -61,6 +65,8 @@ class InputTape(_Tape):
                 continue
             if moments:
                 self._moments[group] = SecondMoment(linear.in_features, device)
+            if linear.is_expert:
+                self._routed[group] = 0
             self._maxima[group] = torch.zeros(linear.in_features, device=device)
             self._sums[group] = torch.zeros(linear.in_features, device=device)
             module = model.get_submodule(linear.name)
@@ -71,6 +77,8 @@ class InputTape(_Tape):
             rows = arguments[0].detach().reshape(-1, arguments[0].shape[-1]).to(torch.float32)
             if group in self._moments:
                 self._moments[group].add(rows)
+            if group in self._routed:
+                self._routed[group] += len(rows)
             magnitudes = rows.abs()
             maximum = self._maxima[group]
             torch.maximum(maximum, magnitudes.amax(0), out=maximum)
@@ -88,6 +96,9 @@ class InputTape(_Tape):
             taken[f"{group}/sum"] = self._sums[group].cpu().clone()
             self._maxima[group].zero_()
             self._sums[group].zero_()
+        for group, tokens in self._routed.items():
+            taken[f"{group}/tokens"] = torch.tensor(tokens)
+            self._routed[group] = 0
         return taken
 
 

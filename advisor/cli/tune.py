@@ -121,6 +121,8 @@ def render(console: Any, document: dict[str, Any]) -> None:
             f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's.",
             soft_wrap=True,
         )
+    for line in _otherwise(document["plan"]):
+        console.print(line, soft_wrap=True)
     if document["feasible"]:
         console.print(f"\n[bold]{document['chosen']}[/] is {document['why']}.", soft_wrap=True)
         console.print(f"[bold]Plan[/]   {document['plan_path']}")
@@ -133,6 +135,23 @@ def render(console: Any, document: dict[str, Any]) -> None:
         console.print(f"  - {describe_relaxation(change)}", soft_wrap=True)
     if document["plan_path"]:
         console.print(f"The nearest candidate is in {document['plan_path']}")
+
+
+def _otherwise(plan: dict[str, Any]) -> list[str]:
+    """Say what did not get what the other modules got."""
+    lines = [
+        f"[yellow]Shapes[/] {row['modules']} modules are {row['scheme']}: {row['reason']} "
+        f"(first: {row['first']})."
+        for row in plan["fallbacks"]
+    ]
+    seen = plan["expert_coverage"]
+    if seen and seen["helped"]:
+        lines.append(
+            f"[yellow]Experts[/] {seen['helped']} of {seen['experts']} saw too few calibration "
+            f"tokens (median {seen['median_tokens']}, {seen['unseen']} saw none) and were fitted "
+            "with the help of their layer's average inputs: more --samples would cover them."
+        )
+    return lines
 
 
 def _judged_apart(console: Any, finalists: list[dict[str, Any]]) -> None:

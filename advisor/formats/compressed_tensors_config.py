@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from advisor.formats.base import HEAD
+from advisor.formats.layouts import expert_paths, is_side_linear
 from advisor.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
 
     Loaders look a module's own name up before its class. Where all linears but the head have one
     scheme, the target is the class ``Linear``, as everybody writes it; otherwise each module is
-    named, since expressions that cover a fused module partly are what makes loaders fail.
+    named, since expressions that cover a fused module partly are what makes loaders fail. The
+    experts of a layer are one module to loaders, and a single expression covers them.
 
     Args:
         schemes: Scheme of every quantized module.
@@ -52,7 +54,7 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
     members: dict[str, list[str]] = {}
     for name, scheme in schemes.items():
         members.setdefault(str(scheme), []).append(name)
-    kept = [name for name in unquantized if name != HEAD]
+    kept = [name for name in unquantized if not is_side_linear(name)]
     groups: dict[str, Any] = {}
     for number, key in enumerate(sorted(members)):
         scheme = schemes[members[key][0]]
@@ -61,7 +63,7 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
             "format": scheme_format(scheme),
             "input_activations": _input_arguments(scheme),
             "output_activations": None,
-            "targets": ["Linear"] if uniform else sorted(members[key]),
+            "targets": ["Linear"] if uniform else _targets(members[key], members),
             "weights": _weight_arguments(scheme),
         }
     formats = {group["format"] for group in groups.values()}
@@ -69,12 +71,26 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
         "config_groups": groups,
         "format": formats.pop() if len(formats) == 1 else _MIXED,
         "global_compression_ratio": None,
-        "ignore": sorted({*kept, HEAD}),
+        "ignore": sorted({*unquantized, HEAD}),
         "kv_cache_scheme": None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "version": _VERSION,
     }
+
+
+def _targets(names: Sequence[str], members: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the targets of one config group: names, and one expression for layers of experts."""
+    others, paths = expert_paths(names)
+    foreign = {
+        path for group in members.values() if group is not names for path in expert_paths(group)[1]
+    }
+    shared = [path for path in paths if path not in foreign]
+    if not shared:
+        return sorted(names)
+    split = [name for name in names if name.partition(".experts.")[0] + ".experts" in foreign]
+    escaped = "|".join(re.escape(path) for path in shared)
+    return [*sorted(others + split), rf"re:(?:{escaped})\.\d+\."]
 
 
 def _weight_arguments(scheme: Scheme) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from advisor.errors import InputError, join_errors
 from advisor.formats.base import HEAD, Stored, list_some
 from advisor.formats.folder import atomic_folder, check_output, sync_file, write_text
 from advisor.formats.gguf_write import check_gguf, write_gguf
+from advisor.formats.layouts import HEADS, is_transposed, layout_problems
 from advisor.formats.registry import get_format
 from advisor.formats.stored import open_stored, read_config
 from advisor.predict.size import SHARD_BYTES
@@ -95,7 +96,9 @@ def write_checkpoint(
     config = read_config(source)
     stored = open_stored(source)
     _check(source, config, stored, weights, replaced)
-    if complaints := checkpoint_format.problems(weights):
+    schemes = {name: weight.scheme for name, weight in weights.items()}
+    complaints = checkpoint_format.problems(weights) + layout_problems(config, format, schemes)
+    if complaints:
         raise InputError(join_errors(complaints))
     tied = _is_tied(config, stored)
     names = [name for name in sorted(stored.headers) if name not in tied]
@@ -108,8 +111,12 @@ def write_checkpoint(
         if quantization:
             config["quantization_config"] = quantization
     dtype = _model_dtype(config)
+    stored_replaced = {
+        name: tensor.T if is_transposed(config, name) else tensor
+        for name, tensor in replaced.items()
+    }
     tensors = _tensors(
-        names, stored, weights, replaced, checkpoint_format, quantization, dtype, progress
+        names, stored, weights, stored_replaced, checkpoint_format, quantization, dtype, progress
     )
     with atomic_folder(output, needed_bytes=_upper_bound(stored, weights)) as folder:
         write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -162,13 +169,16 @@ def _check(
         complaints.append(f"{source} has no tensors for {list_some(unknown)}.")
     for name, weight in weights.items():
         header = stored.headers.get(f"{name}.weight")
-        if header is not None and header.shape != weight.shape:
+        shape = None if header is None else header.shape
+        if shape is not None and is_transposed(config, f"{name}.weight"):
+            shape = shape[::-1]
+        if shape is not None and shape != weight.shape:
             complaints.append(
-                f"{name} has shape {list(header.shape)}, but its quantized weight "
-                f"{list(weight.shape)}."
+                f"{name} has shape {list(shape)}, but its quantized weight {list(weight.shape)}."
             )
-    for name, tensor in replaced.items():
+    for name, value in replaced.items():
         header = stored.headers.get(name)
+        tensor = value.T if is_transposed(config, name) else value
         if header is not None and header.shape != tuple(tensor.shape):
             complaints.append(
                 f"{name} has shape {list(header.shape)}, but its replacement {list(tensor.shape)}."
@@ -182,7 +192,8 @@ def _linears(stored: Stored) -> list[str]:
     return [
         name
         for name in stored.modules_with(("weight",))
-        if len(stored.headers[f"{name}.weight"].shape) == 2 and not _EMBEDDING.search(name)
+        if len(stored.headers[f"{name}.weight"].shape) == 2
+        and (name in HEADS or not _EMBEDDING.search(name))
     ]
 
 

@@ -39,6 +39,7 @@ from advisor.formats.gptq_versions import (
     version_for,
     zeros_in_words,
 )
+from advisor.formats.layouts import HEADS, expert_paths
 from advisor.numerics.packing import (
     pack_gptq,
     pack_gptq_zeros,
@@ -111,7 +112,7 @@ def quantization_config(
             others.setdefault(tuple(sorted(rule.items())), []).append(name)
     for key in sorted(others):
         dynamic[f"+:{_pattern(others[key])}"] = dict(key)
-    if kept := [name for name in unquantized if name.rpartition(".")[2] != "lm_head"]:
+    if kept := [name for name in unquantized if name.rpartition(".")[2] not in HEADS]:
         dynamic[f"-:{_pattern(kept)}"] = {}
     config: dict[str, Any] = {
         **default,
@@ -140,14 +141,18 @@ def _rule(weight: QuantizedWeight) -> dict[str, Any]:
 
 def _pattern(names: Sequence[str]) -> str:
     """Return an expression that matches these modules, also under their fused names."""
-    matched = set(names)
+    others, paths = expert_paths(names)
+    matched = set(others)
     parents: dict[str, set[str]] = {}
-    for name in names:
+    for name in others:
         parent, _, leaf = name.rpartition(".")
         parents.setdefault(parent, set()).add(leaf)
     for parent, leaves in parents.items():
         matched.update(f"{parent}.{alias}" for alias, parts in FUSED_ALIASES if parts <= leaves)
-    return f"(?:{'|'.join(re.escape(name) for name in sorted(matched))})$"
+    patterns = [re.escape(name) for name in sorted(matched)]
+    # vLLM asks for the experts of a layer by their common path, gptqmodel for each of them.
+    patterns += [rf"{re.escape(path)}(?:\.\d+\.\w+)?" for path in paths]
+    return f"(?:{'|'.join(patterns)})$"
 
 
 def companions(config: Mapping[str, Any]) -> dict[str, Any]:

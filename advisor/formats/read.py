@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import VerificationError, did_you_mean, join_errors
 from advisor.formats.gguf_read import find_gguf, open_gguf
+from advisor.formats.layouts import is_transposed
 from advisor.formats.registry import format_names, get_format
 from advisor.formats.stored import open_stored, read_config, read_quantization
 from advisor.models.checkpoint import weight_files
@@ -38,6 +39,7 @@ class Checkpoint:
             is the format's own: how codes were chosen cannot be read from a file.
         stored: Its tensors.
         problems: Faults; empty unless it was opened with ``allow_faults``.
+        model_config: The whole config.json.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class Checkpoint:
     modules: Mapping[str, Scheme]
     stored: Stored
     problems: tuple[str, ...] = ()
+    model_config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -67,12 +70,16 @@ class Checkpoint:
         return reader.unpack(name, self.modules[name], self.config, self.stored)
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor that is not part of a quantized module's weight, sorted by name."""
+        """Yield every tensor that is not part of a quantized module's weight, sorted by name.
+
+        Matrices that the file holds as [in, out] (GPT-2) come as [out, in], as in a loaded model.
+        """
         suffixes: tuple[str, ...] = get_format(self.format).SUFFIXES
         owned = {f"{module}.{suffix}" for module in self.modules for suffix in suffixes}
         for name in sorted(self.stored.headers):
             if name not in owned:
-                yield name, self.stored.load(name)
+                tensor = self.stored.load(name)
+                yield name, tensor.T if is_transposed(self.model_config, name) else tensor
 
 
 def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
@@ -87,11 +94,13 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
         VerificationError: The format is unknown, or modules have faults; all are listed by name.
     """
     quantization: dict[str, Any] = {}
+    model_config: dict[str, Any] = {}
     name = "gguf"
     if (file := find_gguf(folder)) is not None:
         stored = open_gguf(file)
     else:
-        quantization = read_quantization(folder, read_config(folder))
+        model_config = read_config(folder)
+        quantization = read_quantization(folder, model_config)
         stored = open_stored(folder)
         name = str(quantization.get("quant_method") or "") if quantization else "safetensors"
     if name not in format_names():
@@ -109,4 +118,4 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
             shown.append(f"... and {len(problems) - _SHOWN} more")
         raise VerificationError(f"{folder} is faulty ({len(problems)}). {join_errors(shown)}")
     modules = dict(sorted(found.modules.items()))
-    return Checkpoint(folder, name, quantization, modules, stored, problems)
+    return Checkpoint(folder, name, quantization, modules, stored, problems, model_config)

@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from advisor.errors import InputError
 from advisor.formats.base import Stored, TensorHeader
+from advisor.formats.layouts import full_names
 from advisor.models.checkpoint import check_weight_files, weight_files
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def read_quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 def open_stored(folder: Path) -> Stored:
     """Return the headers of a folder's tensors and how to read one.
 
+    Names are whole: what an older file calls ``h.0.ln_1`` is ``transformer.h.0.ln_1``.
+
     Raises:
         InputError: Weights are missing, truncated, or in pickle files.
     """
@@ -84,9 +87,14 @@ def open_stored(folder: Path) -> Stored:
                 headers[name] = TensorHeader(tuple(part.get_shape()), str(part.get_dtype()))
                 files[name] = path
 
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    whole = full_names(config, headers)
+    stored_as = {full: name for name, full in whole.items()}
+
     def load(name: str) -> Tensor:
-        with safe_open(str(files[name]), framework="pt") as handle:
-            tensor: Tensor = handle.get_tensor(name)
+        stored = stored_as[name]
+        with safe_open(str(files[stored]), framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(stored)
             return tensor
 
-    return Stored(headers, load)
+    return Stored({whole[name]: header for name, header in headers.items()}, load)

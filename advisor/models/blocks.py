@@ -14,7 +14,7 @@ import torch
 
 from advisor.errors import AdvisorError
 from advisor.models.casting import casting_of
-from advisor.models.inspect import architecture_of, find_blocks
+from advisor.models.inspect import architecture_of, find_blocks, logits_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,11 +55,11 @@ class BlockRunner:
         self._casting = casting_of(model)
         self._embedding = model.get_submodule(architecture.embedding)
         self._base = model.get_submodule(architecture.blocks.split(".")[0])
-        self._final_norm = model.get_submodule(architecture.final_norm)
+        present = dict(model.named_modules())
+        self._final = [present[name] for name in architecture.final if name in present]
         self._head = model.get_submodule(architecture.head)
-        config: Any = model.config
-        self._softcap = getattr(config, "final_logit_softcapping", None)
-        self._arguments: dict[tuple[int, ...], list[Mapping[str, Any]]] = {}
+        self._returns_tuple = architecture.returns_tuple
+        self._arguments: dict[tuple[int, ...], list[tuple[tuple[Any, ...], Mapping[str, Any]]]] = {}
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -76,7 +76,7 @@ class BlockRunner:
 
     def at_head(self) -> AbstractContextManager[None]:
         """Hold the final norm and the head ready to compute, forward and backward."""
-        return self._casting.hold(self._final_norm, self._head)
+        return self._casting.hold(*self._final, self._head)
 
     def forget(self) -> None:
         """Drop the arguments of the shapes that were embedded so far."""
@@ -84,15 +84,15 @@ class BlockRunner:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the first block's input, shape [batch, length, hidden]."""
-        recorded: list[tuple[Tensor, Mapping[str, Any]]] = []
+        recorded: list[tuple[Tensor, tuple[Any, ...], Mapping[str, Any]]] = []
 
-        def record(hidden_states: Tensor, **arguments: Any) -> Tensor:
-            recorded.append((hidden_states, arguments))
-            return hidden_states
+        def record(hidden_states: Tensor, *positional: Any, **arguments: Any) -> Any:
+            recorded.append((hidden_states, positional, arguments))
+            return (hidden_states,) if self._returns_tuple else hidden_states
 
         with self._short_circuit(record), self._casting.idle(self.blocks), torch.no_grad():
             self._base(input_ids=tokens, use_cache=False)
-        self._arguments[tuple(tokens.shape)] = [arguments for _, arguments in recorded]
+        self._arguments[tuple(tokens.shape)] = [(rest, named) for _, rest, named in recorded]
         return recorded[0][0]
 
     @contextmanager
@@ -108,18 +108,17 @@ class BlockRunner:
 
     def run(self, index: int, hidden: Tensor) -> Tensor:
         """Return a block's output for the input of a batch whose shape was embedded before."""
-        arguments = self._arguments[tuple(hidden.shape[:2])][index]
-        output = self.blocks[index](hidden, **arguments)
+        positional, arguments = self._arguments[tuple(hidden.shape[:2])][index]
+        output = self.blocks[index](hidden, *positional, **arguments)
         # Some releases of transformers return a tuple that begins with the hidden states.
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits of the last block's output."""
-        logits: Tensor = self._head(self._final_norm(hidden))
-        if self._softcap is not None:
-            logits = self._softcap * torch.tanh(logits / self._softcap)
-        return logits
+        for module in self._final:
+            hidden = module(hidden)
+        return logits_of(self.model, hidden)
 
     def check(self, tokens: Tensor) -> None:
         """Check that the stages together are the model, on the first few tokens of a batch.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from advisor.errors import InputError
-from advisor.models.inspect import architecture_of, find_linears
+from advisor.models.inspect import architecture_of, config_of, find_linears
+from advisor.modelspec.architectures import BY_ARCHITECTURE
+from advisor.modelspec.dimensions import read_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
+
+    from advisor.modelspec import LinearSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +43,38 @@ def foldable_groups(model: nn.Module) -> tuple[Folding, ...]:
     """Return the input groups whose scales fold into their producer, in execution order.
 
     The output projection of attention is left out where several query heads share a value head:
-    its inputs then are copies of the value channels, and only equal scales would fold.
+    its inputs then are copies of the value channels, and only equal scales would fold. Groups that
+    a block does not have (the dense part of a mixture) are left out too.
     """
     architecture = architecture_of(model)
-    config: Any = model.config
-    heads = config.num_attention_heads
-    full_heads = heads == (getattr(config, "num_key_value_heads", None) or heads)
-    members: dict[str, list[str]] = {}
-    sizes: dict[str, int] = {}
+    content, name = config_of(model), type(model).__name__
+    dimensions = read_dimensions(content, BY_ARCHITECTURE[name], f"the configuration of {name}")
+    folds = [fold for fold in architecture.folds if dimensions.flag(fold.when)]
+    members: dict[str, list[LinearSpec]] = {}
+    blocks = 0
     for linear in find_linears(model):
-        members.setdefault(linear.input_group, []).append(linear.name)
-        sizes[linear.input_group] = linear.in_features
+        members.setdefault(linear.input_group, []).append(linear)
+        blocks = max(blocks, linear.block + 1)
     foldings = []
-    for index in range(len(list(model.get_submodule(architecture.blocks).children()))):
+    for index in range(blocks):
         prefix = f"{architecture.blocks}.{index}"
-        for fold in architecture.folds:
-            if fold.needs_full_heads and not full_heads:
-                continue
-            group = f"{prefix}.{fold.input_group}"
-            size = sizes[group]
-            foldings.append(
-                Folding(
-                    input_group=group,
-                    producer=f"{prefix}.{fold.producer}",
-                    producer_kind=fold.kind,
-                    linears=tuple(members[group]),
-                    norm_offset=architecture.norm_offset if fold.kind == "norm" else 0.0,
-                    rows=(size, 2 * size) if fold.second_half else None,
+        for fold in folds:
+            for expert in range(dimensions.experts if "{expert}" in fold.input_group else 1):
+                group = f"{prefix}.{fold.input_group.format(expert=expert)}"
+                if group not in members:
+                    continue
+                size = members[group][0].in_features
+                part = fold.part
+                foldings.append(
+                    Folding(
+                        input_group=group,
+                        producer=f"{prefix}.{fold.producer.format(expert=expert)}",
+                        producer_kind=fold.kind,
+                        linears=tuple(linear.name for linear in members[group]),
+                        norm_offset=architecture.norm_offset if fold.kind == "norm" else 0.0,
+                        rows=None if part is None else (part * size, (part + 1) * size),
+                    )
                 )
-            )
     return tuple(foldings)
 
 
@@ -98,7 +105,7 @@ def fold_scales(
 def folded_tensors(folding: Folding, *, producer_has_bias: bool) -> tuple[str, ...]:
     """Return the names of the tensors that a folding changes."""
     names = [f"{name}.weight" for name in (*folding.linears, folding.producer)]
-    if folding.producer_kind != "norm" and producer_has_bias:
+    if producer_has_bias:
         names.append(f"{folding.producer}.bias")
     return tuple(names)
 
@@ -122,7 +129,7 @@ def fold_tensor(name: str, tensor: Tensor, folding: Folding, scales: Tensor) -> 
     if module in folding.linears:
         return (tensor.float() * factors).to(tensor.dtype)
     if folding.producer_kind == "norm":
-        offset = folding.norm_offset
+        offset = 0.0 if name.endswith(".bias") else folding.norm_offset
         return ((tensor.float() + offset) / factors - offset).to(tensor.dtype)
     start, stop = folding.rows or (0, tensor.shape[0])
     scaled = tensor.float().clone()

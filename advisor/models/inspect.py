@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from advisor.errors import InputError, join_errors
 from advisor.models.architectures import Architecture, get_architecture
-from advisor.modelspec import LinearSpec
+from advisor.modelspec import LinearSpec, build_modelspec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from advisor.modelspec import ModelSpec
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -26,39 +32,74 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     return list(model.get_submodule(architecture_of(model).blocks).children())
 
 
+def config_of(model: nn.Module) -> Mapping[str, Any]:
+    """Return a loaded model's configuration as its config.json has it."""
+    config: Any = model.config
+    content: dict[str, Any] = config.to_dict()
+    return content | {"architectures": [type(model).__name__]}
+
+
 def find_linears(model: nn.Module) -> tuple[LinearSpec, ...]:
     """Return every quantizable linear, in execution order.
 
+    The table of :mod:`advisor.modelspec` says what should be there; the model is compared with it
+    both ways, so that nothing is silently left out.
+
+    Args:
+        model: A loaded model, after :func:`advisor.models.layout.as_stored`.
+
     Raises:
-        InputError: The architecture is unknown, or a block lacks a linear of its layout.
+        InputError: The architecture is unknown, or the blocks hold other linears than the table.
     """
     architecture = architecture_of(model)
-    linears: list[LinearSpec] = []
+    name = type(model).__name__
+    spec = build_modelspec(config_of(model), model_id=name, where=f"the configuration of {name}")
+    modules = dict(model.named_modules())
     problems: list[str] = []
-    for index, block in enumerate(find_blocks(model)):
-        prefix = f"{architecture.blocks}.{index}"
-        modules = dict(block.named_modules())
-        for part in architecture.parts:
-            weight = getattr(modules.get(part.name), "weight", None)
-            if weight is None or weight.ndim != 2:
-                problems.append(f"{prefix} has no linear named {part.name!r}.")
-                continue
-            linears.append(
-                LinearSpec(
-                    name=f"{prefix}.{part.name}",
-                    in_features=weight.shape[1],
-                    out_features=weight.shape[0],
-                    block=index,
-                    input_group=f"{prefix}.{part.input_group}",
-                    fused_group=f"{prefix}.{part.fused_group}",
-                )
+    for linear in spec.linears:
+        weight = getattr(modules.get(linear.name), "weight", None)
+        if weight is None or weight.ndim != 2:
+            problems.append(f"there is no linear named {linear.name!r}.")
+        elif tuple(weight.shape) != (linear.out_features, linear.in_features):
+            problems.append(
+                f"{linear.name} has shape {list(weight.shape)}, not "
+                f"{[linear.out_features, linear.in_features]}."
             )
+    problems += _unlisted(model, architecture, spec)
     if problems:
-        name = type(model).__name__
         raise InputError(
             join_errors(problems) + f" The layout of {name} is not the one that this version knows."
         )
-    return tuple(linears)
+    return spec.linears
+
+
+def _unlisted(model: nn.Module, architecture: Architecture, spec: ModelSpec) -> list[str]:
+    """Return a complaint for every linear inside the blocks that the table does not have."""
+    known = {tensor.name for tensor in spec.tensors}
+    return [
+        f"{name} is a linear that the table does not list."
+        for name, module in model.named_modules()
+        if name.startswith(f"{architecture.blocks}.")
+        and isinstance(module, nn.Linear)
+        and f"{name}.weight" not in known
+    ]
+
+
+def logits_of(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Return the logits of the normalised output of the last block, as the model scales them.
+
+    Args:
+        model: A loaded model.
+        hidden: What its head reads, [..., hidden].
+    """
+    logits: Tensor = model.get_submodule(architecture_of(model).head)(hidden)
+    config: Any = model.config
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
 
 
 def block_linears(linears: tuple[LinearSpec, ...], block: int) -> tuple[LinearSpec, ...]:

@@ -16,6 +16,7 @@ from advisor.models.architectures import get_architecture
 from advisor.models.casting import casting_of, watch
 from advisor.models.checkpoint import check_weight_files
 from advisor.models.inspect import find_linears
+from advisor.models.layout import as_stored
 from advisor.models.mapping import map_model
 from advisor.plan.hashing import hash_model, sha256_json
 
@@ -159,6 +160,7 @@ def load_model(
     finally:
         if had_bars:
             bars.enable_progress_bar()
+    as_stored(model)
     model.eval().requires_grad_(False).to(device)
     casting = watch(model, dtype, mapped)
     _check_finite(folder, model, casting)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from advisor.errors import InputError
+from advisor.models.architectures import get_architecture
+from advisor.models.layout import as_stored
 from advisor.models.mapped import MappedWeights
 
 if TYPE_CHECKING:
@@ -42,7 +44,12 @@ def map_model(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, MappedWeight
     except (ValueError, OSError, InputError) as error:
         return str(error)
     model = _empty_model(config, dtype)
-    problem = _fits(model, weights.tensors, dtype) or _converted(model, weights.tensors)
+    separated = get_architecture(type(model).__name__).experts is not None
+    if separated:  # then the stored tensors of single experts have their own places
+        as_stored(model)
+    problem = _fits(model, weights.tensors, dtype)
+    if not problem and not separated:
+        problem = _converted(model, weights.tensors)
     if problem:
         return problem
     _assign(model, weights.tensors)

@@ -25,9 +25,17 @@ _GEMMA2_NORMS = (
 _DENSE: tuple[Family, ...] = (
     Family(
         ("LlamaForCausalLM", "MistralForCausalLM", "GraniteForCausalLM", "YiForCausalLM",
-         "ArceeForCausalLM", "SmolLM3ForCausalLM"),
+         "SmolLM3ForCausalLM"),
         attention=(*attention("attention_bias", "attention_bias"), *LLAMA_NORMS),
         mlp=gated(bias="mlp_bias"),
+    ),
+    Family(
+        ("ArceeForCausalLM",),  # a squared ReLU instead of a gate
+        attention=(*attention("attention_bias", "attention_bias"), *LLAMA_NORMS),
+        mlp=(
+            linear("mlp.up_proj", "hidden", "intermediate", "mlp_bias"),
+            linear("mlp.down_proj", "intermediate", "hidden", "mlp_bias"),
+        ),
     ),
     Family(
         ("DeciLMForCausalLM",),
@@ -92,7 +100,7 @@ _DENSE: tuple[Family, ...] = (
             Row("self_attn.q_norm", "norm", ("heads", "head"), when="use_qk_norm"),
             Row("self_attn.k_norm", "norm", ("kv_heads", "head"), when="use_qk_norm"),
         ),
-        mlp=gated(),
+        mlp=gated(reads="self_attn.qkv"),  # the block is parallel
         tied=True,
     ),
     Family(
@@ -102,7 +110,11 @@ _DENSE: tuple[Family, ...] = (
             norm("input_layernorm", bias="yes"),
             norm("post_attention_layernorm", bias="yes", when="!use_parallel_residual"),
         ),
-        mlp=gated(),
+        mlp=(
+            *gated(when="!use_parallel_residual")[:2],
+            *gated(when="use_parallel_residual", reads="self_attn.qkv")[:2],
+            gated()[2],
+        ),
         after=(norm("model.norm", bias="yes"),),
     ),
     Family(
@@ -227,7 +239,9 @@ _DENSE: tuple[Family, ...] = (
             linear("self_attention.dense", "queries", "hidden", "bias"),
         ),
         mlp=(
-            linear("mlp.dense_h_to_4h", "hidden", "intermediate", "bias"),
+            linear("mlp.dense_h_to_4h", "hidden", "intermediate", "bias", when="!one_norm"),
+            linear("mlp.dense_h_to_4h", "hidden", "intermediate", "bias",
+                   reads="self_attention.qkv", when="one_norm"),
             linear("mlp.dense_4h_to_h", "intermediate", "hidden", "bias"),
         ),
         before=(Row("transformer.word_embeddings", "embedding", ("vocabulary", "hidden")),),

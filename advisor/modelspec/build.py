@@ -155,13 +155,14 @@ def _add_experts(
     for row in rows:
         inputs, outputs = (dimensions.size(size) for size in row.sizes)
         head, tail = (prefix + row.path).split("{expert}")
-        reads = prefix + row.reads if row.reads else ""
-        plans.append((head, tail, inputs, outputs, reads, prefix + row.fused))
+        group = row.reads.rpartition("{expert}")[2] or tail
+        plans.append((head, tail, inputs, outputs, group, prefix + row.fused))
     for expert in range(dimensions.experts):
-        for head, tail, inputs, outputs, reads, fused in plans:
+        for head, tail, inputs, outputs, group, fused in plans:
             name = f"{head}{expert}{tail}"
+            reads = f"{head}{expert}{group}"
             tensors.append(TensorSpec(name + ".weight", (outputs, inputs), "linear", block))
-            linears.append(LinearSpec(name, inputs, outputs, block, reads or name, fused, True))
+            linears.append(LinearSpec(name, inputs, outputs, block, reads, fused, True))
 
 
 def _add(
@@ -213,11 +214,9 @@ def _add_stacked(
     tensors.append(TensorSpec(path, (experts, *sizes), "linear", block))
     tensors.append(TensorSpec(f"{path}_bias", (experts, sizes[1]), "bias", block))
     parent, _, projection = path.rpartition(".")
-    reads = parent.removesuffix(".experts") + "." + projection
     for expert in range(experts):
         name = f"{parent}.{expert}.{projection}"
-        group = reads if projection != "down_proj" else name
-        linears.append(LinearSpec(name, sizes[0], sizes[1], block, group, parent, True))
+        linears.append(LinearSpec(name, sizes[0], sizes[1], block, name, parent, True))
 
 
 def _outside(row: Row, dimensions: Dimensions) -> Iterator[TensorSpec]:

@@ -80,6 +80,9 @@ def read_dimensions(config: Mapping[str, Any], family: Family, where: str) -> Di
     Raises:
         InputError: Keys are missing (all are listed) or are not sizes.
     """
+    if config.get("num_experts") is None and "num_local_experts" in config:
+        # transformers 5 writes the number under Mixtral's name, whatever the model's own was.
+        config = {**config, "num_experts": config["num_local_experts"]}
     missing = [key for key in family.required if config.get(key) is None]
     if missing:
         raise InputError(
@@ -159,15 +162,21 @@ def _flags(reader: _Config, sizes: Mapping[str, int]) -> dict[str, bool]:
     for key, default in reader.family.flags.items():
         flags.setdefault(key, default)
     new_falcon = reader.truth("new_decoder_architecture")
-    norms = config.get("num_ln_in_parallel_attn")
+    two_norms = new_falcon and config.get("num_ln_in_parallel_attn") != 1
+    sequential = not new_falcon and not reader.truth("parallel_attn", True)
     return flags | {
         "has_attention": True,
         "has_mlp": True,
         "projected": sizes["embedding"] != sizes["hidden"],
         "do_layer_norm_before": flags.get("do_layer_norm_before", True)
         and not reader.truth("_remove_final_layer_norm"),
-        "two_norms": new_falcon and norms != 1,
-        "sequential": not new_falcon and not reader.truth("parallel_attn", True),
+        "pre_norm": flags.get("do_layer_norm_before", True),
+        "relu": config.get("activation_function") in (None, "relu"),
+        "two_norms": two_norms,
+        "sequential": sequential,
+        # Attention and feed-forward part of a Falcon block read the same normalised input.
+        "one_norm": not two_norms and not sequential,
+        "full_heads": sizes["kv_heads"] == sizes["heads"],
         "corrected": config.get("topk_method") == "noaux_tc",
     }
 

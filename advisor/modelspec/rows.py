@@ -115,10 +115,18 @@ def attention(qkv_bias: str = "", output_bias: str = "", output: str = "o_proj")
 
 
 def gated(
-    path: str = "mlp", size: str = "intermediate", bias: str = "", when: str = "yes"
+    path: str = "mlp",
+    size: str = "intermediate",
+    bias: str = "",
+    when: str = "yes",
+    reads: str = "",
 ) -> tuple[Row, ...]:
-    """Return the rows of a gated feed-forward part (gate, up, down)."""
-    group = {"reads": f"{path}.gate_up", "fused": f"{path}.gate_up_proj", "when": when}
+    """Return the rows of a gated feed-forward part (gate, up, down).
+
+    ``reads`` names the input group where it is not the part's own: in parallel blocks attention
+    and feed-forward read the same normalised input.
+    """
+    group = {"reads": reads or f"{path}.gate_up", "fused": f"{path}.gate_up_proj", "when": when}
     return (
         linear(f"{path}.gate_proj", "hidden", size, bias, **group),
         linear(f"{path}.up_proj", "hidden", size, bias, **group),
@@ -130,10 +138,10 @@ def experts(
     path: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
 ) -> tuple[Row, ...]:
     """Return the rows of one expert of a mixture."""
-    # Every expert of a block reads the same input, and engines stack all of a block's experts into
-    # one kernel: they share one scheme, by projection pair.
-    group = {"reads": f"{path}.gate_up", "fused": f"{path}.experts"}
+    # An expert reads only the tokens routed to it, so each has an input group of its own; engines
+    # stack all of a block's experts into one kernel, so they share one scheme.
     inside = f"{path}.experts.{{expert}}"
+    group = {"reads": f"{inside}.gate_up", "fused": f"{path}.experts"}
     return (
         linear(f"{inside}.{gate}", "hidden", "expert", **group),
         linear(f"{inside}.{up}", "hidden", "expert", **group),

@@ -54,6 +54,8 @@ def dump_plan(plan: Plan) -> str:
     for part in (document, document["expected"]):
         if not part.get("slices"):
             part.pop("slices", None)
+    if not document["fallbacks"]:
+        del document["fallbacks"]
     search = document.get("search", {})
     if not search.get("best"):
         search.pop("best", None)

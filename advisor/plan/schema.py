@@ -128,6 +128,31 @@ class CalibrationFit(Strict):
     warnings: tuple[str, ...] = ()
 
 
+class ExpertCoverage(Strict):
+    """How many calibration tokens the experts of a mixture saw: each only those routed to it."""
+
+    experts: int
+    """Of all layers."""
+    unseen: int
+    """Experts without any token."""
+    helped: int
+    """Experts that saw too few, and were fitted with the help of their layer's average inputs."""
+    fewest_tokens: int
+    median_tokens: int
+    layers: dict[str, str]
+    """Path of a layer's experts to the tokens that each of them saw, in their order."""
+
+
+class Fallback(Strict):
+    """Modules that could not take what the others took."""
+
+    modules: int
+    first: str
+    scheme: str
+    """What they got instead; ``bf16`` is left as it was."""
+    reason: str
+
+
 class Interval(Strict):
     """A measured mean and its 95% confidence interval."""
 
@@ -215,6 +240,8 @@ class Plan(Strict):
     settings: dict[str, str | int | float | bool | None]
     calibration: Text | None = None
     calibration_fit: CalibrationFit | None = None
+    expert_coverage: ExpertCoverage | None = None
+    fallbacks: tuple[Fallback, ...] = ()
     expected: Expected
     evaluation: Text | None = None
     slices: dict[str, Text] = Field(default_factory=dict)

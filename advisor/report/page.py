@@ -75,6 +75,7 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
         _apart(plan),
         _candidates(plan),
         _section("Kernel", [("engine", plan.engine.name), *_kernel(plan)]),
+        _section("Treated otherwise", _otherwise(plan)),
         _section("How it was judged", _texts(plan)),
         _section("Reproduce", _provenance(plan)),
     ]
@@ -236,6 +237,25 @@ def _kernel(plan: Plan) -> list[tuple[str, str]]:
     rows = [("support", kernel.support), ("kernel", kernel.name or "none"), ("why", kernel.reason)]
     if kernel.source:
         rows.append(("source", kernel.source))
+    return rows
+
+
+def _otherwise(plan: Plan) -> list[tuple[str, str]]:
+    """Return the modules that did not get what the others got, and how experts were covered."""
+    rows = [
+        (f"{row.modules} as {row.scheme}", f"{row.reason} (first: {row.first})")
+        for row in plan.fallbacks
+    ]
+    if (seen := plan.expert_coverage) is not None:
+        line = (
+            f"{seen.helped} of {seen.experts} saw too few calibration tokens and were fitted with "
+            f"the help of their layer's average inputs; {seen.unseen} saw none; fewest "
+            f"{seen.fewest_tokens}, median {seen.median_tokens}"
+        )
+        rows.append(("experts", line))
+        rows.extend(
+            (path, f"tokens of each expert: {counts}") for path, counts in seen.layers.items()
+        )
     return rows
 
 

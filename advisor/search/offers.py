@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from advisor.engines.verdict import verdict
 from advisor.errors import AdvisorError
+from advisor.formats.layouts import engine_problems, layout_problems
 from advisor.formats.registry import format_names
 from advisor.methods.registry import method_names
 from advisor.predict.candidate import SCHEME_NAMES
@@ -17,7 +18,7 @@ from advisor.search.families import Family, is_searchable
 from advisor.search.scores import fits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from advisor.engines.options import MixtureOptions
     from advisor.hardware.profile import HardwareProfile
@@ -64,9 +65,9 @@ def uniform_offers(
         if not _is_new(scheme, offered) or not all(fits(scheme, linear) for linear in linears):
             continue
         carried = _format(scheme, linears, hardware, engine, offered)
-        if carried is None:
-            continue
         assignment = {linear.name: scheme for linear in linears}
+        if carried is None or _unread(spec, carried, engine, assignment):
+            continue
         try:
             size = checkpoint_size(spec, assignment, carried)
         except AdvisorError:  # the format has no way to store the scheme for these shapes
@@ -80,6 +81,14 @@ def uniform_offers(
         found.append((predict_loss(spec, scheme).expected, mixture))
     found.sort(key=lambda row: (row[0], row[1].size_bytes, row[1].name))
     return [mixture for _, mixture in found]
+
+
+def _unread(
+    spec: ModelSpec, carried: str, engine: str, assignment: Mapping[str, Scheme]
+) -> list[str]:
+    """Return why loaders do not read this architecture in a format; empty where they do."""
+    found = engine_problems(spec.architecture, carried, engine)
+    return found + layout_problems(spec.config, carried, assignment)
 
 
 def best_of_kinds(offers: Sequence[Mixture], max_bytes: int) -> list[Mixture]:

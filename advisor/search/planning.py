@@ -17,6 +17,8 @@ from advisor.plan.schema import (
     CalibrationFit,
     Engine,
     Expected,
+    ExpertCoverage,
+    Fallback,
     Kernel,
     ModelIdentity,
     Plan,
@@ -83,6 +85,8 @@ def build_plan(
     overlap: float | None,
     scored: bool,
     fit: Representativeness | None = None,
+    coverage: ExpertCoverage | None = None,
+    fallbacks: Sequence[Fallback] = (),
     sampler: str = "tpe",
     best: Sequence[tuple[int, float]] = (),
 ) -> Plan:
@@ -101,6 +105,8 @@ def build_plan(
         overlap: Share of the evaluation's token windows that the calibration has too.
         scored: Whether the answer has a predicted KL.
         fit: How well the calibration text stands for the evaluation text.
+        coverage: Calibration tokens that the experts of a mixture saw.
+        fallbacks: Modules that could not take what the others took.
         sampler: Which one proposed the trials.
         best: (trial, best objective from then on).
     """
@@ -128,6 +134,8 @@ def build_plan(
         settings=plan_settings(chosen.family.settings(task.settings), chosen.family.samples),
         calibration=_text(task.calibration, None),
         calibration_fit=None if fit is None else CalibrationFit(**fit.to_dict()),
+        expert_coverage=coverage,
+        fallbacks=tuple(fallbacks),
         expected=_expected(task, chosen, winner, scored=scored),
         evaluation=_text(judged, overlap),
         slices={

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from advisor.calibration.coverage import FittedStatistics
 from advisor.calibration.mixing import of_mix, sequence_weights
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
@@ -90,7 +91,9 @@ def realise(
     weights: Mapping[str, QuantizedWeight] = kept if spilled is None else spilled
     replaced: dict[str, Tensor] = {}
     prefix = _prefix(loaded, chosen, settings, store, samples, calibration, rotation)
-    known = None if store is None else partial(store.layer, samples=samples, gradients=False)
+    known = None
+    if store is not None:
+        known = partial(FittedStatistics(store, loaded.linears).layer, samples=samples)
     scales: dict[str, Tensor] = {}
     if prefix is None:
         scales = find_scales(
@@ -102,9 +105,10 @@ def realise(
         if prefix is not None:
             entering = members[0].block != block
             behind = {name: folded.tensor(name) for name in folded.names} if entering else {}
-            statistics: LayerStatistics | None = prefix.inputs(
-                members[0], weights, behind
-            ).statistics
+            entered = prefix.inputs(members[0], weights, behind)
+        statistics: LayerStatistics | None
+        if prefix is not None and entered is not None:
+            statistics = entered.statistics
         else:
             statistics = None if known is None else known(members[0])
             if rotation is not None and statistics is not None:
@@ -115,7 +119,9 @@ def realise(
             tensors = {} if rotation is None else rotation.block(loaded.linears, block)
             if prefix is not None:
                 inside = {key: found for key, found in groups.items() if found[0].block == block}
-                scales, tensors = _fit_block(loaded, prefix, chosen, inside, settings, tensors)
+                scales, tensors = _fit_block(
+                    loaded, prefix, chosen, inside, settings, tensors, known
+                )
             folded = Folded(loaded, scales, tensors)
         if statistics is not None and group in scales:
             statistics = scale_inputs(statistics, scales[group])
@@ -158,6 +164,7 @@ def _fit_block(
     groups: Mapping[str, Sequence[LinearSpec]],
     settings: QuantizationSettings,
     tensors: Mapping[str, Tensor],
+    known: Callable[[LinearSpec], LayerStatistics] | None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return a block's scales, and its tensors fitted to the quantized prefix, not scaled yet.
 
@@ -168,21 +175,29 @@ def _fit_block(
         groups: The block's input groups.
         settings: The methods' settings.
         tensors: By name, those that a rotation has changed.
+        known: Statistics of the unquantized model, for experts.
     """
     own = Folded(loaded, {}, tensors)
     moved = {
-        f"{linear.name}.weight": prefix.entered(linear).target(
-            own.weight(linear), settings.correction
-        )
+        f"{linear.name}.weight": inputs.target(own.weight(linear), settings.correction)
         for members in groups.values()
         for linear in members
-        if linear.name in chosen
+        if linear.name in chosen and (inputs := prefix.entered(linear)) is not None
     }
-    scales = find_scales(
-        loaded, chosen, groups, settings,
-        lambda linear: prefix.entered(linear).statistics,
-        lambda linear: moved[f"{linear.name}.weight"],
-    )  # fmt: skip
+
+    def statistics_of(linear: LinearSpec) -> LayerStatistics:
+        inputs = prefix.entered(linear)
+        if inputs is None and known is not None:
+            return known(linear)
+        if inputs is None:
+            raise InputError("experts need the statistics of the unquantized model.")
+        return inputs.statistics
+
+    def weight_of(linear: LinearSpec) -> Tensor:
+        found = moved.get(f"{linear.name}.weight")
+        return own.weight(linear) if found is None else found
+
+    scales = find_scales(loaded, chosen, groups, settings, statistics_of, weight_of)
     return scales, {**tensors, **moved}
 
 

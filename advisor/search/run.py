@@ -16,6 +16,7 @@ from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
 from advisor.search.closing import complete_nearest, fill_gap
 from advisor.search.compose import Composer, Mixture
+from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.goal import Goal, goal_of
 from advisor.search.limits import size_limit
@@ -237,7 +238,7 @@ class Run:
         return finalist.passes and excess_bytes(finalist.mixture, goal) == 0
 
     def _result(self, scorer: Scorer, goal: Goal, seed: int) -> TuneResult:
-        feasible, scored = False, True
+        feasible, scored, task = False, True, self.task
         if self.finalists:
             answer = choose(self.finalists, goal)
             chosen, feasible = answer.mixture, self._meets(answer, goal)
@@ -249,6 +250,11 @@ class Run:
             self.task, goal, chosen, self.finalists, study=self.study, trials=len(self.records),
             seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
             scored=scored, fit=self.fit, sampler=self.sampler,
+            coverage=coverage_row(task.loaded, task.calibration, chosen.family.samples),
+            fallbacks=shape_fallbacks(
+                task.engine, task.hardware, task.loaded.linears, self.offered.schemes,
+                chosen.assignment,
+            ),
             best=best_so_far(self.records),
         )  # fmt: skip
         return TuneResult(

@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from advisor.calibration.coverage import FittedStatistics
 from advisor.calibration.mixing import of_mix
 from advisor.models.folding import foldable_groups
 from advisor.models.rotation import Rotation, rotation_of
@@ -131,6 +132,7 @@ class ScoreBook:
         self._store = store
         self._folder = folder
         self._known: dict[str, dict[str, Score]] = {}
+        self._judges = FittedStatistics(store, loaded.linears)
         self._foldable = {folding.input_group for folding in foldable_groups(loaded.model)}
 
     @property
@@ -218,22 +220,30 @@ class ScoreBook:
 
         Whatever mix codes are fitted to, all are judged on the given one.
         """
-        own = of_mix(self._store, mix)
+        own = FittedStatistics(of_mix(self._store, mix), self._loaded.linears)
         first = self._store.layer(members[0])
         # They share the inputs; only the gradients are their own.
         whole = [first, *(self._store.with_gradient(first, linear) for linear in members[1:])]
         if self.fitted_samples is None:
-            return own.layer(members[0], samples, gradients=False), whole
+            return own.layer(members[0], samples), self._helped(whole, members)
         half = self._store.layer(members[0], self.fitted_samples, gradients=False)
         count = self.fitted_samples if samples is None else min(samples, self.fitted_samples)
-        fitted = own.layer(members[0], count, gradients=False)
+        fitted = own.layer(members[0], count)
         second_moment = first.second_moment - half.second_moment
         tokens = first.tokens - half.tokens
         weight = None if first.moment_weight is None else first.rows - half.rows
-        return fitted, [
+        judges = [
             replace(s, second_moment=second_moment, tokens=tokens, moment_weight=weight)
             for s in whole
         ]
+        return fitted, self._helped(judges, members)
+
+    def _helped(
+        self, found: Sequence[LayerStatistics], members: Sequence[LinearSpec]
+    ) -> list[LayerStatistics]:
+        """Return statistics that judge codes; experts seen too rarely are helped as for fitting."""
+        pairs = zip(found, members, strict=True)
+        return [self._judges.helped(own, linear) for own, linear in pairs]
 
     def _key(self, scheme: Scheme, settings: QuantizationSettings, samples: int | None) -> str:
         if samples is not None and self.fitted_samples is not None:

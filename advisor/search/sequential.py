@@ -169,8 +169,11 @@ class QuantizedPrefix:
         linear: LinearSpec,
         weights: Mapping[str, QuantizedWeight],
         tensors: Mapping[str, Tensor] | None = None,
-    ) -> PrefixInputs:
-        """Return what a linear reads.
+    ) -> PrefixInputs | None:
+        """Return what a linear reads; None for an expert of a mixture.
+
+        The router gives an expert other tokens in the quantized model than in the unquantized one,
+        so there are no pairs of inputs; experts keep the statistics of the latter.
 
         Args:
             linear: Of the block that the last call asked for, or of a later one.
@@ -182,11 +185,11 @@ class QuantizedPrefix:
                 self._leave(weights, tensors or {})
             self._block += 1
             self._enter()
-        return self._inputs[linear.input_group]
+        return self._inputs.get(linear.input_group)
 
-    def entered(self, linear: LinearSpec) -> PrefixInputs:
-        """Return what a linear of the block that was entered last reads."""
-        return self._inputs[linear.input_group]
+    def entered(self, linear: LinearSpec) -> PrefixInputs | None:
+        """Return what a linear of the block that was entered last reads; None for an expert."""
+        return self._inputs.get(linear.input_group)
 
     def _states(self, folder: Path, name: str) -> Tensor:
         """Return room for the hidden states; nothing is left on disk, however this ends."""
@@ -201,7 +204,8 @@ class QuantizedPrefix:
     def _enter(self) -> None:
         """Sum what the block's linears read, and take the unquantized model past the block."""
         loaded = self._loaded
-        linears = block_linears(loaded.linears, self._block)
+        own = block_linears(loaded.linears, self._block)
+        linears = [linear for linear in own if not linear.is_expert]
         sums = {linear.input_group: _Sums(linear.in_features, loaded.device) for linear in linears}
         readers = {linear.input_group: linear for linear in linears}
         weights = {group: self._weights(linear) for group, linear in readers.items()}

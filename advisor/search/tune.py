@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from advisor.calibration.tokens import check_disjoint
 from advisor.engines.options import MixtureOptions, mixture_options
-from advisor.errors import InputError
+from advisor.errors import InputError, join_errors
+from advisor.formats.layouts import engine_problems
 from advisor.methods.settings import QuantizationSettings
 from advisor.search.measuring import Judges
 from advisor.search.planning import Task
@@ -104,6 +105,8 @@ def tune(
     for text in judges.slices.values():
         check_disjoint(calibration, text)
     offered = options or mixture_options(engine, hardware, spec.linears)
+    if problems := engine_problems(spec.architecture, offered.format, engine):
+        raise InputError(join_errors(problems))
     base = settings or QuantizationSettings(scale_steps=_SCALE_STEPS, descent=_DESCENT)
     task = Task(
         loaded, spec, hardware, engine, budgets, calibration, judges,

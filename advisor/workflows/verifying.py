@@ -163,7 +163,9 @@ def _schemes(plan: Plan, checkpoint: Checkpoint, loaded: LoadedModel) -> Check:
     from advisor.formats.registry import get_format
     from advisor.search.assignment import assignment_of
 
-    if checkpoint.format != plan.scheme.format:
+    assigned = assignment_of(plan, loaded.linears)
+    plain = not any(scheme.is_quantized for scheme in assigned.values())
+    if checkpoint.format != ("safetensors" if plain else plan.scheme.format):
         return Check(
             "schemes",
             False,
@@ -171,7 +173,7 @@ def _schemes(plan: Plan, checkpoint: Checkpoint, loaded: LoadedModel) -> Check:
         )
     stored = get_format(plan.scheme.format)
     wrong = []
-    for name, scheme in assignment_of(plan, loaded.linears).items():
+    for name, scheme in assigned.items():
         expected = str(stored.storage_scheme(scheme)) if scheme.is_quantized else "bf16"
         found = str(checkpoint.modules.get(name, parse_scheme("bf16")))
         if found != expected:
@@ -190,11 +192,14 @@ def _weights(
     progress: Callable[[int, int], None],
 ) -> Check:
     """Compare every weight with its source: a swapped or damaged module does not resemble it."""
+    from advisor.formats.layouts import HEADS
     from advisor.models.rotation import rotation_of
     from advisor.search.assignment import settings_of
 
     settings = settings_of(plan)
     sources: dict[str, Tensor] = dict(loaded.model.named_parameters())
+    if "lm_head.weight" in sources:
+        sources |= {f"{head}.weight": sources["lm_head.weight"] for head in HEADS}
     rotation = rotation_of(loaded.model, settings.rotation, settings.rotation_seed)
     if rotation is not None:
         sources |= rotation.tensors(loaded.linears)

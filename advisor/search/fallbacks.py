@@ -1,0 +1,85 @@
+"""What did not get the usual treatment, for the plan: odd shapes, rarely used experts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advisor.calibration.coverage import expert_coverage
+from advisor.calibration.mixing import open_statistics
+from advisor.engines.options import mixture_options
+from advisor.plan.schema import ExpertCoverage, Fallback
+from advisor.search.scores import fits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from advisor.calibration.tokens import TokenSequences
+    from advisor.hardware.profile import HardwareProfile
+    from advisor.models.load import LoadedModel
+    from advisor.modelspec import LinearSpec
+    from advisor.schemes import Scheme
+
+
+def shape_fallbacks(
+    engine: str,
+    hardware: HardwareProfile,
+    linears: Sequence[LinearSpec],
+    offered: Sequence[Scheme],
+    assignment: Mapping[str, Scheme],
+) -> tuple[Fallback, ...]:
+    """Return the modules that no offered group size divides, by what they got instead.
+
+    Args:
+        engine: Name of the engine.
+        hardware: The device.
+        linears: The model's modules.
+        offered: What was offered for this model; schemes that no module fits are not among it.
+        assignment: The answer.
+    """
+    options = (*offered, *mixture_options(engine, hardware).schemes)
+    grouped = [s for s in options if s.granularity == "group" and s.group_size]
+    if not grouped:
+        return ()
+    sizes = ", ".join(map(str, sorted({int(s.group_size or 0) for s in grouped})))
+    found: dict[tuple[int, str], list[str]] = {}
+    for linear in linears:
+        scheme = assignment[linear.name]
+        if not any(fits(option, linear) for option in grouped) and not (
+            scheme.granularity == "group" and fits(scheme, linear)
+        ):
+            found.setdefault((linear.in_features, str(scheme)), []).append(linear.name)
+    return tuple(
+        Fallback(
+            modules=len(names),
+            first=names[0],
+            scheme=scheme,
+            reason=f"no offered group size ({sizes}) divides in_features={in_features}",
+        )
+        for (in_features, scheme), names in found.items()
+    )
+
+
+def coverage_row(
+    loaded: LoadedModel, calibration: TokenSequences, samples: int | None
+) -> ExpertCoverage | None:
+    """Return how many calibration tokens each expert saw, as a plan holds it.
+
+    Args:
+        loaded: The 16-bit model.
+        calibration: Sequences; nothing is said where their statistics are not complete.
+        samples: Calibration sequences that the answer's codes use; None for all.
+    """
+    if not any(linear.is_expert for linear in loaded.linears):
+        return None
+    store = open_statistics(loaded, calibration)
+    found = expert_coverage(store, loaded.linears, samples) if store.complete else None
+    if found is None:
+        return None
+    return ExpertCoverage(
+        experts=len(found.counts),
+        unseen=found.unseen,
+        helped=found.helped,
+        fewest_tokens=min(found.counts),
+        median_tokens=found.median,
+        layers={path: " ".join(map(str, counts)) for path, counts in found.layers.items()},
+    )

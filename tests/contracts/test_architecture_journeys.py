@@ -1,0 +1,73 @@
+"""The whole journey on what is unlike Llama: tune, apply, verify, and advice before measuring."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import advisor
+from advisor.budgets import Budgets
+from advisor.errors import InputError
+from advisor.models.checkpoint import iterate_tensors
+from advisor.predict.models import load_modelspec
+
+JOURNEYS = {
+    "gpt2": "vllm", "opt-350m": "transformers", "qwen2-moe": "vllm", "llama-odd": "transformers",
+}  # fmt: skip
+
+
+def journey(folder, tmp_path, engine, **budgets):
+    tuning = advisor.tune(
+        folder, gpu="cpu", engine=engine, budgets=Budgets.from_text(**budgets), context=64,
+        output=tmp_path / "plan.yaml", samples=16, sequence_length=32, evaluation_sequences=4,
+        trials=2, sequential=engine == "transformers",
+    )  # fmt: skip
+    advisor.apply(tuning.plan_path, tmp_path / "out")
+    return tuning, advisor.verify(tuning.plan_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", JOURNEYS)
+def test_tune_apply_verify(name, tiny, tmp_path):
+    folder, _ = tiny(name)
+    spec = load_modelspec(folder)
+    size = int(2.0 * spec.parameters - 1.0 * spec.quantizable_parameters + 8192)
+    tuning, report = journey(folder, tmp_path, JOURNEYS[name], max_size=f"{size}B")
+    assert report.passed, [check for check in report.checks if not check.passed]
+    plan = tuning.result.plan
+    assert len(plan.scheme.modules) < len(spec.linears)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["quantization_config"]["quant_method"] == plan.scheme.format
+    coverage = plan.expert_coverage
+    assert (coverage is not None) == (spec.experts > 0)
+    if coverage is not None:
+        layers = {linear.block for linear in spec.linears if linear.is_expert}
+        assert coverage.experts == 4 * len(layers)
+        for counts in coverage.layers.values():
+            # Every one of 16 x 32 tokens goes to two experts.
+            assert sum(map(int, counts.split())) == 2 * 16 * 32
+        schemes = {
+            plan.scheme.modules.get(linear.name, plan.scheme.default)
+            for linear in spec.linears
+            if linear.is_expert and linear.block == max(layers)
+        }
+        assert len(schemes) == 1
+    assert bool(plan.fallbacks) == (name == "llama-odd")
+    if plan.fallbacks:
+        assert sum(row.modules for row in plan.fallbacks) == len(spec.linears)
+        assert "divides in_features=60" in plan.fallbacks[0].reason
+
+
+def test_an_engine_that_does_not_read_the_architecture_is_refused_before_any_work(tiny, tmp_path):
+    with pytest.raises(InputError, match=r"transformers loads no compressed-tensors.*vllm"):
+        journey(tiny("gpt2")[0], tmp_path, "transformers", max_loss="5%")
+
+
+def test_every_architecture_gets_advice(case, tiny):
+    folder = tiny(case)[0]
+    document = advisor.recommend(
+        folder, gpu="rtx-4090", engine="transformers", context=64
+    ).to_dict()
+    stored = sum(tensor.numel() for _, tensor in iterate_tensors(folder))
+    assert document["model"]["parameters"] == stored
+    assert any(row["feasible"] and row["bits"] < 16 for row in document["candidates"])
