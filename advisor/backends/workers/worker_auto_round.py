@@ -1,5 +1,7 @@
 """AutoRound: rounding learned block by block, saved in the gptq format."""
 
+import os
+
 from worker_protocol import BadJob, device_of, load_tokens, main, model_dtype, progress
 
 
@@ -41,8 +43,21 @@ def quantize(job):
     )
     progress("Quantizing", 0, 1)
     rounding.quantize_and_save(job["output"], format="auto_gptq")
+    move_up(job["output"])
     progress("Quantizing", 1, 1)
     return ()
+
+
+def move_up(folder):
+    """Move what AutoRound saved into a folder of its own naming to where it was to be."""
+    if os.path.isfile(os.path.join(folder, "config.json")):
+        return
+    for name in os.listdir(folder):
+        inner = os.path.join(folder, name)
+        if os.path.isfile(os.path.join(inner, "config.json")):
+            for file in os.listdir(inner):
+                os.replace(os.path.join(inner, file), os.path.join(folder, file))
+            os.rmdir(inner)
 
 
 if __name__ == "__main__":
