@@ -32,6 +32,7 @@ def main():
         emit(event="progress", stage="Sleeping", done=0, total=1)
         time.sleep(600)
     if act == "watch":
+        Path(job["result"] + ".started").touch()
         while sys.stdin.buffer.read(4096):
             pass
         Path(job["result"] + ".closed").touch()

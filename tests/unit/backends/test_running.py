@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -138,11 +137,10 @@ def test_the_worker_sees_when_we_are_killed(job, tmp_path):
     (tmp_path / "given.json").write_text(job("watch").model_dump_json())
     arguments = [str(tmp_path / "given.json"), str(FAKE), str(tmp_path)]
     process = subprocess.Popen([sys.executable, "-c", program, *arguments])
-    assert wait_until((tmp_path / "job.json").exists, 60)
-    threading.Event().wait(1.0)
+    assert wait_until((tmp_path / "result.json.started").exists, 120)
     process.kill()
     process.wait()
-    assert wait_until((tmp_path / "result.json.closed").exists, 30)
+    assert wait_until((tmp_path / "result.json.closed").exists, 60)
 
 
 def test_no_interpreter_is_said(job, tmp_path):
