@@ -103,6 +103,11 @@ class Reference:
             "run again; they are computed anew."
         )
 
+    @staticmethod
+    def exists(loaded: LoadedModel, sequences: TokenSequences, folder: Path) -> bool:
+        """Whether :meth:`compute` would find the reference on disk."""
+        return (_place(loaded, sequences, folder) / _FACTS).is_file()
+
     @classmethod
     def compute(
         cls,
@@ -122,10 +127,7 @@ class Reference:
         Raises:
             InputError: Not enough disk, or the folder cannot be written.
         """
-        key = sha256_json(
-            [REFERENCE_VERSION, loaded.fingerprint, sequences.sha256, str(loaded.dtype)]
-        )
-        target = Path(folder) / "references" / key[:32]
+        target = _place(loaded, sequences, folder)
         if not (target / _FACTS).is_file():
             _write(loaded, sequences, target, progress)
         facts = json.loads((target / _FACTS).read_text(encoding="utf-8"))
@@ -136,6 +138,12 @@ class Reference:
             vocabulary=facts["vocabulary"],
             checksums=tuple(facts["checksums"]),
         )
+
+
+def _place(loaded: LoadedModel, sequences: TokenSequences, folder: Path) -> Path:
+    """Return the content-addressed folder of a reference."""
+    key = sha256_json([REFERENCE_VERSION, loaded.fingerprint, sequences.sha256, str(loaded.dtype)])
+    return Path(folder) / "references" / key[:32]
 
 
 def reference_bytes(sequences: TokenSequences, vocabulary: int) -> int:

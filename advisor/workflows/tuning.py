@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.budgets import Budgets, parse_duration
+from advisor.budgets import Budgets, parse_duration, parse_size
 from advisor.errors import InputError, join_errors
 from advisor.plan.files import save_plan
 from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
@@ -96,6 +96,7 @@ def tune(
     sequential: bool = True,
     sampler: str = "tpe",
     backends: Sequence[str] = (),
+    max_disk: str | int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Tuning:
     """Find the quantization that meets the budgets best, measure it, and write its plan.
@@ -126,6 +127,7 @@ def tune(
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
         backends: Other libraries, whose best uniform candidates are measured with the finalists.
+        max_disk: The most that the search may add to the disk: ``20GB``, or bytes.
         progress: Called with events.
 
     Raises:
@@ -133,6 +135,7 @@ def tune(
         BackendError: A named library is not installed, or cannot work here.
     """
     check_preference(prefer)
+    max_disk_bytes = None if max_disk is None else parse_size(max_disk, "--max-disk")
     seconds = None if time_budget is None else parse_duration(time_budget, "--time-budget")
     target = Path(output)
     _check_output(target)
@@ -187,6 +190,7 @@ def tune(
         sequential=sequential,
         sampler=sampler,
         outsiders=offers if chosen else None,
+        max_disk_bytes=max_disk_bytes,
         progress=_forward(report),
     )
     result = _with_backend(result, offers)
