@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 BATCH_TOKENS = 1024
-HEAD_CHUNK_TOKENS = 256
+HEAD_CHUNK_TOKENS = 128
 
 
 class Collector:
