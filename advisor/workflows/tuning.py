@@ -35,11 +35,13 @@ class Tuning:
         result: What the search found.
         plan_path: The plan: of the answer, or of the nearest candidate.
         failures: (library, scheme, why) of other libraries' candidates that could not be made.
+        not_mapped: Why the weights were held in memory whole; empty where they were mapped.
     """
 
     result: TuneResult
     plan_path: Path
     failures: tuple[tuple[str, str, str], ...] = ()
+    not_mapped: str = ""
 
     @property
     def feasible(self) -> bool:
@@ -65,6 +67,7 @@ class Tuning:
                 "score_spearman": result.quality.spearman,
                 "score_ratio": result.quality.ratio,
             },
+            "weights": {"mapped": not self.not_mapped, "reason": self.not_mapped or None},
             "seconds": result.seconds,
             "backends_failed": [
                 {"backend": name, "scheme": scheme, "reason": reason}
@@ -195,7 +198,7 @@ def tune(
     )
     result = _with_backend(result, offers)
     save_plan(result.plan, target)
-    return Tuning(result, target, tuple(offers.failures))
+    return Tuning(result, target, tuple(offers.failures), loaded.not_mapped)
 
 
 def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:
