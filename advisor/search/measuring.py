@@ -1,4 +1,7 @@
-"""Measure candidates on text that calibration never saw; every result is kept on disk."""
+"""Measure candidates on text that calibration never saw; every result is kept on disk.
+
+A candidate's codes lie on disk while it is measured; memory holds those of one block.
+"""
 
 from __future__ import annotations
 
