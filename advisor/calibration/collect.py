@@ -36,8 +36,8 @@ def open_store(
         seed: Seed of the labels.
     """
     settings = collection_settings(
-        loaded, sequences, gradient=gradient, prefixes=prefixes, seed=seed
-    )
+        loaded, sequences, gradient=gradient, prefixes=prefixes, seed=seed,
+    )  # fmt: skip
     key = statistics_key(loaded.fingerprint, sequences.sha256, settings.to_dict())
     return StatisticsStore(root or cache_root(), key)
 

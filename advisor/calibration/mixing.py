@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 
 from advisor.calibration.collect import collect_statistics, open_store
-from advisor.calibration.settings import default_prefixes
+from advisor.calibration.settings import (
+    collection_settings,
+    default_prefixes,
+    kept_bytes,
+    needed_bytes,
+)
 from advisor.calibration.statistics import merge
 from advisor.errors import InputError
 from advisor.plan.hashing import sha256_json
@@ -254,6 +259,29 @@ def collect(
             loaded, part, store.stores[source], prefixes=_prefixes_of(sequences, source),
             progress=_share_of(progress, number, len(parts)),
         )  # fmt: skip
+
+
+def predicted_bytes(
+    loaded: LoadedModel, sequences: TokenSequences, store: Statistics
+) -> tuple[int, int]:
+    """Return the disk that :func:`collect` still needs, at its peak and when it is done."""
+    if not isinstance(store, MixedStore):
+        parts = [(store, sequences, list(default_prefixes(sequences.sequences)))]
+    else:
+        parts = [
+            (store.stores[source], part, _prefixes_of(sequences, source))
+            for source, part in _by_source(sequences).items()
+        ]
+    config: Any = loaded.model.config
+    peak = kept = 0
+    for own, part, prefixes in parts:
+        if own.complete:
+            continue
+        settings = collection_settings(loaded, part, prefixes=prefixes)
+        tokens, width = part.tokens.numel(), int(config.hidden_size)
+        peak = max(peak, kept + needed_bytes(loaded.linears, settings, tokens, width))
+        kept += kept_bytes(loaded.linears, settings)
+    return peak, kept
 
 
 def _share_of(

@@ -1,4 +1,11 @@
-"""The forward and the backward pass of a collection, block by block."""
+"""The forward and the backward pass of a collection, block by block.
+
+Memory holds one block in float32 with its gradients' intermediate values for ``BATCH_TOKENS``
+tokens, the sums of that block (one moment for each input group, or for each output on the way
+back), and between the passes the head with the logits of ``HEAD_CHUNK_TOKENS`` tokens. Hidden
+states and gradients between blocks lie in memory-mapped files, one for each block as long as the
+backward pass may need them.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +26,8 @@ from advisor.models.blocks import BlockRunner, rows_at_once
 from advisor.models.inspect import block_linears
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from advisor.calibration.settings import CollectionSettings
@@ -30,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 BATCH_TOKENS = 1024
-HEAD_CHUNK_TOKENS = 256
+HEAD_CHUNK_TOKENS = 128
 
 
 class Collector:
@@ -57,21 +66,24 @@ class Collector:
         self._progress = progress
         self._done = 0
 
-    def check_disk(self, max_bytes: int | None) -> None:
-        """Refuse before any work when the disk, or the limit given, is too small."""
-        needed = needed_bytes(
+    @property
+    def needed_bytes(self) -> int:
+        """Disk that the collection needs at its peak."""
+        return needed_bytes(
             self.loaded.linears, self.settings, self.tokens.numel(), self.hidden_size
         )
+
+    def check_disk(self, max_bytes: int | None) -> None:
+        """Refuse before any work when the disk, or the limit given, is too small."""
+        needed = self.needed_bytes
+        logger.info("statistics need %.2f GB under %s", needed / 1e9, self.store.root)
         if max_bytes is not None and needed > max_bytes:
             raise InputError(
                 f"statistics need {needed / 1e9:.2f} GB of disk, but at most "
                 f"{max_bytes / 1e9:.2f} GB are allowed. Use fewer samples or prefixes, or "
                 "gradient=diagonal."
             )
-        existing = self.store.root
-        while not existing.exists():
-            existing = existing.parent
-        free = shutil.disk_usage(existing).free + self.store.size_bytes
+        free = free_bytes(self.store.root) + self.store.size_bytes
         if needed > free:
             raise InputError(
                 f"statistics need {needed / 1e9:.2f} GB under {self.store.root}, but "
@@ -82,15 +94,7 @@ class Collector:
     def run(self) -> None:
         """Collect what the store does not have yet."""
         gradients = self.settings.gradient != "none"
-        per_sequence = self.tokens.shape[1]
-        self.store.begin(
-            {
-                "settings": self.settings.to_dict(),
-                "prefixes": list(self.settings.prefixes),
-                "tokens": [count * per_sequence for count in self.settings.prefixes],
-                "gradient_tokens": self.tokens.numel() if gradients else 0,
-            }
-        )
+        self.store.begin(self.settings.facts(self.tokens.shape[1]))
         self._forward(gradients)
         if gradients:
             self._backward()
@@ -289,6 +293,13 @@ def label_draws(tokens: Tensor, seed: int) -> Tensor:
     drawn = int.from_bytes(hashlib.sha256(content).digest()[:7], "little")
     generator = torch.Generator().manual_seed(drawn)
     return torch.rand(len(tokens), generator=generator, dtype=torch.float64)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that are free where a folder is, or will be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _residual(logits: Tensor, draws: Tensor) -> Tensor:

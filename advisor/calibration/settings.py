@@ -41,11 +41,22 @@ class CollectionSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as they enter the store's key."""
-        return {
+        content: dict[str, Any] = {
             "prefixes": list(self.prefixes),
             "gradient": self.gradient,
             "seed": self.seed if self.gradient != "none" else None,
             "dtype": self.dtype,
+        }
+        return content
+
+    def facts(self, sequence_length: int) -> dict[str, Any]:
+        """Return what a store remembers of a collection over sequences of that many tokens."""
+        tokens = [count * sequence_length for count in self.prefixes]
+        return {
+            "settings": self.to_dict(),
+            "prefixes": list(self.prefixes),
+            "tokens": tokens,
+            "gradient_tokens": 0 if self.gradient == "none" else tokens[-1],
         }
 
 
@@ -89,6 +100,19 @@ def collection_settings(
     )
 
 
+def kept_bytes(linears: Sequence[LinearSpec], settings: CollectionSettings) -> int:
+    """Return the bytes that finished statistics take on disk, headers not counted."""
+    groups = {linear.input_group: linear.in_features for linear in linears}
+    inputs = sum(4 * (packed_length(size) + 2 * size) for size in groups.values())
+    total = inputs * len(settings.prefixes)
+    if settings.gradient == "none":
+        return total
+    for linear in linears:
+        full = keeps_full_gradient(linear, settings.gradient)
+        total += 4 * (packed_length(linear.out_features) if full else linear.out_features)
+    return total
+
+
 def needed_bytes(
     linears: Sequence[LinearSpec], settings: CollectionSettings, tokens: int, hidden_size: int
 ) -> int:
@@ -100,19 +124,20 @@ def needed_bytes(
         tokens: Calibration tokens.
         hidden_size: Width of the hidden states between blocks.
     """
-    groups = {linear.input_group: linear.in_features for linear in linears}
-    inputs = sum(4 * (packed_length(size) + 2 * size) for size in groups.values())
-    total = inputs * len(settings.prefixes)
     blocks = len({linear.block for linear in linears})
-    item = torch.empty(0, dtype=getattr(torch, settings.dtype)).element_size()
-    states = tokens * hidden_size * item
-    weights = 4 * tokens * len(groups)
+    states = tokens * hidden_size * dtype_bytes(settings.dtype)
+    kept = kept_bytes(linears, settings)
     if settings.gradient == "none":
-        return total + 2 * states
-    for linear in linears:
-        full = keeps_full_gradient(linear, settings.gradient)
-        total += 4 * (packed_length(linear.out_features) if full else linear.out_features)
-    return total + weights + (blocks + 3) * states
+        return kept + 2 * states
+    # A weight of every token for every input group lies beside the states meanwhile.
+    weights = 4 * tokens * len({linear.input_group for linear in linears})
+    return kept + weights + (blocks + 3) * states
+
+
+def dtype_bytes(name: str) -> int:
+    """Return the bytes of one value of a torch data type."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype.itemsize
 
 
 def keeps_full_gradient(linear: LinearSpec, gradient: str) -> bool:

@@ -121,6 +121,7 @@ class StatisticsStore:
             InputError: The folder cannot be written.
         """
         if self.manifest:
+            self._drop_leftovers()
             return
         try:
             self.work_folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +131,12 @@ class StatisticsStore:
                 "Set ADVISOR_CACHE to a folder that can be written."
             ) from error
         self._save_manifest({**facts, "version": STORE_VERSION, "files": {}, "complete": False})
+
+    def _drop_leftovers(self) -> None:
+        """Remove files that a killed run did not finish; who collects holds the lock."""
+        for folder in (self.folder, self.work_folder):
+            for path in folder.glob(".*"):
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -192,7 +199,7 @@ class StatisticsStore:
         if not self.complete:
             raise InputError(f"statistics in {self.folder} are not complete: collect them first.")
         count = self._prefix_count(samples)
-        path = self._verify(inputs_file(linear.block))
+        path = self.verified(inputs_file(linear.block))
         group = linear.input_group
         with safe_open(str(path), framework="pt") as handle:
             maximum, total = (handle.get_tensor(f"0/{group}/{kind}") for kind in ("maximum", "sum"))
@@ -218,7 +225,7 @@ class StatisticsStore:
         """
         if not self.manifest["gradient_tokens"]:
             return None
-        path = self._verify(gradients_file(linear.block))
+        path = self.verified(gradients_file(linear.block))
         with safe_open(str(path), framework="pt") as handle:
             found: Tensor = handle.get_tensor(f"{linear.input_group}/weights")
         return found
@@ -228,7 +235,7 @@ class StatisticsStore:
         weighted = bool(self.manifest["gradient_tokens"])
         name = gradients_file(linear.block) if weighted else inputs_file(linear.block)
         group, weight = linear.input_group, 0.0
-        with safe_open(str(self._verify(name)), framework="pt") as handle:
+        with safe_open(str(self.verified(name)), framework="pt") as handle:
             moment: Tensor = handle.get_tensor(f"0/{group}/moment")
             for index in range(1, count):
                 moment += handle.get_tensor(f"{index}/{group}/moment")
@@ -274,15 +281,19 @@ class StatisticsStore:
         """Return a linear's gradient moment, full or diagonal, or None."""
         if not self.manifest["gradient_tokens"]:
             return None
-        path = self._verify(gradients_file(linear.block))
+        path = self.verified(gradients_file(linear.block))
         with safe_open(str(path), framework="pt") as handle:
             values: Tensor = handle.get_tensor(linear.name)
         if values.shape[0] == linear.out_features:
             return values
         return unpack_moment(values, linear.out_features)
 
-    def _verify(self, name: str) -> Path:
-        """Return the path of a file whose checksum is right."""
+    def verified(self, name: str) -> Path:
+        """Return the path of a file whose checksum is right.
+
+        Raises:
+            AdvisorError: It is missing or damaged.
+        """
         path = self.folder / name
         if name not in self._verified:
             entry = self.manifest["files"].get(name)

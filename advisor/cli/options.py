@@ -183,6 +183,12 @@ Storage = Annotated[
                  help="Where the study lives: an RDB URL; several processes may share it. Default: "
                  "SQLite beside the plan."),
 ]  # fmt: skip
+MaxDisk = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--max-disk", rich_help_panel=_SEARCH, metavar="SIZE",
+                 help="The most that statistics and predictions may add to the disk (20GB); more "
+                 "is refused before anything starts."),
+]  # fmt: skip
 Sequential = Annotated[
     bool,
     typer.Option("--sequential/--no-sequential", rich_help_panel=_SEARCH,

@@ -42,6 +42,7 @@ def command(
     sampler: opt.Sampler = "tpe",
     sequential: opt.Sequential = True,
     backends: opt.Backends = [],  # noqa: B006
+    max_disk: opt.MaxDisk = None,
     profiles: opt.Profiles = [],  # noqa: B006
     json: opt.Json = False,
     verbose: opt.Verbose = False,
@@ -66,7 +67,7 @@ def command(
             slices=slices, samples=samples, sequence_length=sequence_length,
             evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
             seed=seed, storage=storage, sequential=sequential, sampler=sampler,
-            backends=backends, progress=callback,
+            backends=backends, max_disk=max_disk, progress=callback,
         )  # fmt: skip
     document = result.to_dict()
     output.show(document, render)

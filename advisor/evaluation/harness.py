@@ -1,4 +1,9 @@
-"""Tasks of lm-evaluation-harness, run as the harness runs them, on a model in memory."""
+"""Tasks of lm-evaluation-harness, run as the harness runs them.
+
+The harness asks for one forward pass of the whole model after another. A model of up to
+``HELD_BYTES`` in the type that it computes in is held so meanwhile; of a larger one each pass casts
+block after block, which takes longer and holds one of them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import numpy as np
 import yaml
 
 from advisor.errors import InputError, did_you_mean
+from advisor.models.casting import casting_of
 from advisor.plan.hashing import sha256_json
 
 if TYPE_CHECKING:
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+HELD_BYTES = 4 << 30
 _SUFFIXES = (".yaml", ".yml")
 _METRICS = ("acc", "exact_match", "acc_norm", "em", "f1")
 """Scores of a question, the first that a task has; all are in [0, 1] and more is better."""
@@ -79,14 +86,15 @@ class HarnessTask:
         if progress is not None:
             progress(0, 1)
         try:
-            found = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=1),
-                tasks=[self._task],
-                task_manager=self._manager,
-                log_samples=True,
-                bootstrap_iters=0,
-                verbosity="ERROR",
-            )
+            with casting_of(model).hold(*_held(model)):
+                found = lm_eval.simple_evaluate(
+                    model=HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=1),
+                    tasks=[self._task],
+                    task_manager=self._manager,
+                    log_samples=True,
+                    bootstrap_iters=0,
+                    verbosity="ERROR",
+                )
         except (OSError, ConnectionError, ValueError) as error:
             raise InputError(
                 f"--task {self.name} could not be run by lm-evaluation-harness: "
@@ -103,6 +111,12 @@ class HarnessTask:
         if progress is not None:
             progress(1, 1)
         return np.array([float(row[metric]) for row in ordered])
+
+
+def _held(model: nn.Module) -> list[nn.Module]:
+    """Return what is held ready to compute while the harness runs: the model, or nothing."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return [model] if size * casting_of(model).dtype.itemsize <= HELD_BYTES else []
 
 
 def _own_task(path: Path) -> tuple[str, str]:

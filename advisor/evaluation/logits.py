@@ -29,6 +29,7 @@ def iterate_log_probabilities(
     model: nn.Module,
     sequences: Sequence[Tensor],
     step: Callable[[int, int], None] | None = None,
+    group_tokens: int = GROUP_TOKENS,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Yield the log-probabilities of every next token of some sequences, in their order.
 
@@ -36,6 +37,8 @@ def iterate_log_probabilities(
         model: A loaded model of a known architecture.
         sequences: Each int64 [length], at least 2 long; lengths may differ.
         step: Called with (sequences' worth of work done, sequences in all).
+        group_tokens: Tokens that run through a block together, at most; fewer where the caller
+            may stop early.
 
     Yields:
         (sequence, position of the first row, float32 [rows, vocabulary]); the rows of a sequence
@@ -52,7 +55,7 @@ def iterate_log_probabilities(
         if step is not None:
             step(done // passes, len(sequences))
 
-    for first, last in _groups(sequences):
+    for first, last in _groups(sequences, group_tokens):
         hidden = []
         with torch.no_grad():
             with runner.at_embedding():
@@ -71,11 +74,11 @@ def iterate_log_probabilities(
                     advance(1)
 
 
-def _groups(sequences: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    """Cut sequences into runs of at most ``GROUP_TOKENS`` tokens, or of one."""
+def _groups(sequences: Sequence[Tensor], most: int) -> Iterator[tuple[int, int]]:
+    """Cut sequences into runs of at most that many tokens, or of one."""
     first = total = 0
     for index, tokens in enumerate(sequences):
-        if index > first and total + len(tokens) > GROUP_TOKENS:
+        if index > first and total + len(tokens) > most:
             yield first, index
             first, total = index, 0
         total += len(tokens)

@@ -1,6 +1,6 @@
 """Measure a model against the unquantized one, sequence by sequence.
 
-Memory: what :mod:`advisor.evaluation.logits` holds, and one sequence of the reference.
+Memory: what :mod:`advisor.evaluation.logits` holds, and a few tokens of the reference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from advisor.errors import AdvisorError
 from advisor.evaluation.intervals import CONFIDENCE, mean_interval
-from advisor.evaluation.logits import iterate_log_probabilities
+from advisor.evaluation.logits import GROUP_TOKENS, iterate_log_probabilities
 from advisor.plan.schema import Interval
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def measure(
         reference: What the unquantized model says of the same sequences.
         progress: Called with (sequences' worth of work done, sequences in all).
         stop: Called after each sequence with what is measured so far; True ends the measurement,
-            for pruning a hopeless candidate or when a decision is clear. Sequences of one group
-            (:data:`advisor.evaluation.logits.GROUP_TOKENS`) run through the blocks together.
+            for pruning a hopeless candidate or when a decision is clear. Sequences
+            run through the blocks in groups, smaller ones where this is given.
         known: What a measurement that ended early found of the first sequences; they are not
             measured again.
 
@@ -151,15 +151,20 @@ def measure(
     texts = list(reference.sequences.tokens)[len(rows) :]
     before = len(rows)
     sums = _Sums()
-    stored: Tensor | None = None
-    for place, start, ours in iterate_log_probabilities(model, texts, progress):
-        if stored is None:
-            stored = reference.log_probabilities(before + place)
-        sums.add(ours, stored[start : start + len(ours)], texts[place][start + 1 :])
+
+    def step(done: int, _: int) -> None:
+        if progress is not None:
+            progress(before + done, reference.count)
+
+    group = GROUP_TOKENS if stop is None else GROUP_TOKENS // 4
+    for place, start, ours in iterate_log_probabilities(model, texts, step, group):
+        if start == 0:
+            reference.check(before + place)
+        stored = reference.rows(before + place, start, len(ours))
+        sums.add(ours, stored, texts[place][start + 1 :])
         if start + len(ours) < len(texts[place]) - 1:
             continue
         rows.append(sums.take())
-        stored = None
         result = _measurement(rows, reference)
         if stop is not None and stop(result):
             break

@@ -1,7 +1,7 @@
 """What the unquantized model says about a text: kept on disk, reused by every measurement.
 
 Computing it holds what :mod:`advisor.evaluation.logits` holds; the log-probabilities go to a file
-a few tokens at a time. Reading it maps one sequence's rows.
+a few tokens at a time, and are read so.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ Progress = Callable[[int, int], None]
 REFERENCE_VERSION = 1
 _FACTS = "reference.json"
 _VALUES = "log_probabilities.f16"
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Reference:
         )
 
     def log_probabilities(self, index: int) -> Tensor:
-        """Return a sequence's log-probabilities, float16 [length - 1, vocabulary], memory-mapped.
+        """Return a sequence's log-probabilities, float16 [length - 1, vocabulary].
 
         Rows must be normalised again after conversion to float32: then rounding to float16
         changes KL only in second order (about 1e-7 nats).
@@ -81,27 +82,49 @@ class Reference:
         Raises:
             AdvisorError: The stored values are damaged.
         """
-        rows = self.sequences.sequence_length - 1
-        size = rows * self.vocabulary
-        path = self.folder / _VALUES
+        self.check(index)
+        return self.rows(index, 0, self.sequences.sequence_length - 1)
+
+    def check(self, index: int) -> None:
+        """Check that a sequence's log-probabilities are what was stored, a few at a time.
+
+        Raises:
+            AdvisorError: They are damaged.
+        """
+        size = (self.sequences.sequence_length - 1) * self.vocabulary * 2
+        digest = hashlib.sha256()
         try:
-            stored: Any = np.memmap(
-                path, np.float16, "r", index * size * 2, (rows, self.vocabulary)
-            )
-        except (OSError, ValueError) as error:
-            raise self._damaged(path) from error
-        if hashlib.sha256(memoryview(stored)).hexdigest() != self.checksums[index]:
-            raise self._damaged(path)
-        # A private, copy-on-write mapping: torch wants memory that could be written.
-        return torch.from_numpy(
-            np.memmap(path, np.float16, "c", index * size * 2, (rows, self.vocabulary))
-        )
+            with (self.folder / _VALUES).open("rb") as handle:
+                handle.seek(index * size)
+                for start in range(0, size, _READ_BYTES):
+                    digest.update(handle.read(min(_READ_BYTES, size - start)))
+        except OSError as error:
+            raise self._damaged(self.folder / _VALUES) from error
+        if digest.hexdigest() != self.checksums[index]:
+            raise self._damaged(self.folder / _VALUES)
+
+    def rows(self, index: int, start: int, count: int) -> Tensor:
+        """Return a sequence's log-probabilities of some tokens, float16 [count, vocabulary].
+
+        What is stored is not checked here, see :meth:`check`.
+        """
+        first = index * (self.sequences.sequence_length - 1) + start
+        values = np.fromfile(
+            self.folder / _VALUES, np.float16, count * self.vocabulary,
+            offset=first * self.vocabulary * 2,
+        )  # fmt: skip
+        return torch.from_numpy(values.reshape(count, self.vocabulary))
 
     def _damaged(self, path: Path) -> AdvisorError:
         return AdvisorError(
             f"reference log-probabilities {path} are damaged. Delete the folder {self.folder} and "
             "run again; they are computed anew."
         )
+
+    @staticmethod
+    def exists(loaded: LoadedModel, sequences: TokenSequences, folder: Path) -> bool:
+        """Whether :meth:`compute` would find the reference on disk."""
+        return (_place(loaded, sequences, folder) / _FACTS).is_file()
 
     @classmethod
     def compute(
@@ -122,10 +145,7 @@ class Reference:
         Raises:
             InputError: Not enough disk, or the folder cannot be written.
         """
-        key = sha256_json(
-            [REFERENCE_VERSION, loaded.fingerprint, sequences.sha256, str(loaded.dtype)]
-        )
-        target = Path(folder) / "references" / key[:32]
+        target = _place(loaded, sequences, folder)
         if not (target / _FACTS).is_file():
             _write(loaded, sequences, target, progress)
         facts = json.loads((target / _FACTS).read_text(encoding="utf-8"))
@@ -136,6 +156,12 @@ class Reference:
             vocabulary=facts["vocabulary"],
             checksums=tuple(facts["checksums"]),
         )
+
+
+def _place(loaded: LoadedModel, sequences: TokenSequences, folder: Path) -> Path:
+    """Return the content-addressed folder of a reference."""
+    key = sha256_json([REFERENCE_VERSION, loaded.fingerprint, sequences.sha256, str(loaded.dtype)])
+    return Path(folder) / "references" / key[:32]
 
 
 def reference_bytes(sequences: TokenSequences, vocabulary: int) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _CHECK_TOKENS = 8
 _CHECK_TOLERANCE = 0.02
-_VALUES_AT_ONCE = 1 << 21
+_VALUES_AT_ONCE = 1 << 19
 
 
 def rows_at_once(vocabulary: int) -> int:

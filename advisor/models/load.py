@@ -1,4 +1,7 @@
-"""Load a model for calibration and evaluation; everything that can be wrong is said before."""
+"""Load a model for calibration and evaluation; everything that can be wrong is said before.
+
+Loading itself holds one part of a tensor in memory, where the weights can be mapped.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
-"""Measure candidates on text that calibration never saw; every result is kept on disk."""
+"""Measure candidates on text that calibration never saw; every result is kept on disk.
+
+A candidate's codes lie on disk while it is measured; memory holds those of one block.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advisor.budgets import Budgets
 from advisor.evaluation.gate import Decision, decide, holm, look_confidence
 from advisor.evaluation.measure import Measurement, measure
-from advisor.evaluation.reference import Reference
+from advisor.evaluation.reference import Reference, reference_bytes
 from advisor.evaluation.runtime import quantized_model
 from advisor.evaluation.tasks import TaskMeasurement
 from advisor.plan.hashing import sha256_json
@@ -94,6 +97,7 @@ class Measurer:
         folder: Path,
         cache: Path,
         calibration: TokenSequences | None = None,
+        reference_limit: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -106,6 +110,8 @@ class Measurer:
             folder: Where measurements are kept.
             cache: Where the unquantized model's predictions are kept.
             calibration: Sequences of the statistics, for sequential candidates.
+            reference_limit: Bytes that the unquantized model's predictions may take on disk; text
+                beyond that is not measured.
         """
         self._loaded = loaded
         self._store = store
@@ -119,6 +125,7 @@ class Measurer:
         self._records = Records(folder, settings, store.key)
         self._cache = cache
         self._calibration = calibration
+        self._reference_limit = reference_limit
         self.finalists: list[Finalist] = []
         self._outside: dict[str, Outside] = {}
 
@@ -180,8 +187,20 @@ class Measurer:
         return self.judges.evaluation.sequences - finalist.measurement.sequences
 
     def can_grow(self, finalist: Finalist) -> bool:
-        """Whether any text has sequences left for a finalist that was measured in full."""
-        return finalist.in_full and finalist.looks < self.judges.looks
+        """Whether any text has sequences left for one measured in full, and the disk room."""
+        if not finalist.in_full or finalist.looks >= self.judges.looks:
+            return False
+        if self._reference_limit is None:
+            return True
+        config: Any = self._loaded.model.config
+        parts = [
+            self.judges.part(text, look)
+            for look in range(1, finalist.looks + 2)
+            for text in self.judges.texts.values()
+        ]
+        vocabulary = int(config.vocab_size)
+        needed = sum(reference_bytes(part, vocabulary) for part in parts if part is not None)
+        return needed <= self._reference_limit
 
     def extend(
         self, finalist: Finalist, progress: Callable[[int, int], None] | None = None

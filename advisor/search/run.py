@@ -16,6 +16,7 @@ from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
 from advisor.search.closing import complete_nearest, fill_gap
 from advisor.search.compose import Composer, Mixture
+from advisor.search.disk import DiskUse, check_disk, predict_disk
 from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.goal import Goal, goal_of
@@ -90,15 +91,19 @@ class Run:
     relaxed: tuple[Relaxation, ...] = ()
     study: str = "none"
     outsiders: Callable[[int | None], Iterable[Outside]] | None = None
+    max_disk_bytes: int | None = None
 
     def search(
         self, *, trials: int, seed: int, storage: str | None, study_name: str | None, prefer: str
     ) -> TuneResult:
         """Run all stages; see :func:`advisor.search.tune.tune`."""
         task = self.task
+        store = open_statistics(task.loaded, task.calibration)
+        disk = predict_disk(task, store, self.max_disk_bytes)
+        check_disk(disk)
+        self.report(SearchEvent("Disk", 1, 1, disk.describe()))
         self.workdir.mkdir(parents=True, exist_ok=True)
         url = storage_url(storage, self.workdir)
-        store = open_statistics(task.loaded, task.calibration)
         book = ScoreBook(task.loaded, store, cache_root() / "scores")
         composer = Composer(
             task.spec, task.loaded.linears, self.offered.schemes, self.offered.format, book,
@@ -122,7 +127,7 @@ class Run:
             )  # fmt: skip
             self.study = study_name or self._study_name(space, goal, store, seed)
             self._trials(scorer, space, url, trials, seed)
-            self._measure(scorer, store, goal)
+            self._measure(scorer, store, goal, disk)
         except KeyboardInterrupt:
             _logger.info("interrupted: keeping the best so far")
             self.clock.stopped = "interrupted"
@@ -193,12 +198,12 @@ class Run:
         scorer.recall(self.records)
         self.records = run(trials)
 
-    def _measure(self, scorer: Scorer, store: Statistics, goal: Goal) -> None:
+    def _measure(self, scorer: Scorer, store: Statistics, goal: Goal, disk: DiskUse) -> None:
         """Measure finalists; where none meets the budgets, also what would."""
         task = self.task
         measurer = Measurer(
             task.loaded, store, task.judges, task.settings, goal, self.workdir / "finalists",
-            cache_root(), task.calibration,
+            cache_root(), task.calibration, disk.left_for_references,
         )  # fmt: skip
         self.finalists = measurer.finalists
         measurer.prepare(self._stage("Reference"))

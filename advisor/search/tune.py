@@ -56,6 +56,7 @@ def tune(
     sequential: bool = True,
     sampler: str = "tpe",
     outsiders: Callable[[int | None], Iterable[Outside]] | None = None,
+    max_disk_bytes: int | None = None,
     progress: Callable[[SearchEvent], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TuneResult:
@@ -86,12 +87,13 @@ def tune(
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
         outsiders: Makes candidates of other libraries of at most so many bytes.
+        max_disk_bytes: The most that statistics, references and candidates may add to the disk.
         progress: Called with events.
         stop: Asked before every step; True ends the search as Ctrl-C does.
 
     Raises:
-        InputError: The texts overlap, the engine offers nothing, the storage cannot be opened, or
-            an accuracy budget has no benchmark.
+        InputError: The texts overlap, the engine offers nothing, the storage cannot be opened,
+            an accuracy budget has no benchmark, or the disk is too small.
     """
     if trials < 1:
         raise InputError(f"--trials must be at least 1, but got {trials}.")
@@ -117,6 +119,7 @@ def tune(
     run = Run(
         task, offered, workdir, report, clock, overlap, sequential=sequential, sampler=sampler,
         outsiders=outsiders,
+        max_disk_bytes=max_disk_bytes,
     )  # fmt: skip
     return run.search(
         trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer

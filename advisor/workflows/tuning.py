@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.budgets import Budgets, parse_duration
+from advisor.budgets import Budgets, parse_duration, parse_size
 from advisor.errors import InputError, join_errors
 from advisor.plan.files import save_plan
 from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
@@ -35,11 +35,13 @@ class Tuning:
         result: What the search found.
         plan_path: The plan: of the answer, or of the nearest candidate.
         failures: (library, scheme, why) of other libraries' candidates that could not be made.
+        not_mapped: Why the weights were held in memory whole; empty where they were mapped.
     """
 
     result: TuneResult
     plan_path: Path
     failures: tuple[tuple[str, str, str], ...] = ()
+    not_mapped: str = ""
 
     @property
     def feasible(self) -> bool:
@@ -65,6 +67,7 @@ class Tuning:
                 "score_spearman": result.quality.spearman,
                 "score_ratio": result.quality.ratio,
             },
+            "weights": {"mapped": not self.not_mapped, "reason": self.not_mapped or None},
             "seconds": result.seconds,
             "backends_failed": [
                 {"backend": name, "scheme": scheme, "reason": reason}
@@ -96,6 +99,7 @@ def tune(
     sequential: bool = True,
     sampler: str = "tpe",
     backends: Sequence[str] = (),
+    max_disk: str | int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Tuning:
     """Find the quantization that meets the budgets best, measure it, and write its plan.
@@ -126,6 +130,7 @@ def tune(
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
         backends: Other libraries, whose best uniform candidates are measured with the finalists.
+        max_disk: The most that the search may add to the disk: ``20GB``, or bytes.
         progress: Called with events.
 
     Raises:
@@ -133,6 +138,7 @@ def tune(
         BackendError: A named library is not installed, or cannot work here.
     """
     check_preference(prefer)
+    max_disk_bytes = None if max_disk is None else parse_size(max_disk, "--max-disk")
     seconds = None if time_budget is None else parse_duration(time_budget, "--time-budget")
     target = Path(output)
     _check_output(target)
@@ -187,11 +193,12 @@ def tune(
         sequential=sequential,
         sampler=sampler,
         outsiders=offers if chosen else None,
+        max_disk_bytes=max_disk_bytes,
         progress=_forward(report),
     )
     result = _with_backend(result, offers)
     save_plan(result.plan, target)
-    return Tuning(result, target, tuple(offers.failures))
+    return Tuning(result, target, tuple(offers.failures), loaded.not_mapped)
 
 
 def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:

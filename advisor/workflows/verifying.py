@@ -192,39 +192,60 @@ def _weights(
     progress: Callable[[int, int], None],
 ) -> Check:
     """Compare every weight with its source: a swapped or damaged module does not resemble it."""
-    from advisor.formats.layouts import HEADS
-    from advisor.models.rotation import rotation_of
-    from advisor.search.assignment import settings_of
-
-    settings = settings_of(plan)
-    sources: dict[str, Tensor] = dict(loaded.model.named_parameters())
-    if "lm_head.weight" in sources:
-        sources |= {f"{head}.weight": sources["lm_head.weight"] for head in HEADS}
-    rotation = rotation_of(loaded.model, settings.rotation, settings.rotation_seed)
-    if rotation is not None:
-        sources |= rotation.tensors(loaded.linears)
+    source_of = _sources(plan, loaded)
     # Some libraries write rounded weights back in 16 bits.
     rounded = plan.backend is not None and checkpoint.format == "safetensors"
     wrong = []
     worst = (0.0, "")
     for done, name in enumerate(checkpoint.modules):
-        source = loaded.tensor(f"{name}.weight")
+        source = source_of(f"{name}.weight")
+        if source is None:
+            wrong.append(f"{name} is no module of the model")
+            continue
         error = relative_error(source, checkpoint.weight(name).dequantize())
         worst = max(worst, (error, name))
         if not error < _RELATIVE_ERROR_LIMIT:
             wrong.append(f"{name} does not resemble its source (relative error {error:.2f})")
         progress(done + 1, len(checkpoint.modules))
     for name, tensor in checkpoint.other_tensors():
-        if name in sources and tensor.shape != sources[name].shape:
+        source = source_of(name)
+        if source is not None and tensor.shape != source.shape:
             wrong.append(f"{name} has shape {list(tensor.shape)}")
-        elif name in sources and "norm" not in name:
-            error = relative_error(loaded.tensor(name), tensor)
+        elif source is not None and "norm" not in name:
+            error = relative_error(source, tensor)
             # GGUF stores embedding and head in blocks too.
             loose = checkpoint.format == "gguf" or rounded
             if error > (_RELATIVE_ERROR_LIMIT if loose else 0.01):
                 wrong.append(f"{name} differs from its source (relative error {error:.2f})")
     detail = f"largest relative error {worst[0]:.3f} ({worst[1]})" if worst[1] else "none quantized"
     return Check("weights", not wrong, _list(wrong) or detail)
+
+
+def _sources(plan: Plan, loaded: LoadedModel) -> Callable[[str], Tensor | None]:
+    """Return what looks up a tensor's source: the 16-bit one, rotated where the plan rotates."""
+    from advisor.formats.layouts import HEADS
+    from advisor.models.rotation import rotation_of
+    from advisor.search.assignment import settings_of
+
+    settings = settings_of(plan)
+    names = {name for name, _ in loaded.model.named_parameters()}
+    heads = {f"{head}.weight": "lm_head.weight" for head in HEADS if "lm_head.weight" in names}
+    rotation = rotation_of(loaded.model, settings.rotation, settings.rotation_seed)
+    turned = {} if rotation is None else rotation.outer()
+    linears = {linear.name: linear for linear in loaded.linears}
+
+    def find(name: str) -> Tensor | None:
+        name = heads.get(name, name)
+        if name in turned:
+            return turned[name]
+        linear = linears.get(name.rpartition(".")[0])
+        if rotation is not None and linear is not None:
+            if name.endswith(".weight"):
+                return rotation.weight(linear)
+            return rotation.block(loaded.linears, linear.block).get(name, loaded.tensor(name))
+        return loaded.tensor(name) if name in names else None
+
+    return find
 
 
 def relative_error(source: Tensor, other: Tensor) -> float:

@@ -83,6 +83,7 @@ def main() -> None:
                 "stages": stages,
                 "seconds": seconds,
                 "total_seconds": total,
+                "cpu_seconds": time.process_time(),
                 "finalists": [
                     [f.name, f.mixture.family.method, f.mixture.family.sequential,
                      f.mixture.size_bytes, float(f.measurement.sequence_kl.mean())]

@@ -46,11 +46,11 @@ def make(random_llama, tmp_path):
     store = open_store(random_llama, calibration, root=tmp_path / "cache")
     collect_statistics(random_llama, calibration, store)
 
-    def build(budgets, judges):
+    def build(budgets, judges, reference_limit=None):
         return Measurer(
             random_llama, store, judges, QuantizationSettings(),
             goal_of(budgets, "balanced", None), tmp_path / "finalists", tmp_path / "cache",
-            calibration,
+            calibration, reference_limit,
         )  # fmt: skip
 
     return build
@@ -59,6 +59,21 @@ def make(random_llama, tmp_path):
 def _mixture(loaded, name, size=1000):
     assignment = {linear.name: parse_scheme(name) for linear in loaded.linears}
     return Mixture(name, Family("gptq"), assignment, size, 4.5, 0.01)
+
+
+def test_text_that_the_disk_has_no_room_for_is_not_measured(random_llama, make):
+    pool = _sequences(3, 20)
+    vocabulary = random_llama.model.config.vocab_size
+    room = 8 * 23 * vocabulary * 2  # what the model predicts of eight sequences
+    grown = make(Budgets(max_kl=1e-9), Judges(pool, 4), room)
+    found = grown.measure(_mixture(random_llama, "gptq-int4-g32-sym"))
+    assert grown.can_grow(found)
+    found = grown.extend(found)
+    assert found.measurement.sequences == 8
+    assert not grown.can_grow(found)
+    assert not make(Budgets(max_kl=1e-9), Judges(pool, 4), room - 1).can_grow(
+        make(Budgets(max_kl=1e-9), Judges(pool, 4)).measure(found.mixture)
+    )
 
 
 def test_a_grown_measurement_is_one_of_all_its_sequences(random_llama, make):

@@ -1,0 +1,105 @@
+"""What a search writes to disk, predicted before it starts and held to a limit."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from advisor.calibration.mixing import predicted_bytes
+from advisor.calibration.passes import free_bytes
+from advisor.calibration.settings import dtype_bytes
+from advisor.calibration.store import cache_root
+from advisor.errors import InputError
+from advisor.evaluation.reference import Reference, reference_bytes
+
+if TYPE_CHECKING:
+    from advisor.calibration.mixing import Statistics
+    from advisor.search.planning import Task
+
+_CODE_BYTES = 1.35
+"""Bytes of a quantized weight on disk: a code, and scales and zero points of groups of 16."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """Bytes that a search adds to the disk.
+
+    Attributes:
+        collecting: While statistics are collected, at its peak; 0 where they are there already.
+        statistics: What is left of that.
+        references: The unquantized model's predictions of the texts that are measured first.
+        candidate: A finalist while it is measured; nothing is left of it.
+        limit: The most that is allowed; None for what is free.
+    """
+
+    collecting: int
+    statistics: int
+    references: int
+    candidate: int
+    limit: int | None = None
+
+    @property
+    def peak(self) -> int:
+        """The most that is there at once."""
+        return max(self.collecting, self.statistics + self.references + self.candidate)
+
+    @property
+    def left_for_references(self) -> int | None:
+        """Bytes that all references together may take; None for no limit."""
+        if self.limit is None:
+            return None
+        return self.limit - self.statistics - self.candidate
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return (
+            f"at most {self.peak / 1e9:.2f} GB: {self.collecting / 1e9:.2f} while collecting, then "
+            f"{self.statistics / 1e9:.2f} of statistics, {self.references / 1e9:.2f} of reference "
+            f"and {self.candidate / 1e9:.2f} for a candidate"
+        )
+
+
+def predict_disk(task: Task, store: Statistics, limit: int | None = None) -> DiskUse:
+    """Return what a search will write, what is on disk already left out.
+
+    Args:
+        task: What is asked.
+        store: Of its statistics.
+        limit: The most that is allowed.
+    """
+    loaded = task.loaded
+    config: Any = loaded.model.config
+    tokens = task.calibration.tokens.numel()
+    collecting, kept = predicted_bytes(loaded, task.calibration, store)
+    references = 0
+    for text in task.judges.texts.values():
+        part = task.judges.part(text, 1)
+        if part is not None and not Reference.exists(loaded, part, cache_root()):
+            references += reference_bytes(part, int(config.vocab_size))
+    states = 2 * tokens * int(config.hidden_size) * dtype_bytes(str(loaded.dtype)[6:])
+    candidate = int(_CODE_BYTES * task.spec.quantizable_parameters) + states
+    return DiskUse(collecting, kept, references, candidate, limit)
+
+
+def check_disk(use: DiskUse) -> None:
+    """Refuse, before any work, a search that the disk or the limit has no room for.
+
+    Raises:
+        InputError: It says what is needed, and for what.
+    """
+    root = cache_root()
+    _logger.info("disk use under %s: %s", root, use.describe())
+    advice = "Use fewer --samples or --evaluation-sequences, or shorter ones"
+    if use.limit is not None and use.peak > use.limit:
+        raise InputError(
+            f"this search needs {use.describe()}; --max-disk allows {use.limit / 1e9:.2f} GB. "
+            f"{advice}."
+        )
+    free = free_bytes(root)
+    if use.peak > free:
+        raise InputError(
+            f"this search needs {use.describe()}; {free / 1e9:.2f} GB are free under {root}. "
+            f"{advice}, or set ADVISOR_CACHE to a folder on another disk."
+        )
