@@ -280,7 +280,7 @@ def predicted_bytes(
         settings = collection_settings(loaded, part, prefixes=prefixes)
         tokens, width = part.tokens.numel(), int(config.hidden_size)
         peak = max(peak, kept + needed_bytes(loaded.linears, settings, tokens, width))
-        kept += kept_bytes(loaded.linears, settings)
+        kept += kept_bytes(loaded.linears, settings, tokens)
     return peak, kept
 
 

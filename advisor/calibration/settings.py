@@ -100,13 +100,14 @@ def collection_settings(
     )
 
 
-def kept_bytes(linears: Sequence[LinearSpec], settings: CollectionSettings) -> int:
+def kept_bytes(linears: Sequence[LinearSpec], settings: CollectionSettings, tokens: int) -> int:
     """Return the bytes that finished statistics take on disk, headers not counted."""
     groups = {linear.input_group: linear.in_features for linear in linears}
     inputs = sum(4 * (packed_length(size) + 2 * size) for size in groups.values())
     total = inputs * len(settings.prefixes)
     if settings.gradient == "none":
         return total
+    total += 4 * tokens * len(groups)  # every token's weight
     for linear in linears:
         full = keeps_full_gradient(linear, settings.gradient)
         total += 4 * (packed_length(linear.out_features) if full else linear.out_features)
@@ -126,12 +127,14 @@ def needed_bytes(
     """
     blocks = len({linear.block for linear in linears})
     states = tokens * hidden_size * dtype_bytes(settings.dtype)
-    kept = kept_bytes(linears, settings)
+    kept = kept_bytes(linears, settings, tokens)
     if settings.gradient == "none":
         return kept + 2 * states
-    # A weight of every token for every input group lies beside the states meanwhile.
-    weights = 4 * tokens * len({linear.input_group for linear in linears})
-    return kept + weights + (blocks + 3) * states
+    # The forward pass keeps every block's states and writes little; the backward pass writes the
+    # moments and drops states as it goes.
+    groups = {linear.input_group: linear.in_features for linear in linears}
+    sums = sum(8 * size for size in groups.values()) * len(settings.prefixes)
+    return max(sums + (blocks + 3) * states, kept + 3 * states)
 
 
 def dtype_bytes(name: str) -> int:

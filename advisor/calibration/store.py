@@ -260,7 +260,7 @@ class StatisticsStore:
         count = self._prefix_count(samples)
         if not linear.is_expert:
             return int(self.manifest["tokens"][count - 1])
-        path = self._verify(inputs_file(linear.block))
+        path = self.verified(inputs_file(linear.block))
         with safe_open(str(path), framework="pt") as handle:
             names = [f"{index}/{linear.input_group}/tokens" for index in range(count)]
             return sum(int(handle.get_tensor(name)) for name in names)
