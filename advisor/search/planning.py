@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from advisor.modelspec import ModelSpec
     from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
-    from advisor.search.measuring import Judges
+    from advisor.search.judges import Judges
 
 Stopped = Literal["completed", "interrupted", "time budget"]
 _LIBRARIES = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from advisor.calibration.coverage import FittedStatistics
 from advisor.calibration.mixing import of_mix, sequence_weights
+from advisor.calibration.rotating import rotated
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
@@ -15,7 +16,7 @@ from advisor.methods.registry import quantize
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.numerics.spilled_weights import SpilledWeights
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
-from advisor.search.scores import fits, module_weight, rotated
+from advisor.search.scores import fits, module_weight
 from advisor.search.sequential import QuantizedPrefix, can_be_sequential
 from advisor.search.stacking import is_stackable, quantize_group
 

@@ -37,15 +37,15 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from advisor.calibration.coverage import FittedStatistics
 from advisor.calibration.mixing import of_mix
+from advisor.calibration.rotating import rotated
 from advisor.models.folding import foldable_groups
-from advisor.models.rotation import Rotation, rotation_of
+from advisor.models.rotation import rotation_of
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
 from advisor.predict.gguf_types import base_type, stored_type
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
 
 _VERSION = 2
 """Part of every cache key: raised when scores mean something else."""
-_MEAN_MAGNITUDE = math.sqrt(2 / math.pi)
-"""Of a standard normal variable."""
 _logger = logging.getLogger(__name__)
 
 
@@ -290,31 +288,6 @@ class ScoreBook:
             "scores": {name: [score.kl, score.error] for name, score in scores.items()},
         }
         write_atomically(self._folder / f"{key}.json", json.dumps(document))
-
-
-def rotated(rotation: Rotation, linear: LinearSpec, statistics: LayerStatistics) -> LayerStatistics:
-    """Return a linear's statistics in the rotated model.
-
-    Magnitudes of single channels do not follow from sums; they are those of a normal distribution
-    of the same (weighted) variance, which what a rotation spreads comes close to: within a factor
-    of two. Only calibrated scales of quantized inputs depend on them.
-    """
-    moment = rotation.second_moment(linear, statistics.second_moment)
-    if moment is statistics.second_moment:
-        maximum, total = statistics.absolute_maximum, statistics.absolute_sum
-    else:
-        seen = statistics.rows if statistics.rows > 0 else 1.0
-        deviation = (moment.diagonal() / seen).clamp_min(0).sqrt()
-        total = deviation * statistics.tokens * _MEAN_MAGNITUDE
-        maximum = deviation * math.sqrt(2 * math.log(max(2, statistics.tokens)))
-    gradient = statistics.gradient_moment
-    return replace(
-        statistics,
-        second_moment=moment,
-        absolute_maximum=maximum,
-        absolute_sum=total,
-        gradient_moment=None if gradient is None else rotation.gradient_moment(linear, gradient),
-    )
 
 
 def module_weight(loaded: LoadedModel, linear: LinearSpec) -> Tensor:

@@ -9,7 +9,7 @@ from advisor.engines.options import MixtureOptions, mixture_options
 from advisor.errors import InputError, join_errors
 from advisor.formats.layouts import engine_problems
 from advisor.methods.settings import QuantizationSettings
-from advisor.search.measuring import Judges
+from advisor.search.judges import Judges
 from advisor.search.planning import Task
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.run import Clock, Run

@@ -183,7 +183,7 @@ def plan_of(
     from advisor.methods.settings import QuantizationSettings
     from advisor.search.finalists import Finalist
     from advisor.search.goal import Goal
-    from advisor.search.measuring import Judges
+    from advisor.search.judges import Judges
     from advisor.search.planning import Task, build_plan
 
     overlap = None if calibration is None else check_disjoint(calibration, judged)

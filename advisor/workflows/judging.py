@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from advisor.budgets import Budgets
     from advisor.calibration.tokens import TokenSequences
-    from advisor.search.measuring import Judges
+    from advisor.search.judges import Judges
 
 _Made = TypeVar("_Made")
 _MOST_TIMES = 8
@@ -36,7 +36,7 @@ def draw_judges(
         InputError: A text or the benchmark is not what it should be; all are named.
     """
     from advisor.evaluation.tasks import load_benchmark
-    from advisor.search.measuring import Judges
+    from advisor.search.judges import Judges
     from advisor.workflows.texts import draw, parse_slices
 
     problems: list[str] = []

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.rotating import rotated
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.errors import InputError
 from advisor.evaluation.runtime import quantized_model
@@ -18,7 +19,7 @@ from advisor.models.load import load_model
 from advisor.models.rotation import Rotation, rotation_matrix, rotation_of, rotation_problem
 from advisor.schemes import parse_scheme
 from advisor.search.realise import realise
-from advisor.search.scores import ScoreBook, rotated
+from advisor.search.scores import ScoreBook
 
 SCHEME = parse_scheme("gptq-int4-g32-sym")
 ROTATED = QuantizationSettings(rotation="hadamard", rotation_seed=3)

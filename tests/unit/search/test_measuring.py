@@ -16,7 +16,8 @@ from advisor.schemes import parse_scheme
 from advisor.search.compose import Mixture
 from advisor.search.families import Family
 from advisor.search.goal import goal_of
-from advisor.search.measuring import Judges, Measurer
+from advisor.search.judges import Judges
+from advisor.search.measuring import Measurer
 from advisor.search.refine import Refiner
 
 

@@ -19,7 +19,8 @@ from advisor.search.compose import Mixture
 from advisor.search.families import Family
 from advisor.search.finalists import Finalist, choose
 from advisor.search.goal import Goal, goal_of
-from advisor.search.measuring import Judges, Measurer
+from advisor.search.judges import Judges
+from advisor.search.measuring import Measurer
 from advisor.search.pruning import Watch
 from advisor.search.refine import Refiner
 from advisor.search.study import surely_above
