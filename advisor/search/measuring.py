@@ -17,7 +17,6 @@ from advisor.evaluation.runtime import quantized_model
 from advisor.evaluation.tasks import TaskMeasurement
 from advisor.plan.hashing import sha256_json
 from advisor.search.finalists import Finalist, excess_bytes
-from advisor.search.judges import Judges
 from advisor.search.on_demand import OnDemand
 from advisor.search.pruning import Watch
 from advisor.search.realise import Realised, realise
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from advisor.models.load import LoadedModel
     from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
+    from advisor.search.judges import Judges
     from advisor.search.outside import Outside
 
 _VERSION = 1
