@@ -132,7 +132,8 @@ def in_words(others: Sequence[ModuleVerdict]) -> str:
     parts = []
     if moved:
         kernels = ", ".join(sorted({module.kernel or "" for module in moved}))
-        first = f"first: {moved[0].name}: {moved[0].reason}"
+        why = f": {moved[0].reason}" if moved[0].reason else ""
+        first = f"first: {moved[0].name}{why}"
         parts.append(f"; {len(moved)} modules run on {kernels} ({first})")
     if kept:
         first = f"first: {kept[0].name}: {kept[0].reason}"
