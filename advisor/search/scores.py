@@ -23,8 +23,8 @@ built-in text; RTX 4090 and vLLM, fused groups) at 118 MB, predicted and measure
 
 The order is right throughout; measured over predicted is 0.84 to 1.14. Codes are scored without
 coordinate descent and from half the samples, so GPTQ's final codes are better than predicted. With
-unweighted moments, fitted and judged on the same tokens, measured over predicted was 0.4 to 1.5 over
-ten uniform GPTQ candidates. What is left out: cross terms between modules.
+unweighted moments, fitted and judged on the same tokens, it was 0.4 to 1.5 over ten uniform GPTQ
+candidates. What is left out: cross terms between modules.
 
 Reference: Martens and Grosse, arXiv:1503.05671 (Kronecker-factored Fisher); Hassibi and Stork,
 1993 (second-order effect of changed weights).
