@@ -44,10 +44,36 @@ class ColumnState:
     low: Tensor
     high: Tensor
 
+    @classmethod
+    def of(cls, found: ColumnCodes, bits: int) -> ColumnState:
+        """Return the state of codes of that many bits; they are not modified."""
+        width = found.codes.shape[0] // found.scales.shape[0]
+        zeros = found.zero_points.float()
+        steps = found.codes.float() - zeros.repeat_interleave(width, 0)
+        levels = float(grid_levels(bits, device=found.codes.device))
+        return cls(steps, found.scales.clone(), -zeros, levels - zeros)
+
     def weight(self) -> Tensor:
         """Return the quantized weight, float32 [columns, rows]."""
-        width = self.steps.shape[0] // self.scales.shape[0]
-        return self.steps * self.scales.repeat_interleave(width, 0)
+        return self.steps * self._spread(self.scales)
+
+    def codes(self) -> ColumnCodes:
+        """Return the codes that the state stands for."""
+        codes = (self.steps - self._spread(self.low)).to(torch.uint8)
+        return ColumnCodes(codes, self.scales, -self.low)
+
+    def rows(self, rows: slice) -> ColumnState:
+        """Return a copy of some rows."""
+        parts = (self.steps, self.scales, self.low, self.high)
+        return ColumnState(*(part[:, rows].contiguous() for part in parts))
+
+    def put(self, rows: slice, state: ColumnState) -> None:
+        """Take up the steps and scales of some rows."""
+        self.steps[:, rows], self.scales[:, rows] = state.steps, state.scales
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """Return a value of each group for every column."""
+        return values.repeat_interleave(self.steps.shape[0] // len(values), 0)
 
 
 def improve(
@@ -66,17 +92,16 @@ def improve(
         second_moment: H in that order, float32 [columns, columns], not damped.
         settings: ``descent`` passes, ``descent_damping``, rounding of scales.
     """
-    width = columns.shape[0] // found.scales.shape[0]
-    zeros = found.zero_points.float()
-    levels = float(grid_levels(bits, device=columns.device))
-    steps = found.codes.float() - zeros.repeat_interleave(width, 0)
-    state = ColumnState(steps, found.scales.clone(), -zeros, levels - zeros)
+    state = ColumnState.of(found, bits)
+    descend(columns, state, damped_moment(second_moment, settings), settings, settings.descent)
+    return state.codes()
+
+
+def damped_moment(second_moment: Tensor, settings: QuantizationSettings) -> Tensor:
+    """Return H with ``descent_damping`` times its mean diagonal added to the diagonal."""
     mean = float(second_moment.diagonal().double().mean())
     added = settings.descent_damping * (mean if mean > 0 else 1.0)
-    damped = second_moment + added * torch.eye(len(second_moment), device=second_moment.device)
-    descend(columns, state, damped, settings, settings.descent)
-    codes = (state.steps + zeros.repeat_interleave(width, 0)).to(torch.uint8)
-    return ColumnCodes(codes, state.scales, found.zero_points)
+    return second_moment + added * torch.eye(len(second_moment), device=second_moment.device)
 
 
 def descend(

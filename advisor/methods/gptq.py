@@ -9,6 +9,7 @@ from torch import Tensor
 
 from advisor.errors import InputError
 from advisor.methods.checks import group_width, prepare_weight, require_statistics
+from advisor.methods.coupled import descend_coupled, output_metric, quantize_coupled
 from advisor.methods.descent import improve
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid, blocks_of, quantize_columns
 from advisor.methods.grids import check_scales
@@ -61,7 +62,9 @@ def quantize_many(
             with the same inputs may be stacked.
         statistics: Of the inputs.
         schemes: int2 to int8, per channel or group.
-        settings: ``damping``, ``column_block``, ``static_groups``, clip search, rounding of scales.
+        settings: ``damping``, ``column_block``, ``static_groups``, clip search, rounding of scales;
+            with ``output_feedback`` and a whole G in the statistics, rows are no longer independent
+            (see :mod:`advisor.methods.coupled`).
 
     Returns:
         One result per scheme. ``extras["damping"]`` holds the damping used where H was singular
@@ -86,10 +89,15 @@ def quantize_many(
     natural = [s for s in schemes if not s.activation_order]
     ordered = [s for s in schemes if s.activation_order]
     done: dict[Scheme, QuantizedWeight] = {}
-    if natural:
-        done.update(_quantize_in_order(values, second_moment, natural, settings))
-    if ordered:
-        done.update(_quantize_in_order(values, second_moment, ordered, settings))
+    metric = output_metric(found, settings)
+    if metric is not None and len(metric) != len(values):
+        raise InputError(
+            f"output_feedback needs the gradients of this weight's {len(values)} outputs, but got "
+            f"those of {len(metric)}: quantize linears that share an input one by one."
+        )
+    for together in (natural, ordered):
+        if together:
+            done.update(_quantize_in_order(values, second_moment, metric, together, settings))
     return [done[scheme] for scheme in schemes]
 
 
@@ -99,7 +107,11 @@ def activation_order(second_moment: Tensor) -> Tensor:
 
 
 def _quantize_in_order(
-    values: Tensor, second_moment: Tensor, schemes: list[Scheme], settings: QuantizationSettings
+    values: Tensor,
+    second_moment: Tensor,
+    metric: Tensor | None,
+    schemes: list[Scheme],
+    settings: QuantizationSettings,
 ) -> dict[Scheme, QuantizedWeight]:
     """Run one loop for schemes that are all with, or all without, activation order."""
     in_features = values.shape[1]
@@ -125,14 +137,27 @@ def _quantize_in_order(
         importance = importance[torch.argsort(order)]
     elif order is not None:
         columns = columns[order]
-    codes = _loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
     permutation = order if static_order is None else None
-    if settings.descent:
-        moment = second_moment if permutation is not None else unordered
+    moment = second_moment if permutation is not None else unordered
+    if metric is None:
+        codes = _loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
+        if settings.descent:
+            codes = [
+                improve(columns, found, grid.bits, moment, settings)
+                for found, grid in zip(codes, grids, strict=True)
+            ]
+    else:
         codes = [
-            improve(columns, found, grid.bits, moment, settings)
-            for found, grid in zip(codes, grids, strict=True)
+            quantize_coupled(
+                columns, factor.factor, grid, settings, importance, metric, static_order
+            )
+            for grid in grids
         ]
+        if settings.descent:
+            codes = [
+                descend_coupled(columns, found, grid.bits, moment, metric, settings)
+                for found, grid in zip(codes, grids, strict=True)
+            ]
     return {
         scheme: _assemble(scheme, found, factor, permutation, settings)
         for scheme, found in zip(schemes, codes, strict=True)
@@ -233,6 +258,11 @@ def _check(schemes: Sequence[Scheme], settings: QuantizationSettings) -> None:
             )
     if settings.column_block < 1:
         raise InputError(f"column_block must be at least 1, but got {settings.column_block}.")
+    if not 0 <= settings.output_feedback <= 1 or not settings.output_damping > 0:
+        raise InputError(
+            "output_feedback must be in [0, 1] and output_damping above 0, but got "
+            f"{settings.output_feedback} and {settings.output_damping}."
+        )
     if settings.descent < 0 or not 0 < settings.descent_damping <= 1:
         raise InputError(
             "descent must not be negative and descent_damping in (0, 1], but got "

@@ -20,6 +20,10 @@ class QuantizationSettings:
             scales chosen beforehand; for schemes that are not ``actorder`` themselves.
         descent: GPTQ: passes of coordinate descent over codes and scales afterwards; 0 for none.
         descent_damping: GPTQ: as ``damping``, for these passes; in (0, 1].
+        output_feedback: GPTQ: how far off-diagonals of the output gradients' second moment are
+            believed, in [0, 1]: rows make up for each other's errors
+            (:mod:`advisor.methods.coupled`); 0 for independent rows.
+        output_damping: GPTQ: added to that moment's diagonal, as a fraction of its mean; above 0.
         clip: Search a smaller range per group that lowers the error (``mse``: of the weights,
             weighted by H's diagonal), or keep the whole range (``none``).
         clip_shrink: Smallest share of the range that the clip search tries; in (0, 1].
@@ -45,6 +49,8 @@ class QuantizationSettings:
     static_groups: bool = False
     descent: int = 0
     descent_damping: float = 0.05
+    output_feedback: float = 0.0
+    output_damping: float = 0.1
     clip: str = "none"
     clip_shrink: float = 0.5
     clip_steps: int = 20

@@ -76,6 +76,8 @@ class Mixture:
         content: dict[str, object] = {"modules": named, "settings": [needs[name] for name in used]}
         if own.descent and any(scheme.method == "gptq" for scheme in self.assignment.values()):
             content["descent"] = [own.descent, own.descent_damping]
+        if own.output_feedback and any(s.method == "gptq" for s in self.assignment.values()):
+            content["output_feedback"] = [own.output_feedback, own.output_damping]
         if self.backend is not None:
             content["backend"] = self.backend
         if own.sequential:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -130,7 +130,14 @@ def realise(
         for scheme in dict.fromkeys(chosen[linear.name] for linear in quantized):
             same = [linear for linear in quantized if chosen[linear.name] == scheme]
             originals = [folded.weight(linear) for linear in same]
-            results = _quantize(originals, statistics, scheme, settings)
+            if settings.output_feedback and scheme.method == "gptq" and statistics is not None:
+                each = [_with_gradient(store, statistics, rotation, folded, one) for one in same]
+                results = tuple(
+                    quantize(weight, own, scheme, settings)
+                    for weight, own in zip(originals, each, strict=True)
+                )
+            else:
+                results = _quantize(originals, statistics, scheme, settings)
             for linear, result in zip(same, results, strict=True):
                 if spilled is None:
                     kept[linear.name] = result
@@ -250,6 +257,23 @@ def _prefix(
     return QuantizedPrefix(
         loaded, used.tokens[kept], store.work_folder, settings, weights, rotation
     )
+
+
+def _with_gradient(
+    store: Statistics | None,
+    statistics: LayerStatistics,
+    rotation: Rotation | None,
+    folded: Folded,
+    linear: LinearSpec,
+) -> LayerStatistics:
+    """Return statistics with G of a linear as it is quantized; without, if it took up scales."""
+    if store is None or folded.rescales_outputs(linear):
+        return replace(statistics, gradient_moment=None)
+    found = store.with_gradient(statistics, linear)
+    gradient = found.gradient_moment
+    if gradient is None or gradient.ndim == 1 or rotation is None:
+        return found
+    return replace(found, gradient_moment=rotation.gradient_moment(linear, gradient))
 
 
 def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:

@@ -140,6 +140,11 @@ class Folded:
             current = fold_tensor(name, current, folding, self._scales[folding.input_group])
         return current
 
+    def rescales_outputs(self, linear: LinearSpec) -> bool:
+        """Whether a linear's outputs are divided by the scales of the linear that reads them."""
+        foldings = self._foldings.get(f"{linear.name}.weight", ())
+        return any(folding.producer == linear.name for folding in foldings)
+
     def weight(self, linear: LinearSpec) -> Tensor:
         """Return a linear's weight, float32 [out, in]; not to be written to."""
         return self.tensor(f"{linear.name}.weight")

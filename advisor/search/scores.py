@@ -198,8 +198,8 @@ class ScoreBook:
             fitted = rotated(rotation, members[0], fitted)
             judges = [rotated(rotation, *pair) for pair in zip(members, judges, strict=True)]
             foldable = False
-        # Descent lowers all scores by about the same share, and would double their cost.
-        settings = replace(settings, descent=0)
+        # Both lower all scores by about the same share, and would be most of their cost.
+        settings = replace(settings, descent=0, output_feedback=0.0)
         results = quantize_group(
             weights, fitted, schemes, settings, foldable=foldable, share_scales=True
         )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["SearchEvent", "TuneResult", "tune"]
 
 _DESCENT = 3
+OUTPUT_FEEDBACK = 0.7
 _SCALE_STEPS = 8
 """AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
 
@@ -109,7 +110,9 @@ def tune(
     offered = options or mixture_options(engine, hardware, spec.linears)
     if problems := engine_problems(spec.architecture, offered.format, engine):
         raise InputError(join_errors(problems))
-    base = settings or QuantizationSettings(scale_steps=_SCALE_STEPS, descent=_DESCENT)
+    base = settings or QuantizationSettings(
+        scale_steps=_SCALE_STEPS, descent=_DESCENT, output_feedback=OUTPUT_FEEDBACK
+    )
     task = Task(
         loaded, spec, hardware, engine, budgets, calibration, judges,
         context, batch, offered.format, base,

@@ -155,7 +155,16 @@ def activation_order(second_moment) -> list[int]:
 
 
 def gptq(
-    weight, second_moment, grid, width, *, damping=0.01, order=None, static=False, factors=(1.0,)
+    weight,
+    second_moment,
+    grid,
+    width,
+    *,
+    damping=0.01,
+    order=None,
+    static=False,
+    factors=(1.0,),
+    scales=None,
 ) -> Reference:
     """GPTQ, Algorithm 1 with blocks of one column, as the OBQ steps that it is derived from.
 
@@ -166,6 +175,7 @@ def gptq(
         order: Columns in the order of work (activation order), or None for their own order.
         static: With an order: groups of consecutive columns, with scales from the weight as it
             was; otherwise groups are neighbours in the order.
+        scales: Scales and zero points to keep, with ``static``.
     """
     weight = np.array(weight, dtype=np.float64)
     moment = np.array(second_moment, dtype=np.float64)
@@ -175,6 +185,8 @@ def gptq(
     if static:
         before = rtn(weight, grid, width, factors=factors, importance=np.diag(moment))
         result.scales, result.zeros, result.ranges = before.scales, before.zeros, before.ranges
+        if scales is not None:
+            result.scales, result.zeros = scales
     else:
         for place, column in enumerate(order):
             result.group_of[column] = place // width

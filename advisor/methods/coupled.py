@@ -1,0 +1,286 @@
+"""GPTQ with output feedback: rows make up for the errors of the rows above them, too.
+
+A changed weight costs the model about tr(G ΔW H ΔWᵀ), for the second moments H of the inputs and G
+of the output gradients. GPTQ takes G as diagonal, so that rows are independent. But outputs of a
+linear act together, and where G says that two of them do, one can make up for the error of the
+other, as one column does for another in GPTQ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from advisor.methods.descent import ColumnState, damped_moment, descend
+from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
+from advisor.methods.grids import choose_grid
+from advisor.numerics.affine import grid_levels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from advisor.calibration.statistics import LayerStatistics
+    from advisor.methods.settings import QuantizationSettings
+
+ROW_BLOCK = 32
+"""Rows that are quantized together, without feedback among them."""
+DESCENT_ROWS = 192
+"""The same for descent, whose blocks of rows take turns."""
+_WIDEST_STEP = 64
+"""Columns of a step, where groups do not say otherwise."""
+
+
+def output_metric(statistics: LayerStatistics, settings: QuantizationSettings) -> Tensor | None:
+    """Return G as far as it is to be believed, float32 [out, out]; None for independent rows.
+
+    Off-diagonals are shrunk to ``output_feedback`` times T / (T + out): G of T tokens is the less
+    certain, the more outputs it relates. The diagonal is damped by ``output_damping`` of its mean.
+
+    Args:
+        statistics: Of the linear itself; G is used where it is whole.
+        settings: ``output_feedback`` and ``output_damping``.
+    """
+    gradient = statistics.gradient_moment
+    if not settings.output_feedback or gradient is None or gradient.ndim == 1:
+        return None
+    tokens = min(statistics.tokens, statistics.gradient_tokens)
+    share = settings.output_feedback * tokens / (tokens + len(gradient))
+    diagonal = gradient.diagonal()
+    mean = float(diagonal.double().mean())
+    metric = gradient.float() * share
+    metric.diagonal().copy_(diagonal + settings.output_damping * (mean if mean > 0 else 1.0))
+    return metric
+
+
+def quantize_coupled(
+    columns: Tensor,
+    factor: Tensor,
+    grid: ColumnGrid,
+    settings: QuantizationSettings,
+    importance: Tensor,
+    metric: Tensor,
+    order: Tensor | None = None,
+) -> ColumnCodes:
+    """Choose every code once, making up for the errors of the columns before and the rows above.
+
+    Args:
+        columns: W, float32 [columns, rows], groups of consecutive columns; not modified.
+        factor: U with UᵀU = H⁻¹, float32 [columns, columns].
+        grid: Of the codes.
+        settings: Clip search, rounding of scales.
+        importance: H's diagonal, [columns], for a clip search.
+        metric: G of :func:`output_metric`, float32 [rows, rows].
+        order: Columns in the order of work; scales are then chosen from the weights before any
+            update. None for their own order, in which a group's scale is chosen as it is reached.
+
+    Reference: GPTQ, arXiv:2210.17323, Algorithm 1; YAQA, arXiv:2505.22988, section 4 (rounding
+    with feedback from both sides).
+    Differs from the papers: blocks of rows, without feedback among the rows of one; G's
+    off-diagonals are shrunk.
+    """
+    front = _Front(columns, grid, settings, importance, metric)
+    normalised = (factor / factor.diagonal().unsqueeze(1)).contiguous()
+    return front.run(normalised, order)
+
+
+def descend_coupled(
+    columns: Tensor,
+    found: ColumnCodes,
+    bits: int,
+    second_moment: Tensor,
+    metric: Tensor,
+    settings: QuantizationSettings,
+) -> ColumnCodes:
+    """Return better codes and scales for a weight, by tr(G ΔW H ΔWᵀ); zero points stay.
+
+    Blocks of rows take turns: each descends as :func:`advisor.methods.descent.descend` does,
+    towards its weights less what the errors of all other rows mean for it.
+
+    Args:
+        columns: W, float32 [columns, rows], groups of consecutive columns; not modified.
+        found: Codes to start from; not modified.
+        bits: Width of a code.
+        second_moment: H, float32 [columns, columns], not damped.
+        metric: G of :func:`output_metric`, float32 [rows, rows].
+        settings: ``descent`` passes and their damping, rounding of scales.
+    """
+    state = ColumnState.of(found, bits)
+    damped = damped_moment(second_moment, settings)
+    change = state.weight() - columns
+    for _ in range(settings.descent):
+        for rows in _spans(columns.shape[1], DESCENT_ROWS):
+            feedback = _feedback(metric, rows)
+            target = columns[:, rows] - change @ feedback.t()
+            own = state.rows(rows)
+            descend(target, own, damped, settings, 1)
+            state.put(rows, own)
+            change[:, rows] = own.weight() - columns[:, rows]
+    return state.codes()
+
+
+class _Front:
+    """GPTQ's loop over blocks of rows and of columns.
+
+    A block of rows works on a block of columns as soon as the rows above are done with that one;
+    so blocks of rows follow each other like a wave front, and one step of Python serves all that
+    are under way. Tensors are [row blocks, columns, rows of a block]; the last block is filled up.
+    """
+
+    def __init__(
+        self,
+        columns: Tensor,
+        grid: ColumnGrid,
+        settings: QuantizationSettings,
+        importance: Tensor,
+        metric: Tensor,
+    ) -> None:
+        self._grid = grid
+        self._settings = settings
+        self._importance = importance
+        self._rows = columns.shape[1]
+        self._blocks = -(-self._rows // ROW_BLOCK)
+        self._weight = self._split(columns)
+        missing = self._blocks * ROW_BLOCK - self._rows
+        padded = torch.nn.functional.pad(metric, (0, missing) * 2)
+        padded.diagonal()[self._rows :] = 1
+        spans = _spans(len(padded), ROW_BLOCK)
+        self._feedback = [_feedback(padded, rows)[:, : rows.start] for rows in spans]
+        self._levels = grid_levels(grid.bits, device=columns.device)
+        self._steps = torch.zeros_like(self._weight)
+        shape = (self._blocks, columns.shape[0] // grid.width, ROW_BLOCK)
+        self._scales, self._zeros = columns.new_ones(shape), columns.new_zeros(shape)
+
+    def run(self, factor: Tensor, order: Tensor | None) -> ColumnCodes:
+        """Quantize; ``factor`` has every row divided by its diagonal."""
+        width, columns = self._grid.width, self._weight.shape[1]
+        beforehand = order is not None or width == columns
+        if beforehand:
+            self._choose_all()
+        place = torch.arange(columns, device=factor.device) if order is None else order
+        working = self._weight[:, place]
+        change = torch.zeros_like(working)
+        for active, spans in self._waves(columns, _step(columns) if beforehand else width):
+            current = torch.stack(
+                [
+                    working[block, span] - self._shift(change, block, span)
+                    for block, span in zip(active, spans, strict=True)
+                ],
+                dim=1,
+            )
+            if not beforehand:
+                self._choose(current, active, spans)
+            groups = [place[span] // width for span in spans]
+            scale, zero = (
+                torch.stack([part[b, g] for b, g in zip(active, groups, strict=True)], dim=1)
+                for part in (self._scales, self._zeros)
+            )
+            near = torch.stack([factor[span, span] for span in spans])
+            steps, errors = _columns(current, scale, zero, self._levels, near)
+            values = steps * scale
+            for index, (block, span) in enumerate(zip(active, spans, strict=True)):
+                self._steps[block, place[span]] = steps[:, index]
+                change[block, span] = values[:, index] - self._weight[block, place[span]]
+                later = working[block, span.stop :]
+                later.addmm_(factor[span, span.stop :].t(), errors[:, index], alpha=-1)
+        codes = self._steps + self._zeros.repeat_interleave(width, 1)
+        return ColumnCodes(
+            self._join(codes).to(torch.uint8), self._join(self._scales), self._join(self._zeros)
+        )
+
+    def _split(self, columns: Tensor) -> Tensor:
+        """Return [columns, rows] as blocks of rows, filled up with zeros."""
+        padded = torch.nn.functional.pad(columns, (0, self._blocks * ROW_BLOCK - self._rows))
+        return padded.view(columns.shape[0], self._blocks, ROW_BLOCK).transpose(0, 1).contiguous()
+
+    def _join(self, blocks: Tensor) -> Tensor:
+        """Undo :meth:`_split`."""
+        joined = blocks.transpose(0, 1).reshape(blocks.shape[1], -1)
+        return joined[:, : self._rows].contiguous()
+
+    def _shift(self, change: Tensor, block: int, span: slice) -> Tensor:
+        """Return what the errors of the rows above mean for a block, [columns, rows]."""
+        above = change[:block, span].transpose(0, 1).reshape(span.stop - span.start, -1)
+        return above @ self._feedback[block].t()
+
+    def _choose(self, values: Tensor, active: Sequence[int], spans: Sequence[slice]) -> None:
+        """Choose the scales of the groups that are reached, from values [columns, blocks, rows]."""
+        importance = torch.stack([self._importance[span] for span in spans], dim=1)
+        scales, zeros = self._grids(values, importance.unsqueeze(2))
+        for index, (block, span) in enumerate(zip(active, spans, strict=True)):
+            group = span.start // self._grid.width
+            self._scales[block, group], self._zeros[block, group] = scales[index], zeros[index]
+
+    def _choose_all(self) -> None:
+        """Choose all scales from the weights before any change."""
+        width = self._grid.width
+        for group in range(self._scales.shape[1]):
+            span = slice(group * width, (group + 1) * width)
+            values = self._weight[:, span].transpose(0, 1)
+            chosen = self._grids(values, self._importance[span].view(-1, 1, 1))
+            self._scales[:, group], self._zeros[:, group] = chosen
+
+    def _grids(self, values: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        scales, zeros = choose_grid(
+            values,
+            self._levels.view(1, 1, 1),
+            dim=0,
+            symmetric=self._grid.symmetric,
+            settings=self._settings,
+            importance=importance,
+        )
+        return scales[0], zeros[0]
+
+    def _waves(self, columns: int, size: int) -> Iterator[tuple[list[int], list[slice]]]:
+        """Yield the blocks of rows that are under way, and the columns that each is to take."""
+        steps = columns // size
+        for wave in range(self._blocks + steps - 1):
+            active = list(range(max(0, wave - steps + 1), min(self._blocks, wave + 1)))
+            starts = [(wave - block) * size for block in active]
+            yield active, [slice(start, start + size) for start in starts]
+
+
+def _columns(
+    current: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Quantize columns in turn, updating those to come; return codes minus zeros, and errors.
+
+    Args:
+        current: [columns, blocks, rows], overwritten.
+        scale: Shaped alike.
+        zero: Shaped alike.
+        levels: 2^bits - 1.
+        factor: Of each block's columns, [blocks, columns, columns].
+    """
+    steps, errors = torch.empty_like(current), torch.empty_like(current)
+    low, high = -zero, levels - zero
+    for column in range(len(current)):
+        nearest = (current[column] / scale[column]).round_()
+        torch.clamp(nearest, low[column], high[column], out=steps[column])
+        error = torch.sub(current[column], steps[column] * scale[column], out=errors[column])
+        if column + 1 < len(current):
+            weights = factor[:, column, column + 1 :].t().unsqueeze(2)
+            current[column + 1 :].addcmul_(weights, error.unsqueeze(0), value=-1)
+    return steps, errors
+
+
+def _feedback(metric: Tensor, rows: slice) -> Tensor:
+    """Return what the errors of all rows mean for a block of rows, float32 [block, rows].
+
+    tr(G ΔW H ΔWᵀ) as a function of the block b alone is least for ΔW_b = -G_bb⁻¹ G_b,others
+    ΔW_others. The block's own columns are zero.
+    """
+    feedback: Tensor = torch.linalg.solve(metric[rows, rows], metric[rows])
+    feedback[:, rows] = 0
+    return feedback
+
+
+def _spans(rows: int, size: int) -> list[slice]:
+    """Cut rows into blocks."""
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+
+def _step(columns: int) -> int:
+    """Return the largest divisor of a number of columns that is no wider than a step."""
+    return max(size for size in range(1, _WIDEST_STEP + 1) if columns % size == 0)
