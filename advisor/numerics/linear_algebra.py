@@ -12,6 +12,8 @@ from advisor.errors import InputError
 
 _SOLVED_AT_ONCE = 96
 """Columns of a triangle that is inverted by substitution."""
+_PANEL = 256
+"""Columns of H whose products are left out together where symmetry gives them."""
 logger = logging.getLogger(__name__)
 
 _LARGEST_DAMPING = 1e4
@@ -93,8 +95,8 @@ def inverse_cholesky(second_moment: Tensor, damping: float) -> InverseCholesky:
 def invert_lower(lower: Tensor) -> Tensor:
     """Return the inverse of a lower triangular matrix.
 
-    Halves are inverted in turn, and their corner is a product of three: a third of the operations
-    of solving for a whole identity, in large products (58 ms against 118 at n = 1536 in float64 on one core).
+    Halves are inverted in turn, and their corner is a product of three: fewer operations than
+    solving for a whole identity, in large products (58 ms against 118 at n = 1536, one core).
 
     Args:
         lower: Shape [n, n]; what is above the diagonal is not read. Not modified.
@@ -112,6 +114,26 @@ def invert_lower(lower: Tensor) -> Tensor:
     return inverse
 
 
+def half_product(delta: Tensor, moment: Tensor) -> Tensor:
+    """Return D T for a T with T + Tᵀ = H: all that a quadratic form of D needs, with less work.
+
+    T holds what is left of and below the squares on H's diagonal, and half of those. Then
+    tr(G D H Dᵀ) = 2 tr(G D T Dᵀ) for every symmetric G, at 70% of the products at n = 576 and 58%
+    at n = 1536.
+
+    Args:
+        delta: D, shape [rows, n].
+        moment: H, symmetric, shape [n, n]; not modified.
+    """
+    result = torch.empty_like(delta)
+    for start in range(0, len(moment), _PANEL):
+        stop = min(start + _PANEL, len(moment))
+        panel = moment[start:, start:stop].clone()
+        panel[: stop - start] *= 0.5
+        torch.mm(delta[:, start:], panel, out=result[:, start:stop])
+    return result
+
+
 def quadratic_rows(delta: Tensor, second_moment: Tensor) -> Tensor:
     """Return dᵀ H d of every row d of ``delta``: float32, shape [rows], never negative.
 
@@ -119,5 +141,5 @@ def quadratic_rows(delta: Tensor, second_moment: Tensor) -> Tensor:
         delta: float32, shape [rows, n].
         second_moment: H, float32, shape [n, n].
     """
-    products = torch.mm(delta, second_moment)
-    return products.mul_(delta).sum(dim=1).clamp_(min=0.0)
+    products = half_product(delta, second_moment)
+    return products.mul_(delta).sum(dim=1).mul_(2.0).clamp_(min=0.0)

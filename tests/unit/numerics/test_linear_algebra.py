@@ -95,3 +95,20 @@ def test_inverse_of_a_triangle(size):
     assert torch.equal(inverse, inverse.tril())
     expected = np.linalg.inv(lower.tril().numpy())
     np.testing.assert_allclose(inverse.numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [7, 256, 300])
+def test_half_product_is_half_of_the_quadratic_form(size):
+    generator = torch.Generator().manual_seed(size)
+    moment = second_moment(size, 2 * size)
+    delta = torch.randn(9, size, generator=generator)
+    outer = second_moment(9, 20, seed=1).double()
+    kept = moment.clone()
+    half = linear_algebra.half_product(delta, moment).double()
+    exact = delta.double() @ moment.double()
+    form = delta.double() @ exact.T
+    torch.testing.assert_close(half @ delta.double().T + delta.double() @ half.T, form, rtol=1e-4,
+                               atol=1e-4 * float(form.abs().max()))  # fmt: skip
+    weighted = 2 * ((outer @ delta.double()) * half).sum()
+    assert float(weighted) == pytest.approx(float((outer * form).sum()), rel=1e-4)
+    assert torch.equal(moment, kept)
