@@ -104,7 +104,8 @@ def invert_lower(lower: Tensor) -> Tensor:
     size = len(lower)
     if size <= _SOLVED_AT_ONCE:
         identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, identity, upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return solved
     half = size // 2
     inverse = torch.zeros_like(lower)
     inverse[:half, :half] = invert_lower(lower[:half, :half])

@@ -40,6 +40,14 @@ def store(random_llama, tmp_path):
     return found
 
 
+def test_of_more_outputs_than_inputs_the_diagonal_of_gradients_counts():
+    statistics, x, g = _statistics(4, 6)
+    delta = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
+    effect = (delta.double() @ x.double().T).square().mean(1) * g.double().square().mean(0)
+    score = score_change(delta, statistics)
+    assert score.kl == pytest.approx(float(effect.sum()) / 2, rel=1e-4)
+
+
 def test_score_is_half_the_mean_squared_effect_on_the_loss():
     statistics, x, g = _statistics(6, 4)
     delta = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
