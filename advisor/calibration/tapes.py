@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from advisor.calibration.moments import SecondMoment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
@@ -102,6 +103,10 @@ class InputTape(_Tape):
         return taken
 
 
+class _AllSeen(Exception):
+    """Ends a run whose inputs are all known."""
+
+
 class LatestInputs(_Tape):
     """The inputs that the last run gave to linears, once per group."""
 
@@ -109,6 +114,7 @@ class LatestInputs(_Tape):
         """Hook the first linear of every input group."""
         super().__init__()
         self._rows: dict[str, Tensor] = {}
+        self._last: str | None = None
         for group, linear in {linear.input_group: linear for linear in linears[::-1]}.items():
             module = model.get_submodule(linear.name)
             self._handles.append(module.register_forward_pre_hook(self._hook(group)))
@@ -117,11 +123,28 @@ class LatestInputs(_Tape):
         def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             rows = arguments[0].detach()
             self._rows[group] = rows.reshape(-1, rows.shape[-1]).to(torch.float32)
+            if group == self._last:
+                raise _AllSeen
 
         return record
 
+    @contextmanager
+    def until(self, group: str) -> Iterator[None]:
+        """End the run within when this group's inputs are known: what follows is not computed.
+
+        Args:
+            group: That the run comes to last; one that it does not come to ends nothing.
+        """
+        self._last = group
+        try:
+            yield
+        except _AllSeen:
+            pass
+        finally:
+            self._last = None
+
     def take(self) -> dict[str, Tensor]:
-        """Return group -> float32 [tokens, in], and forget them."""
+        """Return group -> float32 [tokens, in] in the order of the run, and forget them."""
         taken, self._rows = self._rows, {}
         return taken
 

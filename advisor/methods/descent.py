@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from advisor.methods.settings import QuantizationSettings
 
-_BLOCK = 64
-"""Columns whose residuals are updated one by one; the others get them as a matrix product."""
+_BLOCK = 32
+"""Columns whose residuals are updated one by one; the group's others get them as a product."""
 
 
 @dataclass(slots=True)
@@ -130,42 +130,90 @@ def descend(
     """
     columns = weight.shape[0]
     width = columns // state.scales.shape[0]
-    residual = second_moment @ (weight - state.weight())
-    diagonal = second_moment.diagonal()
+    error = weight - state.weight()
+    inverse_diagonal = second_moment.diagonal().reciprocal().tolist()
     for _ in range(passes):
         for group, start in enumerate(range(0, columns, width)):
             span = slice(start, start + width)
-            _rescale(state, residual, second_moment, settings, group, span)
-            scale, low, high = state.scales[group], state.low[group], state.high[group]
-            for first in range(start, start + width, _BLOCK):
-                last = min(first + _BLOCK, start + width)
-                block = slice(first, last)
-                moment = second_moment[block, block]
-                near = residual[block].clone()
-                change = torch.empty_like(near)
-                for index in range(last - first):
-                    column = first + index
-                    steps = state.steps[column]
-                    best = steps + near[index] / (scale * diagonal[column])
-                    best.round_().clamp_(low, high)
-                    torch.mul(steps - best, scale, out=change[index])
-                    state.steps[column] = best
-                    near.addcmul_(moment[:, index : index + 1], change[index : index + 1])
-                residual.addmm_(second_moment[:, block], change)
+            # What the error of all columns means for these: no other group's is needed now, and
+            # one product for a group costs half of what keeping all of them up to date does.
+            residual = second_moment[span] @ error
+            moment = second_moment[span, span]
+            _rescale(state, residual, moment, settings, group, span)
+            scale = state.scales[group]
+            for first in range(0, width, _BLOCK):
+                last = min(first + _BLOCK, width)
+                block = slice(start + first, start + last)
+                change = _choose_codes(
+                    state,
+                    group,
+                    block,
+                    residual[first:last],
+                    moment[first:last, first:last],
+                    inverse_diagonal[block],
+                )
+                if last < width:
+                    residual[last:].addmm_(moment[last:, first:last], change)
+            torch.sub(weight[span], state.steps[span] * scale, out=error[span])
+
+
+def _choose_codes(
+    state: ColumnState,
+    group: int,
+    block: slice,
+    residual: Tensor,
+    moment: Tensor,
+    inverse_diagonal: list[float],
+) -> Tensor:
+    """Choose the codes of some columns of a group in turn; return how much each weight fell.
+
+    Args:
+        state: Changed.
+        group: Whose scale and limits they have.
+        block: The columns.
+        residual: H times the error, of these columns, float32 [block, rows]; overwritten.
+        moment: H within the block.
+        inverse_diagonal: Of H, of these columns.
+    """
+    scale, low, high = state.scales[group], state.low[group], state.high[group]
+    per_step = scale.reciprocal()
+    before = state.steps[block]
+    after = torch.empty_like(before)
+    change = torch.empty_like(before)
+    for index, inverse in enumerate(inverse_diagonal):
+        best, fallen = after[index], change[index]
+        torch.addcmul(before[index], residual[index], per_step, value=inverse, out=best)
+        best.round_()
+        torch.clamp(best, low, high, out=best)
+        torch.sub(before[index], best, out=fallen)
+        fallen.mul_(scale)
+        residual[index + 1 :].addcmul_(moment[index + 1 :, index : index + 1], fallen)
+    state.steps[block] = after
+    return change
 
 
 def _rescale(
     state: ColumnState,
     residual: Tensor,
-    second_moment: Tensor,
+    moment: Tensor,
     settings: QuantizationSettings,
     group: int,
     span: slice,
 ) -> None:
-    """Move one group's scales to where the error is least, if a stored value is nearer to it."""
+    """Move one group's scales to where the error is least, if a stored value is nearer to it.
+
+    Args:
+        state: Changed.
+        residual: H times the error, of the group's columns, float32 [width, rows]; kept up to date.
+        moment: H within the group.
+        settings: Rounding of scales.
+        group: Which one.
+        span: Its columns.
+    """
     steps = state.steps[span]
-    curvature = (steps * (second_moment[span, span] @ steps)).sum(0)
-    slope = (steps * residual[span]).sum(0)
+    products = moment @ steps
+    curvature = (steps * products).sum(0)
+    slope = (steps * residual).sum(0)
     old = state.scales[group]
     best = old + slope / curvature.clamp_min(1e-30)
     new = settings.round_scales(best)
@@ -174,4 +222,4 @@ def _rescale(
     )
     change = torch.where(better, old - new, torch.zeros_like(old))
     state.scales[group] = old - change
-    residual.addmm_(second_moment[:, span], steps * change)
+    residual.addcmul_(products, change)

@@ -62,6 +62,7 @@ class _Bundle:
     levels: Tensor  # [1, last - first, 1]
     scales: list[Tensor] = field(default_factory=list)  # one [last - first, rows] a group
     zero_points: list[Tensor] = field(default_factory=list)
+    current: int = -1  # the group whose scales the loop uses now
 
 
 def quantize_columns(
@@ -141,7 +142,7 @@ class _Loop:
         self.bundles = bundles
         self.settings = settings
         self.importance = importance
-        self.static: tuple[Tensor, Tensor, Tensor] | None = None
+        self.order: list[int] | None = None
 
     def run(self, working: Tensor, factor: Tensor, steps: Tensor, blocks: list[list[int]]) -> None:
         """Quantize all columns in place.
@@ -179,8 +180,8 @@ class _Loop:
         start, first, last = span
         scale, low, high = self.scale.view(-1), self.low.view(-1), self.high.view(-1)
         for column in range(first, last):
-            if self.static is not None:
-                scale, low, high = (part[column].view(-1) for part in self.static)
+            if self.order is not None:
+                self._enter_groups_of(self.order[column])
             values = flat[column]
             nearest = rounded[column - start].view(-1)
             error = errors[column - start].view(-1)
@@ -199,7 +200,7 @@ class _Loop:
 
     def _start_groups(self, working: Tensor, column: int) -> None:
         """Choose the scales of the groups that start at a column."""
-        if self.static is not None:
+        if self.order is not None:
             return
         for bundle in self.bundles:
             if column % bundle.width:
@@ -210,9 +211,24 @@ class _Loop:
             )
             bundle.scales.append(scale)
             bundle.zero_points.append(zero_point)
-            self.scale[options] = scale
-            self.low[options] = -zero_point
-            self.high[options] = bundle.levels[0] - zero_point
+            self._use(bundle, len(bundle.scales) - 1)
+
+    def _enter_groups_of(self, column: int) -> None:
+        """Use the scales, chosen beforehand, of the groups that a column of the model is in."""
+        for bundle in self.bundles:
+            group = column // bundle.width
+            if group != bundle.current:
+                self._use(bundle, group)
+
+    def _use(self, bundle: _Bundle, group: int) -> None:
+        """Make a group's scale and limits those of the current column."""
+        options = slice(bundle.first, bundle.last)
+        self.scale[options] = bundle.scales[group]
+        if bundle.current < 0 or not bundle.symmetric:
+            zero_point = bundle.zero_points[group]
+            torch.neg(zero_point, out=self.low[options])
+            torch.sub(bundle.levels[0], zero_point, out=self.high[options])
+        bundle.current = group
 
     def _choose(self, bundle: _Bundle, values: Tensor, column: int) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, [grids of the bundle, rows], of one group."""
@@ -227,28 +243,19 @@ class _Loop:
         return scale[0], zero_point[0]
 
     def choose_static(self, source: Tensor, order: Tensor) -> None:
-        """Choose all scales from the unquantized weight and spread them over its columns.
+        """Choose all scales from the unquantized weight.
 
         Args:
             source: [columns, 1, rows], in the model's order.
             order: Columns in the order of work.
         """
-        columns, _, rows = source.shape
-        count = self.bundles[-1].last
-        parts = tuple(source.new_empty(columns, count, rows) for _ in range(3))
         for bundle in self.bundles:
-            options = slice(bundle.first, bundle.last)
             values = source.expand(-1, bundle.last - bundle.first, -1)
-            for column in range(0, columns, bundle.width):
+            for column in range(0, len(source), bundle.width):
                 chosen = self._choose(bundle, values[column : column + bundle.width], column)
                 bundle.scales.append(chosen[0])
                 bundle.zero_points.append(chosen[1])
-            group = order // bundle.width
-            zero_points = torch.stack(bundle.zero_points)[group]
-            parts[0][:, options] = torch.stack(bundle.scales)[group]
-            parts[1][:, options] = -zero_points
-            parts[2][:, options] = bundle.levels - zero_points
-        self.static = (parts[0], parts[1], parts[2])
+        self.order = order.tolist()
 
 
 def blocks_of(columns: int, width: int, column_block: int) -> list[list[int]]:

@@ -65,13 +65,11 @@ def choose_grid(
             symmetric=symmetric,
             round_scales=settings.round_scales,
         )
-        error = quantize_affine(values, scale, zero_point, levels)
-        error.sub_(zero_point).mul_(scale).sub_(values)
         if loss is not None:
-            found = loss(error)
+            error = quantize_affine(values, scale, zero_point, levels)
+            found = loss(error.sub_(zero_point).mul_(scale).sub_(values))
         else:
-            error.square_()
-            found = (error if importance is None else error.mul_(importance)).sum(dim, keepdim=True)
+            found = _squared_error(values, scale, zero_point, levels, dim, importance)
         if best is None:
             best = (found, scale, zero_point)
             continue
@@ -84,6 +82,26 @@ def choose_grid(
     if best is None:
         raise InputError(f"clip_steps must be at least 1, but got {settings.clip_steps}.")
     return best[1], best[2]
+
+
+def _squared_error(
+    values: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    levels: Tensor,
+    dim: int,
+    importance: Tensor | None,
+) -> Tensor:
+    """Return the weighted squared error of each group, ``dim`` kept as 1.
+
+    Counted in steps of the scale: fewer operations on all values than by way of codes.
+    """
+    exact = values / scale
+    steps = exact.round()
+    torch.clamp(steps, -zero_point, levels - zero_point, out=steps)
+    error = steps.sub_(exact).square_()
+    weighted = error if importance is None else error.mul_(importance)
+    return weighted.sum(dim, keepdim=True).mul_(scale.square())
 
 
 def check_scales(scales: Tensor, settings: QuantizationSettings) -> None:

@@ -21,6 +21,7 @@ from advisor.search.allocation import (
 from advisor.search.families import (
     BEST,
     Family,
+    finishing_settings,
     relevant_settings,
     schemes_of,
     with_16_bit,
@@ -74,10 +75,8 @@ class Mixture:
         }
         named = {name: str(scheme) for name, scheme in self.assignment.items()}
         content: dict[str, object] = {"modules": named, "settings": [needs[name] for name in used]}
-        if own.descent and any(scheme.method == "gptq" for scheme in self.assignment.values()):
-            content["descent"] = [own.descent, own.descent_damping]
-        if own.output_feedback and any(s.method == "gptq" for s in self.assignment.values()):
-            content["output_feedback"] = [own.output_feedback, own.output_damping]
+        for scheme in set(self.assignment.values()):
+            content |= finishing_settings(scheme, own)
         if self.backend is not None:
             content["backend"] = self.backend
         if own.sequential:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from advisor.calibration.mixing import predicted_bytes
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _CODE_BYTES = 1.35
 """Bytes of a quantized weight on disk: a code, and scales and zero points of groups of 16."""
+_KEPT_CANDIDATES = 2
+"""Earlier finalists whose codes are kept, at their largest."""
+_KEPT_SHARE = 0.5
+"""Codes are kept where the search then takes at most this share of the room there is."""
 _logger = logging.getLogger(__name__)
 
 
@@ -31,6 +35,7 @@ class DiskUse:
         statistics: What is left of that.
         references: The unquantized model's predictions of the texts that are measured first.
         candidate: A finalist while it is measured; nothing is left of it.
+        kept: Codes of earlier finalists, until the search ends.
         limit: The most that is allowed; None for what is free.
     """
 
@@ -38,26 +43,27 @@ class DiskUse:
     statistics: int
     references: int
     candidate: int
+    kept: int = 0
     limit: int | None = None
 
     @property
     def peak(self) -> int:
         """The most that is there at once."""
-        return max(self.collecting, self.statistics + self.references + self.candidate)
+        return max(self.collecting, self.statistics + self.references + self.candidate + self.kept)
 
     @property
     def left_for_references(self) -> int | None:
         """Bytes that all references together may take; None for no limit."""
         if self.limit is None:
             return None
-        return self.limit - self.statistics - self.candidate
+        return self.limit - self.statistics - self.candidate - self.kept
 
     def describe(self) -> str:
         """Say it in a line."""
         return (
             f"at most {self.peak / 1e9:.2f} GB: {self.collecting / 1e9:.2f} while collecting, then "
             f"{self.statistics / 1e9:.2f} of statistics, {self.references / 1e9:.2f} of reference "
-            f"and {self.candidate / 1e9:.2f} for a candidate"
+            f"and {(self.candidate + self.kept) / 1e9:.2f} for candidates"
         )
 
 
@@ -79,8 +85,12 @@ def predict_disk(task: Task, store: Statistics, limit: int | None = None) -> Dis
         if part is not None and not Reference.exists(loaded, part, cache_root()):
             references += reference_bytes(part, int(config.vocab_size))
     states = 2 * tokens * int(config.hidden_size) * dtype_bytes(str(loaded.dtype)[6:])
-    candidate = int(_CODE_BYTES * task.spec.quantizable_parameters) + states
-    return DiskUse(collecting, kept, references, candidate, limit)
+    codes = int(_CODE_BYTES * task.spec.quantizable_parameters)
+    use = DiskUse(collecting, kept, references, codes + states, 0, limit)
+    # Codes are kept where there is room beside all the rest: they save work and nothing else.
+    room = free_bytes(cache_root()) if limit is None else limit
+    with_kept = replace(use, kept=_KEPT_CANDIDATES * codes)
+    return with_kept if with_kept.peak <= _KEPT_SHARE * room else use
 
 
 def check_disk(use: DiskUse) -> None:

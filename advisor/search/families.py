@@ -157,3 +157,20 @@ def relevant_settings(
     if settings.rotation != "none":
         result = result | {"rotation": [settings.rotation, settings.rotation_seed]}
     return result | ({"samples": samples} if needs_statistics else {})
+
+
+def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[str, list[float]]:
+    """Return what else the scheme's final codes depend on; scores do without.
+
+    Args:
+        scheme: The module's scheme.
+        settings: All settings.
+    """
+    if scheme.method != "gptq":
+        return {}
+    finishing: dict[str, list[float]] = {}
+    if settings.descent:
+        finishing["descent"] = [settings.descent, settings.descent_damping]
+    if settings.output_feedback:
+        finishing["output_feedback"] = [settings.output_feedback, settings.output_damping]
+    return finishing

@@ -16,6 +16,7 @@ from advisor.evaluation.reference import Reference, reference_bytes
 from advisor.evaluation.runtime import quantized_model
 from advisor.evaluation.tasks import TaskMeasurement
 from advisor.plan.hashing import sha256_json
+from advisor.search.codes import CodePool
 from advisor.search.finalists import Finalist, excess_bytes
 from advisor.search.on_demand import OnDemand
 from advisor.search.pruning import Watch
@@ -58,6 +59,7 @@ class Measurer:
         cache: Path,
         calibration: TokenSequences | None = None,
         reference_limit: int | None = None,
+        kept_bytes: int = 0,
     ) -> None:
         """Prepare.
 
@@ -72,6 +74,7 @@ class Measurer:
             calibration: Sequences of the statistics, for sequential candidates.
             reference_limit: Bytes that the unquantized model's predictions may take on disk; text
                 beyond that is not measured.
+            kept_bytes: That codes of earlier candidates may take on disk, to be used again.
         """
         self._loaded = loaded
         self._store = store
@@ -83,6 +86,7 @@ class Measurer:
         )  # fmt: skip
         self._goal = goal
         self._records = Records(folder, settings, store.key)
+        self._pool = CodePool(folder, kept_bytes)
         self._cache = cache
         self._calibration = calibration
         self._reference_limit = reference_limit
@@ -101,7 +105,7 @@ class Measurer:
         return realise(
             self._loaded, mixture.assignment, mixture.family.settings(self._settings), self._store,
             samples=mixture.family.samples, calibration=self._calibration,
-            spill=self._records.folder,
+            pool=self._pool,
         )  # fmt: skip
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:

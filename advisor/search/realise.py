@@ -14,7 +14,7 @@ from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
 from advisor.models.rotation import Rotation, rotation_of
-from advisor.numerics.spilled_weights import SpilledWeights
+from advisor.search.codes import codes_key
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
 from advisor.search.scores import fits, module_weight
 from advisor.search.sequential import QuantizedPrefix, can_be_sequential
@@ -22,7 +22,6 @@ from advisor.search.stacking import is_stackable, quantize_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from advisor.modelspec import LinearSpec
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
+    from advisor.search.codes import CodePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ def realise(
     samples: int | None = None,
     calibration: TokenSequences | None = None,
     progress: Callable[[int, int], None] | None = None,
-    spill: Path | None = None,
+    pool: CodePool | None = None,
 ) -> Realised:
     """Quantize a model as assigned; equal arguments give equal codes.
 
     Memory holds one input group's weights and statistics at a time, and its codes; those of the
-    whole model with ``spill`` on disk alone.
+    whole model with ``pool`` on disk alone.
 
     Args:
         loaded: The 16-bit model; not modified.
@@ -73,7 +73,8 @@ def realise(
         samples: Prefix of the calibration sequences to use; None for all.
         calibration: The sequences themselves, which ``settings.sequential`` needs.
         progress: Called with (input groups done, in all).
-        spill: Folder of a nameless file that the codes go to; without, they stay in memory.
+        pool: Where the codes go, on disk, beside those of earlier candidates, which are used again
+            where they are the same; without, they stay in memory.
 
     Raises:
         InputError: A module does not exist, a group size does not divide, the linears that share
@@ -88,8 +89,6 @@ def realise(
         groups.setdefault(linear.input_group, []).append(linear)
     rotation = _rotation(loaded, chosen, settings)
     kept: dict[str, QuantizedWeight] = {}
-    spilled = None if spill is None else SpilledWeights(spill)
-    weights: Mapping[str, QuantizedWeight] = kept if spilled is None else spilled
     replaced: dict[str, Tensor] = {}
     prefix = _prefix(loaded, chosen, settings, store, samples, calibration, rotation)
     known = None
@@ -101,8 +100,18 @@ def realise(
             loaded, chosen, groups, settings, known, partial(module_weight, loaded)
         )
     folded = Folded(loaded, scales)
+    alone = prefix is None and rotation is None and not scales
+    stored = None if pool is None else pool.candidate(shared=alone)
+    weights: Mapping[str, QuantizedWeight] = kept if stored is None else stored
     block = -1
     for done, (group, members) in enumerate(groups.items()):
+        units = _units(members, chosen, settings, samples)
+        if stored is not None:
+            units = [(key, same) for key, same in units if not stored.find(_names(same), key)]
+        if alone and not units:  # nothing that reads this input is left to be quantized
+            if progress is not None:
+                progress(done + 1, len(groups))
+            continue
         if prefix is not None:
             entering = members[0].block != block
             behind = {name: folded.tensor(name) for name in folded.names} if entering else {}
@@ -126,10 +135,9 @@ def realise(
             folded = Folded(loaded, scales, tensors)
         if statistics is not None and group in scales:
             statistics = scale_inputs(statistics, scales[group])
-        quantized = [linear for linear in members if linear.name in chosen]
-        for scheme in dict.fromkeys(chosen[linear.name] for linear in quantized):
-            same = [linear for linear in quantized if chosen[linear.name] == scheme]
+        for key, same in units:
             originals = [folded.weight(linear) for linear in same]
+            scheme = chosen[same[0].name]
             if settings.output_feedback and scheme.method == "gptq" and statistics is not None:
                 each = [_with_gradient(store, statistics, rotation, folded, one) for one in same]
                 results = tuple(
@@ -139,10 +147,10 @@ def realise(
             else:
                 results = _quantize(originals, statistics, scheme, settings)
             for linear, result in zip(same, results, strict=True):
-                if spilled is None:
+                if stored is None:
                     kept[linear.name] = result
                 else:
-                    spilled.add(linear.name, result)
+                    stored.add(linear.name, key, result)
         if progress is not None:
             progress(done + 1, len(groups))
     replaced |= _stored(loaded, folded, weights)
@@ -151,6 +159,27 @@ def realise(
         replaced |= {name: tensor.to(dtype) for name, tensor in rotation.outer().items()}
     replaced |= _gguf_outer(loaded, weights)
     return Realised(weights, replaced)
+
+
+def _units(
+    members: Sequence[LinearSpec],
+    chosen: Mapping[str, Scheme],
+    settings: QuantizationSettings,
+    samples: int | None,
+) -> list[tuple[str, list[LinearSpec]]]:
+    """Return an input's quantized linears by scheme, each with the key of their codes."""
+    by_scheme: dict[Scheme, list[LinearSpec]] = {}
+    for linear in members:
+        if linear.name in chosen:
+            by_scheme.setdefault(chosen[linear.name], []).append(linear)
+    return [
+        (codes_key(_names(same), scheme, settings, samples), same)
+        for scheme, same in by_scheme.items()
+    ]
+
+
+def _names(linears: Sequence[LinearSpec]) -> list[str]:
+    return [linear.name for linear in linears]
 
 
 def _stored(

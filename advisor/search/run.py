@@ -203,7 +203,7 @@ class Run:
         task = self.task
         measurer = Measurer(
             task.loaded, store, task.judges, task.settings, goal, self.workdir / "finalists",
-            cache_root(), task.calibration, disk.left_for_references,
+            cache_root(), task.calibration, disk.left_for_references, disk.kept,
         )  # fmt: skip
         self.finalists = measurer.finalists
         measurer.prepare(self._stage("Reference"))

@@ -26,6 +26,14 @@ coordinate descent and from half the samples, so GPTQ's final codes are better t
 unweighted moments, fitted and judged on the same tokens, it was 0.4 to 1.5 over ten uniform GPTQ
 candidates. What is left out: cross terms between modules.
 
+What scoring leaves out to be fast, and what that changes (SmolLM2-135M, five of its 30 blocks, 350
+scores of modules and options under GPTQ, Spearman 0.9996 with the exact ones): where a linear has
+more outputs than inputs, GPTQ's errors are weighed by G's diagonal alone (0.979 to 1.024 of the
+scores, 1.0004 of their sum); a clip search tries fewer ranges (at 8 of the usual 20 errors grow by
+1.3% on symmetric static grids and 2.9% on asymmetric ones chosen on the way; scores of single
+modules change by up to 61%). Rows rounded by AWQ or to nearest err alike: there the diagonal alone
+gave 0.53 to 1.26 of the scores, so G is kept whole, as it is for keys under GPTQ.
+
 Reference: Martens and Grosse, arXiv:1503.05671 (Kronecker-factored Fisher); Hassibi and Stork,
 1993 (second-order effect of changed weights).
 """
@@ -43,6 +51,7 @@ from advisor.calibration.mixing import of_mix
 from advisor.calibration.rotating import rotated
 from advisor.models.folding import foldable_groups
 from advisor.models.rotation import rotation_of
+from advisor.numerics.linear_algebra import half_product
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
 from advisor.predict.gguf_types import base_type, stored_type
@@ -61,8 +70,10 @@ if TYPE_CHECKING:
     from advisor.modelspec import LinearSpec
     from advisor.schemes import Scheme
 
-_VERSION = 2
+_VERSION = 3
 """Part of every cache key: raised when scores mean something else."""
+_CLIP_STEPS = 10
+"""Ranges tried in a clip search for scores; final codes try all of the settings'."""
 _logger = logging.getLogger(__name__)
 
 
@@ -83,24 +94,33 @@ ModuleScores = Mapping[str, Score]
 """Module path to score, for one scheme under one setting; modules it does not fit are absent."""
 
 
-def score_change(delta: Tensor, statistics: LayerStatistics) -> Score:
+def score_change(
+    delta: Tensor, statistics: LayerStatistics, *, independent_rows: bool = False
+) -> Score:
     """Return the score of a changed weight.
 
     Args:
         delta: Changed minus original weight, float32 [out, in].
         statistics: Of the module; without gradients, every output counts as much as another.
+        independent_rows: Take the errors of rows as uncorrelated where there are more outputs than
+            inputs, so that G's diagonal says it all.
     """
-    changed = delta @ statistics.second_moment
-    rows = (changed * delta).sum(1)
+    half = half_product(delta, statistics.second_moment)
+    rows = (half * delta).sum(1).mul_(2.0)
     seen = statistics.rows if statistics.rows > 0 else 1.0
     error = float(rows.sum()) / seen
     gradient = statistics.gradient_moment
     if gradient is None:
         return Score(0.5 * error, error)
-    total = (gradient * rows).sum() if gradient.ndim == 1 else ((gradient @ delta) * changed).sum()
+    if independent_rows and gradient.ndim == 2 and len(delta) > delta.shape[1]:
+        gradient = gradient.diagonal()
+    if gradient.ndim == 1:
+        total = float((gradient * rows).sum())
+    else:
+        total = 2.0 * float((half.mul_(gradient @ delta)).sum())
     samples = seen * max(1, statistics.gradient_tokens)
     # tr(G ΔW H ΔWᵀ) is not negative; a tiny negative sum is rounding.
-    return Score(max(0.0, 0.5 * float(total) / samples), max(0.0, error))
+    return Score(max(0.0, 0.5 * total / samples), max(0.0, error))
 
 
 def fits(scheme: Scheme, linear: LinearSpec) -> bool:
@@ -199,14 +219,17 @@ class ScoreBook:
             judges = [rotated(rotation, *pair) for pair in zip(members, judges, strict=True)]
             foldable = False
         # Both lower all scores by about the same share, and would be most of their cost.
-        settings = replace(settings, descent=0, output_feedback=0.0)
+        steps = min(settings.clip_steps, _CLIP_STEPS)
+        settings = replace(settings, descent=0, output_feedback=0.0, clip_steps=steps)
         results = quantize_group(
             weights, fitted, schemes, settings, foldable=foldable, share_scales=True
         )
         for scheme, result in zip(schemes, results, strict=True):
             for index, linear in enumerate(members):
                 delta = result.dequantize(index) - weights[index]
-                found[scheme][linear.name] = score_change(delta, judges[index])
+                found[scheme][linear.name] = score_change(
+                    delta, judges[index], independent_rows=scheme.method == "gptq"
+                )
 
     def _statistics(
         self, members: Sequence[LinearSpec], samples: int | None, mix: str

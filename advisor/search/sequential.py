@@ -104,19 +104,32 @@ class PrefixInputs:
         """
         if correction == 0:
             return weight
-        factor, damped_cross = self._solver
-        wanted = weight.double() @ damped_cross
-        moved = torch.cholesky_solve(wanted.T, factor).T
-        return torch.lerp(weight.double(), moved, correction).to(weight.dtype)
+        factor, shift = self._solver
+        values = weight.float()
+        if len(weight) < len(shift):
+            moved = torch.cholesky_solve((values @ shift).T, factor).T
+        else:
+            moved = values @ self._whole_shift
+        return torch.add(values, moved, alpha=correction).to(weight.dtype)
+
+    @cached_property
+    def _whole_shift(self) -> Tensor:
+        """Return (C - H)(H + λI)^-1, what weights of many rows are multiplied by."""
+        factor, shift = self._solver
+        return torch.cholesky_solve(shift.T, factor).T.contiguous()
 
     @cached_property
     def _solver(self) -> tuple[Tensor, Tensor]:
-        """Return the Cholesky factor of H + λI, and C + λI, both float64."""
-        moment, cross = self.statistics.second_moment.double(), self._cross.double()
+        """Return the Cholesky factor of H + λI, and C - H, both float32.
+
+        W' = W (C + λI)(H + λI)^-1 = W + W (C - H)(H + λI)^-1; the second part is small, so its
+        rounding is too. Only the factorization takes float64.
+        """
+        moment = self.statistics.second_moment.to(torch.float64, copy=True)
+        shift = (self._cross.double() - moment).float()
         mean = float(moment.diagonal().mean())
-        added = self._damping * (mean if mean > 0 else 1.0)
-        identity = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
-        return torch.linalg.cholesky(moment + added * identity), cross + added * identity
+        moment.diagonal().add_(self._damping * (mean if mean > 0 else 1.0))
+        return torch.linalg.cholesky(moment).float(), shift
 
 
 class QuantizedPrefix:
@@ -220,12 +233,13 @@ class QuantizedPrefix:
                 hidden = self._exact[part].to(loaded.device)
                 self._exact[part] = self._runner.run(self._block, hidden).cpu()
                 exact = latest.take()
+                last = next(reversed(exact), "")
                 if self._rotation is not None:
                     exact = {
                         group: self._rotation.inputs(readers[group], rows)
                         for group, rows in exact.items()
                     }
-                with quantized_model(loaded.model, {}, turned):
+                with quantized_model(loaded.model, {}, turned), latest.until(last):
                     self._runner.run(self._block, self._quantized[part].to(loaded.device))
                 for group, rows in latest.take().items():
                     counted = weights[group][part].reshape(-1).to(rows)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
 
+_SEARCHED_ROWS = 512
+"""Rows that shared scales are searched on, of all weights together."""
 _MIN_SCALE, _MAX_SCALE = 1e-4, 1e4
 
 
@@ -60,7 +62,7 @@ def quantize_group(
         foldable: Whether a producer can take up AWQ's scales; without, AWQ only clips.
         share_scales: Search AWQ's scales once, for a 4-bit grid, and use them for every scheme:
             the search costs ``scale_steps`` times the rounding, and its answer hardly moves with
-            the bits. For scores, not for final codes.
+            the bits, nor with the rows: it looks at a few hundred. For scores, not for final codes.
 
     Returns:
         One result per scheme, in their order. The codes do not depend on which other schemes and
@@ -84,7 +86,8 @@ def quantize_group(
             scales = shared.get(scheme.symmetric)
             if scales is None:
                 searched = _four_bits(scheme, weights[0].shape[1]) if share_scales else scheme
-                scales = awq_scales(weights, statistics, searched, settings)
+                judged = _some_rows(weights) if share_scales else weights
+                scales = awq_scales(judged, statistics, searched, settings)
                 if share_scales:
                     shared[scheme.symmetric] = scales
             done[scheme] = _quantize_scaled(weights, statistics, scheme, settings, scales)
@@ -108,6 +111,12 @@ def _quantize_scaled(
     stacked = torch.cat([weight * scales for weight in weights])
     result = quantize(stacked, scaled, scheme, settings)
     return GroupResult(split_rows(result, heights), scales)
+
+
+def _some_rows(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return evenly spaced rows of weights that share an input, about ``_SEARCHED_ROWS`` in all."""
+    step = max(1, sum(len(weight) for weight in weights) // _SEARCHED_ROWS)
+    return [weight[::step] for weight in weights]
 
 
 def _four_bits(scheme: Scheme, in_features: int) -> Scheme:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 
 from advisor.errors import InputError
+from advisor.numerics import linear_algebra
 from advisor.numerics.linear_algebra import inverse_cholesky, quadratic_rows
 
 
@@ -81,3 +83,32 @@ def test_quadratic_rows_is_the_diagonal_of_the_form():
     delta = torch.randn(4, 9, generator=torch.Generator().manual_seed(1))
     expected = (delta @ moment @ delta.t()).diagonal()
     torch.testing.assert_close(quadratic_rows(delta, moment), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 95, 97, 250])
+def test_inverse_of_a_triangle(size):
+    """Sizes on both sides of what is solved at once, and halves that are not equal."""
+    generator = torch.Generator().manual_seed(size)
+    lower = torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5
+    lower.diagonal().abs_().add_(1.0)
+    inverse = linear_algebra.invert_lower(lower)  # what is above the diagonal is not read
+    assert torch.equal(inverse, inverse.tril())
+    expected = np.linalg.inv(lower.tril().numpy())
+    np.testing.assert_allclose(inverse.numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [7, 256, 300])
+def test_half_product_is_half_of_the_quadratic_form(size):
+    generator = torch.Generator().manual_seed(size)
+    moment = second_moment(size, 2 * size)
+    delta = torch.randn(9, size, generator=generator)
+    outer = second_moment(9, 20, seed=1).double()
+    kept = moment.clone()
+    half = linear_algebra.half_product(delta, moment).double()
+    exact = delta.double() @ moment.double()
+    form = delta.double() @ exact.T
+    torch.testing.assert_close(half @ delta.double().T + delta.double() @ half.T, form, rtol=1e-4,
+                               atol=1e-4 * float(form.abs().max()))  # fmt: skip
+    weighted = 2 * ((outer @ delta.double()) * half).sum()
+    assert float(weighted) == pytest.approx(float((outer * form).sum()), rel=1e-4)
+    assert torch.equal(moment, kept)

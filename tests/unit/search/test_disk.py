@@ -83,3 +83,22 @@ def test_room_for_references_is_what_the_rest_leaves():
     assert use.left_for_references == 60
     assert DiskUse(90, 10, 20, 30).peak == 90
     assert DiskUse(90, 10, 20, 30).left_for_references is None
+    kept = DiskUse(0, 10, 20, 30, kept=25, limit=100)
+    assert kept.peak == 85
+    assert kept.left_for_references == 35
+
+
+def test_codes_are_kept_only_where_there_is_plenty_of_room(run, monkeypatch):
+    from advisor.search import run as search_run
+
+    predicted: list[DiskUse] = []
+    real = search_run.check_disk
+    monkeypatch.setattr(search_run, "check_disk", lambda use: (predicted.append(use), real(use)))
+    run()
+    run()  # statistics and references are there now
+    peak = predicted[1].peak
+    assert predicted[1].kept > 0
+    run(max_disk_bytes=2 * peak)
+    run(max_disk_bytes=2 * peak - 1)
+    assert [use.kept for use in predicted[2:]] == [predicted[1].kept, 0]
+    assert predicted[3].peak == peak - predicted[1].kept

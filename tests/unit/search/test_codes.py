@@ -1,0 +1,124 @@
+"""Codes of earlier finalists: taken over where nothing they depend on differs, and only there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.tokens import TokenSequences, hash_tokens
+from advisor.methods.settings import QuantizationSettings
+from advisor.schemes import parse_scheme
+from advisor.search import realise as module
+from advisor.search.codes import CodePool
+from advisor.search.realise import realise
+
+SETTINGS = QuantizationSettings(descent=1)
+G32, G16 = parse_scheme("gptq-int4-g32-asym"), parse_scheme("gptq-int4-g16-asym")
+
+
+@pytest.fixture
+def sequences():
+    tokens = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))
+    return TokenSequences(tokens, "random", "0" * 8, 0, hash_tokens(tokens))
+
+
+@pytest.fixture
+def store(random_llama, sequences, tmp_path):
+    found = open_store(random_llama, sequences, root=tmp_path, prefixes=(4, 8))
+    collect_statistics(random_llama, sequences, found, prefixes=(4, 8))
+    return found
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Count the linears that are really quantized."""
+    counted = []
+    real = module._quantize
+
+    def count(weights, *rest):
+        counted.append(len(weights))
+        return real(weights, *rest)
+
+    monkeypatch.setattr(module, "_quantize", count)
+
+    def take():
+        total = sum(counted)
+        counted.clear()
+        return total
+
+    return take
+
+
+def assert_same(found, expected):
+    assert list(found.weights) == list(expected.weights)
+    for name, weight in expected.weights.items():
+        assert torch.equal(found.weights[name].codes, weight.codes), name
+        assert torch.equal(found.weights[name].scales, weight.scales), name
+        assert found.weights[name].scheme == weight.scheme
+
+
+def test_only_what_differs_is_quantized_again(random_llama, store, made, tmp_path):
+    names = [linear.name for linear in random_llama.linears]
+    uniform = dict.fromkeys(names, G32)
+    # Of gate and up only one: those that were quantized together must be so again.
+    mixture = uniform | {names[3]: G16, names[4]: G16}
+    pool = CodePool(tmp_path / "codes", most_bytes=10**9)
+    first = realise(random_llama, uniform, SETTINGS, store, pool=pool)
+    assert made() == len(names)
+    second = realise(random_llama, mixture, SETTINGS, store, pool=pool)
+    assert made() == 3
+    third = realise(random_llama, uniform, SETTINGS, store, pool=pool)
+    assert made() == 0
+    assert_same(first, realise(random_llama, uniform, SETTINGS, store))
+    assert_same(second, realise(random_llama, mixture, SETTINGS, store))
+    assert_same(third, first)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"damping": 0.3}, {"clip": "mse"}, {"descent": 2}, {"static_groups": True}], ids=str
+)
+def test_other_settings_are_other_codes(random_llama, store, made, tmp_path, changes):
+    assignment = {linear.name: G32 for linear in random_llama.linears}
+    pool = CodePool(tmp_path / "codes", most_bytes=10**9)
+    realise(random_llama, assignment, SETTINGS, store, pool=pool)
+    made()
+    settings = replace(SETTINGS, **changes)
+    found = realise(random_llama, assignment, settings, store, pool=pool)
+    assert made() == len(assignment)
+    assert_same(found, realise(random_llama, assignment, settings, store))
+
+
+def test_samples_scales_and_prefixes_share_nothing(random_llama, store, sequences, made, tmp_path):
+    assignment = {linear.name: G32 for linear in random_llama.linears}
+    pool = CodePool(tmp_path / "codes", most_bytes=10**9)
+    plain = realise(random_llama, assignment, SETTINGS, store, pool=pool)
+    made()
+    realise(random_llama, assignment, SETTINGS, store, samples=4, pool=pool)
+    assert made() == len(assignment)
+    behind = realise(
+        random_llama, assignment, replace(SETTINGS, sequential=True), store,
+        calibration=sequences, pool=pool,
+    )  # fmt: skip
+    assert made() == len(assignment)
+    scaled = {name: parse_scheme("awq-int4-g32-asym") for name in assignment}
+    for _ in range(2):
+        realise(random_llama, scaled, SETTINGS, store, pool=pool)
+        assert made() == len(assignment)
+    assert any(
+        not torch.equal(behind.weights[name].codes, plain.weights[name].codes)
+        for name in assignment
+    )
+
+
+def test_a_full_pool_starts_anew_and_old_codes_stay_readable(random_llama, store, made, tmp_path):
+    assignment = {linear.name: G32 for linear in random_llama.linears}
+    pool = CodePool(tmp_path / "codes", most_bytes=0)
+    first = realise(random_llama, assignment, SETTINGS, store, pool=pool)
+    made()
+    second = realise(random_llama, assignment, SETTINGS, store, pool=pool)
+    assert made() == len(assignment)
+    assert_same(second, first)
+    assert list((tmp_path / "codes").iterdir()) == []  # the files have no names
