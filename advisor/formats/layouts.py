@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from advisor.engines.releases import engine_name
 from advisor.models.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ _UNREAD: Mapping[tuple[str, str, str], str] = {
 
 def engine_problems(architecture: str, format: str, engine: str) -> list[str]:
     """Return why an engine cannot load an architecture in a format; empty where it can."""
-    why = _UNREAD.get((engine, format, architecture))
+    why = _UNREAD.get((engine_name(engine), format, architecture))
     advice = "Choose another --engine, such as vllm."
     if why is None:
         return []

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from advisor.engines import fused_conflicts, load_engine
+from advisor.engines.releases import holds
+from advisor.engines.verdict import dropped_in_words
 from advisor.formats.base import list_some
 
 if TYPE_CHECKING:
@@ -49,9 +51,12 @@ class PlannedCheckpoint:
 def reads_format(checkpoint: PlannedCheckpoint) -> list[str]:
     """The engine reads the format."""
     profile = load_engine(checkpoint.engine)
-    known = {rule.format for rule in profile.formats}
+    known = {rule.format for rule in profile.formats if holds(rule, profile.release)}
     if checkpoint.format in known:
         return []
+    for rule in profile.formats:
+        if rule.format == checkpoint.format and rule.until is not None:
+            return [f"it {dropped_in_words(profile, rule)}"]
     return [f"it reads {', '.join(sorted(known))}, not {checkpoint.format}"]
 
 
@@ -113,15 +118,9 @@ def ordered_groups(checkpoint: PlannedCheckpoint) -> list[str]:
     return _say(
         checkpoint,
         lambda scheme, _: scheme.activation_order,
-        "it reads no act-order groups; use static groups or drop -actorder",
+        "it reads no act-order groups; use compressed-tensors with static groups, or drop "
+        "-actorder",
     )
-
-
-def format_dropped(checkpoint: PlannedCheckpoint) -> list[str]:
-    """The format was taken out of the engine."""
-    if not checkpoint.schemes:
-        return []
-    return [f"it reads no {checkpoint.format} checkpoint without a plugin"]
 
 
 def whole_groups(checkpoint: PlannedCheckpoint) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from advisor.engines import load_engine
+from advisor.engines import engine_name, load_engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,8 +141,9 @@ def serve_command(
     profile = load_engine(engine)
     parallel = ""
     if devices > 1:
+        name = engine_name(engine)
         option = {"vllm": "--tensor-parallel-size", "sglang": "--tp", "tensorrt-llm": "--tp_size"}
-        parallel = f" {option[engine]} {devices}" if engine in option else ""
+        parallel = f" {option[name]} {devices}" if name in option else ""
     short = {"float16": "half"}.get(dtype or "", dtype)
     return profile.serve.format(
         path=shlex.quote(path),

@@ -32,23 +32,18 @@ def resolve_hardware(gpu: str) -> HardwareProfile:
 
 
 def resolve_engine(engine: str, hardware: HardwareProfile) -> str:
-    """Return the engine's name; ``auto`` is the usual one for the hardware.
+    """Return the engine's name, with its release if one is named (``vllm==0.27``).
+
+    ``auto`` is the usual one for the hardware.
 
     Raises:
-        InputError: Unknown engine.
+        InputError: Unknown engine or release.
     """
-    from advisor.engines import default_engine, engine_names
+    from advisor.engines import default_engine, load_engine
 
-    name = engine.strip().lower()
-    if name == "auto":
+    if engine.strip().lower() == "auto":
         return default_engine(hardware)
-    known = engine_names()
-    if name not in known:
-        raise InputError(
-            f"unknown engine {engine!r}: use one of {', '.join(known)} or auto."
-            f"{did_you_mean(name, known)}"
-        )
-    return name
+    return load_engine(engine).name
 
 
 def check_preference(prefer: str) -> str:

@@ -61,21 +61,26 @@ def test_uniform_checkpoints_load(engine, name, scheme):
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme", "words"),
+    ("name", "scheme", "words", "older"),
     [
-        ("gptq", "gptq-int4-g64-asym", "symmetric int4 and int8"),
-        ("gptq", "gptq-int3-g64-sym", "symmetric int4 and int8"),
-        ("gptq", "gptq-int4-g64-sym-actorder", "no act-order groups"),
-        ("bitsandbytes", "bnb-nf4", "no bitsandbytes checkpoint without a plugin"),
-        ("gguf", "gguf-q4_0", "no gguf checkpoint without a plugin"),
+        ("gptq", "gptq-int4-g64-asym", "symmetric int4 and int8", None),
+        ("gptq", "gptq-int3-g64-sym", "symmetric int4 and int8", None),
+        ("gptq", "gptq-int4-g64-sym-actorder", "no act-order groups", "0.29"),
+        ("bitsandbytes", "bnb-nf4", "went with release 0.28 (it is in the plugin", "0.27.1"),
+        ("gguf", "gguf-q4_0", "went with release 0.24 (it is in the plugin", "0.23"),
     ],
 )
-def test_what_only_some_releases_load_is_a_warning(name, scheme, words):
+def test_what_releases_stopped_to_load(name, scheme, words, older):
     refusals, warnings = judge("vllm", name, all_in(scheme), LINEARS)
-    assert refusals == []
-    assert len(warnings) == 1
-    assert warnings[0].startswith("vLLM 0.32 does not load it: ")
-    assert words in warnings[0]
+    assert len(refusals) == 1
+    assert refusals[0].startswith("vLLM 0.32 could not load it: ")
+    assert words in refusals[0]
+    assert warnings == []
+    if older is not None:
+        refusals, warnings = judge(f"vllm=={older}", name, all_in(scheme), LINEARS)
+        assert refusals == []
+    if name == "gptq" and older is not None:
+        assert warnings[0].startswith("vLLM 0.30 and newer do not load it: it reads no act-order")
 
 
 @pytest.mark.parametrize(
@@ -113,11 +118,11 @@ def test_tensor_parallelism_cuts_groups_heads_and_prequantized_bitsandbytes():
         "vllm", "gptq", all_in("gptq-int4-g32-sym"), LINEARS, heads=8, devices=2
     ) == []  # fmt: skip
     ordered = loading_problems(
-        "vllm", "gptq", all_in("gptq-int4-g32-sym-actorder"), LINEARS, devices=2
+        "vllm==0.29", "gptq", all_in("gptq-int4-g32-sym-actorder"), LINEARS, devices=2
     )
     assert "act-order" in ordered[0]
     assert "4 modules (first: model.layers.1.self_attn.o_proj)" in ordered[0]
-    nf4 = loading_problems("vllm", "bitsandbytes", all_in("bnb-nf4"), LINEARS, devices=2)
+    nf4 = loading_problems("vllm==0.27", "bitsandbytes", all_in("bnb-nf4"), LINEARS, devices=2)
     assert "splits no quantized bitsandbytes checkpoint over 2 devices" in nf4[0]
 
 
@@ -138,7 +143,7 @@ def test_names_of_16_bit_modules_that_are_parts_of_others():
 def test_every_rule_names_where_it_was_read():
     assert all("/" in rule.source for rule in RULES)
     found = loading_problems("vllm", "gptq", all_in("rtn-int4-g128-sym"), LINEARS)
-    assert found[0].startswith("vLLM could not load it: ")
+    assert found[0].startswith("vLLM 0.32 could not load it: ")
     assert found[0].endswith("(create_weights: input size and output size per partition)).")
 
 
