@@ -73,7 +73,7 @@ class FormatRule(Dated):
     group_sizes: tuple[int, ...] = ()
     """-1 is one scale per output channel."""
     activation_order: bool | None = None
-    """False: no groups of scattered inputs; with one scale per channel the order is of no matter."""
+    """False: no groups of scattered inputs; with one scale per channel order does not matter."""
     activations: tuple[str | None, ...] | None = None
     moved: str | None = None
     """Where support went with release ``until``."""

@@ -9,6 +9,7 @@ from advisor.engines import fused_conflicts, load_engine
 from advisor.engines.releases import holds
 from advisor.engines.verdict import dropped_in_words
 from advisor.formats.base import list_some
+from advisor.formats.layouts import expert_scheme_fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,6 +78,29 @@ def one_setting(checkpoint: PlannedCheckpoint) -> list[str]:
     return [
         f"it reads one setting for every linear of a {checkpoint.format} checkpoint, but got "
         f"{seen}. Use format compressed-tensors"
+    ]
+
+
+def one_scheme_of_experts(checkpoint: PlannedCheckpoint) -> list[str]:
+    """All experts of all layers are unpacked by one scheme, which is symmetric and weight-only."""
+    experts = [linear.name for linear in checkpoint.linears if linear.is_expert]
+    if not experts or not checkpoint.schemes:
+        return []
+    found: dict[str, list[str]] = {}
+    for name in experts:
+        scheme = checkpoint.schemes.get(name)
+        found.setdefault("16-bit" if scheme is None else str(scheme), []).append(name)
+    unfit = [
+        name
+        for name in experts
+        if (scheme := checkpoint.schemes.get(name)) is None or not expert_scheme_fits(scheme)
+    ]
+    if len(found) == 1 and not unfit:
+        return []
+    seen = "; ".join(f"{key} for {list_some(names)}" for key, names in sorted(found.items()))
+    return [
+        "it unpacks the experts of all layers by one symmetric weight-only scheme, but got "
+        f"{seen}. Give all experts one such scheme, or use --engine vllm"
     ]
 
 

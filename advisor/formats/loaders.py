@@ -62,6 +62,13 @@ RULES: tuple[LoaderRule, ...] = (
         "huggingface/optimum optimum/gptq/quantizer.py (one bits and group_size; no dynamic)",
     ),
     LoaderRule(
+        ("transformers",),
+        ("compressed-tensors",),
+        checks.one_scheme_of_experts,
+        "huggingface/transformers src/transformers/integrations/compressed_tensors.py "
+        "(get_experts_scheme, DecompressExperts)",
+    ),
+    LoaderRule(
         ("sglang",),
         ("compressed-tensors",),
         checks.symmetric_only,

@@ -72,7 +72,7 @@ def test_inputs_with_calibrated_scales_are_no_fault(written, kind, bf16_folder):
     found = workflows.inspect(folder, gpu="l4", engine="vllm")
     assert found.faults == ()
     assert found.refusals == ()
-    numbers, weights, _, symmetric, dynamic = INPUTS[kind]
+    numbers, _, _, symmetric, dynamic = INPUTS[kind]
     name = "rtn-fp8-gtensor-afp8" if numbers == "float" else "rtn-int8-gch-sym-aint8"
     assert {row.name for row in found.schemes} == {name if dynamic else f"{name}-static"}
     assert found.schemes[0].verdict.support == "native"

@@ -126,6 +126,42 @@ def test_tensor_parallelism_cuts_groups_heads_and_prequantized_bitsandbytes():
     assert "splits no quantized bitsandbytes checkpoint over 2 devices" in nf4[0]
 
 
+EXPERTS = [
+    LinearSpec(
+        name=f"model.layers.{block}.mlp.experts.{expert}.up_proj", in_features=64, out_features=64,
+        block=block, input_group="g", fused_group=f"{block}.experts", is_expert=True,
+    )
+    for block in (0, 1)
+    for expert in (0, 1)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        ("rtn-int4-g32-sym", "rtn-int4-g32-sym", True),
+        ("rtn-int4-g32-sym", "gptq-int4-g32-sym", True),
+        ("rtn-int4-g32-sym", "rtn-int8-g32-sym", False),
+        ("rtn-int4-g32-sym", "bf16", False),
+        ("bf16", "bf16", False),
+        ("rtn-int4-g32-asym", "rtn-int4-g32-asym", False),
+        ("rtn-int8-gch-sym-aint8", "rtn-int8-gch-sym-aint8", False),
+    ],
+)
+def test_transformers_unpacks_all_experts_by_one_scheme(first, second, fits):
+    schemes = {name.name: parse_scheme("rtn-int4-g32-sym") for name in LINEARS}
+    for linear in EXPERTS:
+        schemes[linear.name] = parse_scheme(second if linear.block else first)
+    linears = [*LINEARS, *EXPERTS]
+    found = loading_problems("transformers", "compressed-tensors", schemes, linears)
+    assert (not found) == fits
+    if not fits:
+        assert "experts of all layers by one symmetric weight-only scheme" in found[0]
+        assert "get_experts_scheme" in found[0]
+    per_layer = loading_problems("vllm", "compressed-tensors", schemes, linears)
+    assert per_layer == []
+
+
 def test_the_same_bits_by_two_methods_are_one_scheme_to_a_loader():
     mixed = all_in("gptq-int4-g64-sym", self_attn__v_proj="rtn-int4-g64-sym")
     assert loading_problems("vllm", "compressed-tensors", mixed, LINEARS) == []
