@@ -104,12 +104,12 @@ def one_scheme_of_experts(checkpoint: PlannedCheckpoint) -> list[str]:
     ]
 
 
-def symmetric_only(checkpoint: PlannedCheckpoint) -> list[str]:
-    """The kernels have no zero points."""
+def narrow_weights_under_8_bit_inputs(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Dense layers have no scheme for int4 under quantized inputs."""
     return _say(
         checkpoint,
-        lambda scheme, _: scheme.is_integer and scheme.symmetric is False,
-        "its compressed-tensors kernels take no zero points",
+        lambda scheme, _: scheme.is_integer and scheme.bits < 8 and scheme.activation is not None,
+        "its dense layers know no integers of under 8 bits beneath quantized inputs",
     )
 
 

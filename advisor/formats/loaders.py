@@ -71,16 +71,24 @@ RULES: tuple[LoaderRule, ...] = (
     LoaderRule(
         ("sglang",),
         ("compressed-tensors",),
-        checks.symmetric_only,
-        f"{_SGLANG}/layers/quantization/compressed_tensors/compressed_tensors.py@b553569 "
-        "(_is_wNa16_group_channel)",
+        checks.packed_bits((4, 8)),
+        f"{_SGLANG}/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py "
+        "(WNA16_SUPPORTED_BITS)",
     ),
     LoaderRule(
         ("sglang",),
         ("compressed-tensors",),
-        checks.packed_bits((4, 8)),
-        f"{_SGLANG}/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py "
-        "(WNA16_SUPPORTED_BITS)",
+        checks.narrow_weights_under_8_bit_inputs,
+        f"{_SGLANG}/layers/quantization/compressed_tensors/compressed_tensors.py "
+        "(_get_scheme_from_parts)",
+    ),
+    LoaderRule(
+        ("sglang",),
+        ("gptq",),
+        checks.gptq_types,
+        f"{_SGLANG}/layers/quantization/gptq/gptq.py (GPTQMarlinConfig.TYPE_MAP); "
+        "layers/quantization/__init__.py (BASE_QUANTIZATION_METHODS)",
+        since="0.5.20",
     ),
     LoaderRule(
         ("vllm",),
