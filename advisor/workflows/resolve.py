@@ -60,6 +60,23 @@ def check_preference(prefer: str) -> str:
     return prefer
 
 
+def check_model_name(model: str | Path) -> None:
+    """Refuse what can be no model without asking the network for it.
+
+    Raises:
+        InputError: It is no folder and no Hugging Face id.
+    """
+    if not _may_be_on_the_hub(model):
+        resolve_model_folder(model)
+
+
+def _may_be_on_the_hub(model: str | Path) -> bool:
+    text = str(model)
+    return not (text.startswith((".", "/", "~")) or text.count("/") != 1) and not (
+        Path(model).expanduser().exists()
+    )
+
+
 def resolve_model_folder(model: str | Path) -> Path:
     """Return the local folder of a model with weights; a Hugging Face id is downloaded.
 
@@ -70,8 +87,7 @@ def resolve_model_folder(model: str | Path) -> Path:
     if folder.is_dir():
         return folder
     text = str(model)
-    looks_local = text.startswith((".", "/", "~")) or text.count("/") != 1
-    if looks_local or folder.exists():
+    if not _may_be_on_the_hub(model):
         raise InputError(
             f"no model folder at {text}. Give a folder with config.json and safetensors, "
             "or a Hugging Face id such as meta-llama/Llama-3.1-8B."

@@ -61,6 +61,22 @@ def draw(
     return mix_sequences(parts, SEPARATOR.join(named))
 
 
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuse texts that are not there, before a model is loaded.
+
+    Raises:
+        InputError: Lists every file and folder that does not exist.
+    """
+    missing = []
+    for source in sources:
+        name = source.rpartition("@")[0] if not Path(source).exists() else source
+        path = name or source
+        if not path.startswith(("builtin:", "hf:")) and not Path(path).expanduser().exists():
+            missing.append(f"no text at {path!r}: give a file, a folder, builtin:NAME or hf:NAME.")
+    if missing:
+        raise InputError(join_errors(missing))
+
+
 def _chat_template(tokenizer: Any) -> Callable[[list[Any]], str] | None:
     """Return what turns a conversation into text, or None where the model has no template."""
     if not getattr(tokenizer, "chat_template", None):
