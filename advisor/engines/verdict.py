@@ -189,8 +189,8 @@ def dropped_in_words(profile: EngineProfile, rule: FormatRule) -> str:
     older = named(engine_name(profile.name), minor_before(until))
     moved = f" ({rule.moved})" if rule.moved else ""
     return (
-        f"reads no {rule.format} checkpoint: support went with release {until}{moved}; for an "
-        f"older server use --engine {older}"
+        f"reads no {rule.format} checkpoint since release {until}{moved}: for an older server use "
+        f"--engine {older}"
     )
 
 

@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from advisor.engines import engine_name, load_engine
+from advisor.predict.loss import rounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,8 +113,8 @@ def size(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    """Print a fraction as a percentage of two digits."""
-    return f"{_two_digits(100 * value)}%"
+    """Print a fraction as a percentage of two digits, rounded as tables round what JSON holds."""
+    return f"{_two_digits(100 * rounded(value))}%"
 
 
 def serve_command(

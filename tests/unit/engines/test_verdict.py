@@ -163,8 +163,8 @@ def test_kernel_on_a_cpu(engine, scheme, support, kernel):
 def test_formats_that_left_are_named_with_their_release_and_the_way_back():
     found = verdict("vllm", parse_scheme("bnb-nf4"), nvidia("8.9"), ())
     assert found.reason == (
-        "vLLM 0.32 reads no bitsandbytes checkpoint: support went with release 0.28 (it is in the "
-        "plugin vllm-bnb-plugin now); for an older server use --engine vllm==0.27"
+        "vLLM 0.32 reads no bitsandbytes checkpoint since release 0.28 (it is in the plugin "
+        "vllm-bnb-plugin now): for an older server use --engine vllm==0.27"
     )
     assert "pull request 43529" in found.source
     assert "new in release 0.24, this is 0.23" in str(

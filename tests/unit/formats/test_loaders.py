@@ -67,8 +67,8 @@ def test_uniform_checkpoints_load(engine, name, scheme):
         ("gptq", "gptq-int4-g64-asym", "symmetric int4 and int8", None),
         ("gptq", "gptq-int3-g64-sym", "symmetric int4 and int8", None),
         ("gptq", "gptq-int4-g64-sym-actorder", "no act-order groups", "0.29"),
-        ("bitsandbytes", "bnb-nf4", "went with release 0.28 (it is in the plugin", "0.27.1"),
-        ("gguf", "gguf-q4_0", "went with release 0.24 (it is in the plugin", "0.23"),
+        ("bitsandbytes", "bnb-nf4", "since release 0.28 (it is in the plugin", "0.27.1"),
+        ("gguf", "gguf-q4_0", "since release 0.24 (it is in the plugin", "0.23"),
     ],
 )
 def test_what_releases_stopped_to_load(name, scheme, words, older):
