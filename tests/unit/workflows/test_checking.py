@@ -75,3 +75,15 @@ def test_a_good_request_is_resolved_and_its_model_not_looked_up_twice():
 @pytest.mark.parametrize("messages", [["one"], ["a", "b: c"], ["x\n  y", "z", "w"]])
 def test_splitting_undoes_joining(messages):
     assert split_errors(join_errors(messages)) == messages
+
+
+def test_two_places_are_both_looked_at(tmp_path):
+    found = complaints(lambda: workflows.verify(tmp_path / "p.yaml", tmp_path / "out"))
+    assert ["no plan at" in found[0], "no checkpoint at" in found[1]] == [True, True]
+    found = complaints(lambda: workflows.compare(tmp_path / "a", tmp_path / "b"))
+    assert [line.split(" holds")[0] for line in found] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+
+
+def test_a_profile_of_no_kind_is_not_called_a_gpu():
+    [found] = complaints(lambda: workflows.show_profile("vlm"))
+    assert found.startswith("no device, model or engine is called 'vlm'. Did you mean 'vllm'?")
