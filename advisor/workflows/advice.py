@@ -45,7 +45,7 @@ def recommend(
 
     request = check_request(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
-        model=lambda: load_modelspec(model),
+        late=[lambda: load_modelspec(model)],
     )  # fmt: skip
     return rank(
         load_modelspec(model),
@@ -87,7 +87,7 @@ def predict(
     from advisor.schemes import parse_scheme
 
     request = check_request(
-        gpu=gpu, engine=engine, model=lambda: load_modelspec(model),
+        gpu=gpu, engine=engine, late=[lambda: load_modelspec(model)],
         others=[lambda: parse_scheme(scheme)],
     )  # fmt: skip
     prediction = predict_one(
@@ -124,7 +124,7 @@ def compare_gpus(
     first, *others = gpus or ("auto",)
     budgets = check_request(
         gpu=first, engine=engine, budgets=budgets, prefer=prefer,
-        model=lambda: load_modelspec(model),
+        late=[lambda: load_modelspec(model)],
         others=[functools.partial(resolve_hardware, gpu) for gpu in others],
     ).budgets  # fmt: skip
     rows = []

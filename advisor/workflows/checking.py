@@ -67,8 +67,8 @@ def check_request(
     engine: str,
     budgets: BudgetsGiven = None,
     prefer: str = "balanced",
-    model: Callable[[], object] | None = None,
     others: Sequence[Callable[[], object]] = (),
+    late: Sequence[Callable[[], object]] = (),
 ) -> Request:
     """Resolve the names and texts of a request, or say everything that is wrong with it.
 
@@ -77,9 +77,9 @@ def check_request(
         engine: What serves, or ``auto``.
         budgets: Limits.
         prefer: What breaks ties.
-        model: Looks the model up; called only where something else is wrong, since whoever asks
-            looks it up anyway.
         others: Further checks of the command.
+        late: Checks that the command makes anyway, later and better: such as looking the model up.
+            They are made here only where something else is wrong, to be told with it.
 
     Raises:
         InputError: Lists every rule that is broken.
@@ -91,8 +91,8 @@ def check_request(
     found = checks.run(lambda: _engine(engine, hardware))
     for other in others:
         checks.run(other)
-    if checks.problems and model is not None:
-        checks.run(model)
+    for check in late if checks.problems else ():
+        checks.run(check)
     checks.settle()
     if hardware is None or found is None or limits is None:  # then something was refused
         raise InputError("the request could not be resolved.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.corpora import load_corpus
+from advisor.calibration.corpora import check_place, load_corpus
 from advisor.calibration.tokens import (
     TokenSequences,
     draw_sequences,
@@ -67,14 +67,15 @@ def check_sources(sources: Sequence[str]) -> None:
     Raises:
         InputError: Lists every file and folder that does not exist.
     """
-    missing = []
+    problems = []
     for source in sources:
-        name = source.rpartition("@")[0] if not Path(source).exists() else source
-        path = name or source
-        if not path.startswith(("builtin:", "hf:")) and not Path(path).expanduser().exists():
-            missing.append(f"no text at {path!r}: give a file, a folder, builtin:NAME or hf:NAME.")
-    if missing:
-        raise InputError(join_errors(missing))
+        name, _, weight = source.rpartition("@")
+        try:
+            check_place(name if name and weight.replace(".", "").isdigit() else source)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(join_errors(problems))
 
 
 def _chat_template(tokenizer: Any) -> Callable[[list[Any]], str] | None:

@@ -139,19 +139,23 @@ def tune(
     """
     from advisor.search.study import check_sampler
     from advisor.workflows.backend_offers import check_backend_names
-    from advisor.workflows.texts import check_sources
+    from advisor.workflows.texts import check_sources, parse_slices
 
     target = Path(output)
     request = check_request(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
-        model=lambda: check_model_name(model),
         others=[
             lambda: seconds_of(time_budget),
             lambda: disk_bytes_of(max_disk),
             lambda: check_output(target),
             lambda: check_sampler(sampler),
-            lambda: check_sources([*calibration, *evaluation]),
+            lambda: check_sources(calibration),
             lambda: check_backend_names(backends),
+        ],
+        late=[
+            lambda: check_sources(evaluation),
+            lambda: parse_slices(slices),
+            lambda: check_model_name(model),
         ],
     )  # fmt: skip
     hardware, engine_name, budgets = request.hardware, request.engine, request.budgets

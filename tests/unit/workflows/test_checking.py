@@ -52,11 +52,13 @@ def test_tune_checks_texts_libraries_and_places_before_it_loads_a_model(tmp_path
             tmp_path / "none", gpu="rtx-5099", engine="auto", budgets=BAD, sampler="foo",
             time_budget="3parsecs", max_disk="1XX", calibration=["nofile", "hf:some@2"],
             evaluation=[f"{tmp_path}/gone@2", "builtin:evaluation"], backends=["foo,hqq"],
-            output=tmp_path,
+            slices=["nonsense"], output=tmp_path,
         )
     )  # fmt: skip
-    words = ["--max-size", "--max-loss", "rtx-5099", "--time-budget", "--max-disk", "--output",
-             "--sampler", "'nofile'", "gone'", "backend 'foo'", "no model folder"]  # fmt: skip
+    words = [
+        "--max-size", "--max-loss", "rtx-5099", "--time-budget", "--max-disk", "--output",
+        "--sampler", "'nofile'", "backend 'foo'", "gone'", "--slice", "no model folder",
+    ]  # fmt: skip
     assert [next(w for w in words if w in line) for line in found] == words
 
 
@@ -65,7 +67,7 @@ def test_a_good_request_is_resolved_and_its_model_not_looked_up_twice():
         raise AssertionError
 
     request = check_request(
-        gpu="l4", engine="vllm==0.27", budgets={"max_size": "6GB"}, model=looked_up
+        gpu="l4", engine="vllm==0.27", budgets={"max_size": "6GB"}, late=[looked_up]
     )
     assert request.hardware.id == "l4"
     assert request.engine == "vllm==0.27"
