@@ -85,7 +85,7 @@ def _device_reasons(rule: KernelRule, hardware: HardwareProfile) -> list[str]:
         if rule.minimum_capability and sm < rule.minimum_capability:
             reasons.append(f"needs sm_{rule.minimum_capability}, this GPU is sm_{sm}")
         if rule.maximum_capability and sm > rule.maximum_capability:
-            why = f" ({rule.note})" if rule.note else ""
+            why = f" ({rule.above})" if rule.above else ""
             reasons.append(f"runs up to sm_{rule.maximum_capability}, this GPU is sm_{sm}{why}")
     if hardware.kind == "cpu" and rule.instruction_sets:
         if not set(rule.instruction_sets) & set(hardware.instruction_sets):

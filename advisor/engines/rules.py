@@ -106,6 +106,8 @@ class KernelRule(Dated):
     dtypes: tuple[str, ...] = ("float16", "bfloat16")
     minimum_capability: int | None = None
     maximum_capability: int | None = None
+    above: str | None = None
+    """What the engine does instead on newer GPUs than that."""
     capabilities: tuple[int, ...] = ()
     """Exact compute capabilities."""
     targets: tuple[str, ...] = ()
