@@ -46,6 +46,14 @@ def join_errors(messages: Sequence[str]) -> str:
     return f"{len(messages)} problems:" + "".join(f"\n  - {message}" for message in messages)
 
 
+def split_errors(message: str) -> list[str]:
+    """Return the complaints of a message that :func:`join_errors` made; of another, itself."""
+    head, *rest = message.split("\n  - ")
+    if rest and head == f"{len(rest)} problems:":
+        return rest
+    return [message]
+
+
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """Return ``' Did you mean ...?'`` for a mistyped name, or an empty string.
 

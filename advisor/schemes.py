@@ -195,7 +195,8 @@ def parse_scheme(name: str) -> Scheme:
         return Scheme(head, weight, **fields)
     if head not in _WEIGHTS_OF_METHOD:
         raise InputError(
-            f"unknown method {head!r} in scheme {name!r}.{did_you_mean(head, METHODS)}"
+            f"unknown method {head!r} in scheme {name!r}.{did_you_mean(head, METHODS)} "
+            f"Use one of: {', '.join(METHODS)}; as in gptq-int4-g128-sym."
         )
     known = _WEIGHTS_OF_METHOD[head]
     if not rest:

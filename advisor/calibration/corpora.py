@@ -131,6 +131,21 @@ def load_corpus(sources: Sequence[str] | str, render: Render | None = None) -> C
     return _corpus(" + ".join(names), documents, origins)
 
 
+def check_place(name: str) -> None:
+    """Refuse a file or folder that is not there, without reading what is.
+
+    Raises:
+        InputError: There is nothing of that name.
+    """
+    if not name.startswith((BUILTIN_PREFIX, DATASET_PREFIX)) and not Path(name).exists():
+        raise InputError(_no_text_at(name))
+
+
+def _no_text_at(name: str) -> str:
+    builtin = ", ".join(BUILTIN_PREFIX + part for part in get_args(Part))
+    return f"there is no text at {name!r}. Give a file, a folder or one of {builtin}."
+
+
 def _read_source(name: str, render: Render | None) -> list[str]:
     if name.startswith(BUILTIN_PREFIX):
         return list(builtin_documents(name.removeprefix(BUILTIN_PREFIX)).values())
@@ -151,10 +166,7 @@ def _read_source(name: str, render: Render | None) -> list[str]:
     elif path.is_file():
         files = [path]
     else:
-        builtin = ", ".join(BUILTIN_PREFIX + part for part in get_args(Part))
-        raise InputError(
-            f"there is no text at {name!r}. Give a file, a folder or one of {builtin}."
-        )
+        raise InputError(_no_text_at(name))
     documents = [document for file in files for document in _read_file(file, render)]
     if not any(document.strip() for document in documents):
         raise InputError(f"{name!r} has no text: it is empty or blank.")

@@ -76,7 +76,8 @@ Gpu = Annotated[
 Engine = Annotated[
     str,
     typer.Option("--engine", rich_help_panel=_TARGET, metavar="NAME",
-                 help="vllm, sglang, transformers, llama.cpp, tensorrt-llm or auto."),
+                 help="vllm, sglang, transformers, llama.cpp, tensorrt-llm or auto; vllm==0.27 for "
+                 "an older release than the newest known."),
 ]  # fmt: skip
 Context = Annotated[
     int,

@@ -47,12 +47,11 @@ def command(
     one of the catalogue, and answers in well under a second. Exit code 3: nothing fits.
     """
     from advisor import workflows
-    from advisor.budgets import Budgets
 
-    budgets = Budgets.from_text(
-        max_size=max_size, max_memory=max_memory, max_loss=max_loss, max_kl=max_kl,
-        max_accuracy_drop=max_accuracy_drop, task=task, min_speed=min_speed,
-    )  # fmt: skip
+    budgets = {
+        "max_size": max_size, "max_memory": max_memory, "max_loss": max_loss, "max_kl": max_kl,
+        "max_accuracy_drop": max_accuracy_drop, "task": task, "min_speed": min_speed,
+    }  # fmt: skip
     settings: dict[str, Any] = {
         "engine": engine, "budgets": budgets, "context": context, "batch": batch, "prefer": prefer,
     }  # fmt: skip

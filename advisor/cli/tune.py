@@ -54,12 +54,11 @@ def command(
     nothing measured meets the budgets.
     """
     from advisor import workflows
-    from advisor.budgets import Budgets
 
-    budgets = Budgets.from_text(
-        max_size=max_size, max_memory=max_memory, max_loss=max_loss, max_kl=max_kl,
-        max_accuracy_drop=max_accuracy_drop, task=task, min_speed=min_speed,
-    )  # fmt: skip
+    budgets = {
+        "max_size": max_size, "max_memory": max_memory, "max_loss": max_loss, "max_kl": max_kl,
+        "max_accuracy_drop": max_accuracy_drop, "task": task, "min_speed": min_speed,
+    }  # fmt: skip
     with progress() as callback:
         result = workflows.tune(
             model, gpu=gpu, engine=engine, budgets=budgets, context=context, batch=batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from advisor.cli import output
@@ -31,7 +32,11 @@ def render(console: Any, candidates: Sequence[dict[str, Any]], *, everything: bo
         everything: Show every scheme of a group, and the source of each kernel's rule in full.
     """
     for heading, source, members in groups(candidates):
-        console.print(f"  {heading} ({len(members)})", markup=False, soft_wrap=True)
+        for line in textwrap.wrap(
+            f"{heading} ({len(members)})", console.width, initial_indent="  ",
+            subsequent_indent="    ", break_long_words=False, break_on_hyphens=False,
+        ):  # fmt: skip
+            console.print(line, markup=False)
         if source:
             console.print(f"    source: {source}", style="dim", markup=False, soft_wrap=True)
         shown = members if everything else members[:_NEAREST]

@@ -8,6 +8,7 @@ from advisor.engines.options import (
     fused_conflicts,
     mixture_options,
 )
+from advisor.engines.releases import engine_name
 from advisor.engines.rules import EngineProfile, engine_names, load_engine
 from advisor.engines.shapes import ModuleVerdict
 from advisor.engines.verdict import (
@@ -25,6 +26,7 @@ __all__ = [
     "Rejection",
     "Verdict",
     "default_engine",
+    "engine_name",
     "engine_names",
     "format_for",
     "fused_conflicts",

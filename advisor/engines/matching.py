@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from advisor.engines.releases import not_in
+
 if TYPE_CHECKING:
     from advisor.engines.rules import FormatRule, KernelRule, PlatformRule
     from advisor.hardware.profile import HardwareProfile
@@ -29,15 +31,23 @@ def format_fits(rule: FormatRule, scheme: Scheme) -> bool:
         and (not rule.weights or scheme.weight in rule.weights)
         and (not rule.granularities or scheme.granularity in rule.granularities)
         and (rule.symmetric is None or scheme.symmetric == rule.symmetric)
+        and (not rule.group_sizes or scheme.group_size in rule.group_sizes)
+        and not (
+            rule.activation_order is False
+            and scheme.activation_order
+            and scheme.granularity == "group"
+        )
         and (rule.activations is None or scheme.activation in rule.activations)
     )
 
 
 def static_reasons(
-    rule: KernelRule, scheme: Scheme, hardware: HardwareProfile, carried: str
+    rule: KernelRule, scheme: Scheme, hardware: HardwareProfile, carried: str, release: str = ""
 ) -> list[str]:
     """Return why a kernel cannot run the scheme on the device, whatever the shapes."""
     reasons = _device_reasons(rule, hardware)
+    if dated := not_in(rule, release):
+        reasons.append(dated)
     if carried not in rule.formats:
         reasons.append(f"reads {' or '.join(rule.formats)}, not {carried}")
     if rule.methods and scheme.method not in rule.methods:
@@ -75,7 +85,8 @@ def _device_reasons(rule: KernelRule, hardware: HardwareProfile) -> list[str]:
         if rule.minimum_capability and sm < rule.minimum_capability:
             reasons.append(f"needs sm_{rule.minimum_capability}, this GPU is sm_{sm}")
         if rule.maximum_capability and sm > rule.maximum_capability:
-            reasons.append(f"runs up to sm_{rule.maximum_capability}, this GPU is sm_{sm}")
+            why = f" ({rule.above})" if rule.above else ""
+            reasons.append(f"runs up to sm_{rule.maximum_capability}, this GPU is sm_{sm}{why}")
     if hardware.kind == "cpu" and rule.instruction_sets:
         if not set(rule.instruction_sets) & set(hardware.instruction_sets):
             reasons.append(f"needs one of {', '.join(rule.instruction_sets)}")

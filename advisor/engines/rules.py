@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from advisor.engines.releases import check_release, named, split_engine
 from advisor.errors import InputError, did_you_mean
 from advisor.plan.data import data_files, data_folders
 from advisor.plan.schema import Strict
@@ -52,7 +53,16 @@ class PlatformRule(Strict):
     note: str | None = None
 
 
-class FormatRule(Strict):
+class Dated(Strict):
+    """A rule that some releases have and others have not; absent = all have it."""
+
+    since: str | None = None
+    """First release that has it."""
+    until: str | None = None
+    """First release without it."""
+
+
+class FormatRule(Dated):
     """Which checkpoint format carries a scheme; the first rule that fits decides."""
 
     format: str
@@ -60,10 +70,17 @@ class FormatRule(Strict):
     weights: tuple[str, ...] = ()
     granularities: tuple[str, ...] = ()
     symmetric: bool | None = None
+    group_sizes: tuple[int, ...] = ()
+    """-1 is one scale per output channel."""
+    activation_order: bool | None = None
+    """False: no groups of scattered inputs; with one scale per channel order does not matter."""
     activations: tuple[str | None, ...] | None = None
+    moved: str | None = None
+    """Where support went with release ``until``."""
+    source: str | None = None
 
 
-class KernelRule(Strict):
+class KernelRule(Dated):
     """One kernel (or code path) of an engine and everything it asks of a module.
 
     An absent field asks nothing.
@@ -89,6 +106,8 @@ class KernelRule(Strict):
     dtypes: tuple[str, ...] = ("float16", "bfloat16")
     minimum_capability: int | None = None
     maximum_capability: int | None = None
+    above: str | None = None
+    """What the engine does instead on newer GPUs than that."""
     capabilities: tuple[int, ...] = ()
     """Exact compute capabilities."""
     targets: tuple[str, ...] = ()
@@ -126,6 +145,10 @@ class EngineProfile(Strict):
     """Whether q/k/v and gate/up run as one product and must share a scheme."""
     checked: str
     """Versions that the rules were read from."""
+    releases: tuple[str, str] | None = None
+    """Oldest and newest release that the rules tell apart; absent = they name none."""
+    release: str = ""
+    """The release asked for; empty = the newest."""
     sources: dict[str, Source]
     platforms: dict[Platform, PlatformRule]
     formats: tuple[FormatRule, ...]
@@ -141,6 +164,7 @@ class EngineProfile(Strict):
     @model_validator(mode="after")
     def _sources_exist(self) -> EngineProfile:
         used = [*(k.source for k in self.kernels), *(p.source for p in self.platforms.values())]
+        used += [f.source for f in self.formats if f.source is not None]
         missing = sorted({key for key in used if key not in self.sources})
         if missing:
             raise ValueError(f"sources are used but not listed: {', '.join(missing)}")
@@ -149,6 +173,12 @@ class EngineProfile(Strict):
     def source(self, key: str) -> str:
         """Print a source by its key."""
         return str(self.sources[key])
+
+    @property
+    def label(self) -> str:
+        """Title and release, as in ``vLLM 0.32``; the title alone where rules name no releases."""
+        release = self.release or (self.releases[1] if self.releases else "")
+        return f"{self.title} {release}".strip()
 
 
 def read_yaml(path: Path) -> Any:
@@ -162,26 +192,35 @@ def engine_names() -> tuple[str, ...]:
     return tuple(sorted({path.stem for path in data_files("engines")}))
 
 
-def load_engine(name: str) -> EngineProfile:
+def load_engine(engine: str) -> EngineProfile:
     """Return an engine's rules; a user's file of the same name replaces the shipped one.
 
+    Args:
+        engine: Name of the engine; ``name==release`` for a release that is not the newest.
+
     Raises:
-        InputError: Unknown engine, or a file that breaks the schema.
+        InputError: Unknown engine or release, or a file that breaks the schema.
     """
     files = _files(tuple((f, f.stat().st_mtime_ns) for f in data_folders("engines")))
-    key = name.strip().lower()
-    if key not in files:
+    name, release = split_engine(engine)
+    if name not in files:
         known = ", ".join(sorted(files))
         raise InputError(
-            f"unknown engine {name!r}: use one of {known} or auto.{did_you_mean(key, files)}"
+            f"unknown engine {engine!r}: use one of {known} or auto.{did_you_mean(name, files)}"
         )
-    return load_engine_file(files[key])
+    profile = load_engine_file(files[name])
+    return _of_release(profile, release) if release else profile
 
 
 @lru_cache(maxsize=8)
 def _files(_folders: tuple[tuple[Path, int], ...]) -> dict[str, Path]:
     """Return the file of each engine; looked for again once a folder changes."""
     return {path.stem: path for path in data_files("engines")}
+
+
+def _of_release(profile: EngineProfile, release: str) -> EngineProfile:
+    check_release(profile.title, profile.name, release, profile.releases or ())
+    return profile.model_copy(update={"name": named(profile.name, release), "release": release})
 
 
 def load_engine_file(path: Path) -> EngineProfile:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from advisor.engines.matching import format_fits, platform_problem, static_reasons
+from advisor.engines.releases import engine_name, holds, minor_before, named
 from advisor.engines.rules import (
     EngineProfile,
+    FormatRule,
     KernelRule,
     Platform,
     Support,
@@ -96,8 +98,9 @@ def platform_of(hardware: HardwareProfile) -> Platform:
 
 def format_for(engine: str, scheme: Scheme) -> str | None:
     """Return the checkpoint format in which an engine reads a scheme, or None."""
-    for rule in load_engine(engine).formats:
-        if format_fits(rule, scheme):
+    profile = load_engine(engine)
+    for rule in profile.formats:
+        if holds(rule, profile.release) and format_fits(rule, scheme):
             return rule.format
     return None
 
@@ -136,7 +139,7 @@ def verdict(
     for rule in profile.kernels:
         if platform not in rule.platforms or scheme.weight not in rule.weights:
             continue
-        reasons = static_reasons(rule, scheme, hardware, carried or "")
+        reasons = static_reasons(rule, scheme, hardware, carried or "", profile.release)
         if reasons:
             rejected.append(Rejection(rule.name, tuple(reasons), profile.source(rule.source)))
         else:
@@ -161,10 +164,34 @@ def _engine_refusal(
         reason = f"{profile.title} needs {problem}, {hardware.name} is not that"
         return Verdict("none", None, reason, profile.source(rule.source))
     if carried is None:
-        why = profile.unsupported.get(scheme.method, f"it reads no checkpoint of {scheme}")
-        source = profile.source(next(iter(profile.sources)))
-        return Verdict("none", None, f"{profile.title}: {why}", source)
+        return _unread(profile, scheme)
     return None
+
+
+def _unread(profile: EngineProfile, scheme: Scheme) -> Verdict:
+    """Say why the engine reads no checkpoint of a scheme, and which release did."""
+    source = profile.source(next(iter(profile.sources)))
+    dropped = [
+        rule for rule in profile.formats if format_fits(rule, scheme) and rule.until is not None
+    ]
+    if dropped and not profile.unsupported.get(scheme.method):
+        rule = max(dropped, key=lambda rule: rule.until or "")
+        if rule.source:
+            source = profile.source(rule.source)
+        return Verdict("none", None, f"{profile.label} {dropped_in_words(profile, rule)}", source)
+    why = profile.unsupported.get(scheme.method, f"it reads no checkpoint of {scheme}")
+    return Verdict("none", None, f"{profile.title}: {why}", source)
+
+
+def dropped_in_words(profile: EngineProfile, rule: FormatRule) -> str:
+    """Say that a format went with a release, and how to ask for the one before it."""
+    until = rule.until or ""
+    older = named(engine_name(profile.name), minor_before(until))
+    moved = f" ({rule.moved})" if rule.moved else ""
+    return (
+        f"reads no {rule.format} checkpoint since release {until}{moved}: for an older server use "
+        f"--engine {older}"
+    )
 
 
 def _no_kernel(

@@ -46,6 +46,21 @@ def simulate_int8(inputs: Tensor) -> Tensor:
     return (codes * scales).to(inputs.dtype)
 
 
+def simulate_asymmetric_int8(inputs: Tensor) -> Tensor:
+    """Return inputs rounded to int8 with a zero point per token; the grid spans it and zero.
+
+    Args:
+        inputs: Shape [..., in], any float type.
+    """
+    values = inputs.to(torch.float32)
+    low = values.amin(dim=-1, keepdim=True).clamp_(max=0)
+    span = values.amax(dim=-1, keepdim=True).clamp_(min=0) - low
+    scales = torch.where(span > 0, span / 255.0, torch.ones_like(span))
+    zeros = torch.round(-128 - low / scales)
+    codes = (torch.round(values / scales) + zeros).clamp_(-128, 127)
+    return ((codes - zeros) * scales).to(inputs.dtype)
+
+
 def simulate_fp8(inputs: Tensor) -> Tensor:
     """Return inputs rounded to float8 e4m3, one scale per token: its largest magnitude over 448."""
     values = inputs.to(torch.float32)
@@ -55,16 +70,18 @@ def simulate_fp8(inputs: Tensor) -> Tensor:
     return (codes.to(torch.float32) * scales).to(inputs.dtype)
 
 
-def simulate_static_int8(inputs: Tensor, scale: Tensor) -> Tensor:
+def simulate_static_int8(inputs: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     """Return inputs rounded to int8 with one scale, given; larger ones saturate.
 
     Args:
         inputs: Shape [..., in], any float type.
         scale: The checkpoint's ``input_scale``, float32 [1].
+        zero_point: Its ``input_zero_point``, int8 [1]; None where inputs are symmetric.
     """
     scale = scale.to(inputs.device)
-    codes = torch.round(inputs.to(torch.float32) / scale).clamp_(-128, 127)
-    return (codes * scale).to(inputs.dtype)
+    zero = 0.0 if zero_point is None else zero_point.to(inputs.device, torch.float32)
+    codes = (torch.round(inputs.to(torch.float32) / scale) + zero).clamp_(-128, 127)
+    return ((codes - zero) * scale).to(inputs.dtype)
 
 
 def simulate_static_fp8(inputs: Tensor, scale: Tensor) -> Tensor:
@@ -121,8 +138,8 @@ def activation_simulation(scheme: Scheme, extras: Mapping[str, Tensor] | None = 
 
     Args:
         scheme: The module's scheme.
-        extras: Its weight's; a calibrated ``input_scale`` and NVFP4's ``input_global_scale`` are
-            among them.
+        extras: Its weight's; a calibrated ``input_scale``, NVFP4's ``input_global_scale`` and an
+            ``input_zero_point`` (empty where each token gets its own) are among them.
 
     Raises:
         InputError: The scheme's activations cannot be simulated.
@@ -135,7 +152,11 @@ def activation_simulation(scheme: Scheme, extras: Mapping[str, Tensor] | None = 
         if "input_scale" not in (extras or {}):
             raise InputError(f"{scheme} needs an input_scale. Quantize with statistics.")
         static, fixed = _STATIC[scheme.activation], (extras or {})["input_scale"]
+        if (zero := (extras or {}).get("input_zero_point")) is not None:
+            return lambda inputs: simulate_static_int8(inputs, fixed, zero)
         return lambda inputs: static(inputs, fixed)
+    if "input_zero_point" in (extras or {}):
+        return simulate_asymmetric_int8
     if scheme.activation == "nvfp4":
         if "input_global_scale" not in (extras or {}):
             raise InputError(f"{scheme} needs an input_global_scale. Quantize with statistics.")

@@ -209,6 +209,15 @@ def check_tensor(
     return None
 
 
+def check_single(
+    stored: Stored, module: str, suffix: str, dtypes: tuple[str, ...] = ()
+) -> str | None:
+    """Check a tensor of one number, with or without a dimension: loaders take both."""
+    header = stored.headers.get(f"{module}.{suffix}")
+    shape = () if header is not None and header.shape == () else (1,)
+    return check_tensor(stored, module, suffix, shape, dtypes)
+
+
 def first_fault(faults: Sequence[str | None], configured: str = "") -> list[str]:
     """Return a module's first fault with what the configuration says: the rest follow from it."""
     for fault in faults:

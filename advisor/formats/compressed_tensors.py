@@ -18,6 +18,7 @@ from advisor.formats import compressed_tensors_microscaled as microscaled
 from advisor.formats.base import (
     Found,
     Stored,
+    check_single,
     check_tensor,
     complain,
     exact_scales,
@@ -28,6 +29,7 @@ from advisor.formats.compressed_tensors_config import (
     INT,
     MICROSCALED,
     PACKED,
+    asymmetric_inputs,
     build_config,
     resolve_module,
     scheme_format,
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 NAME = "compressed-tensors"
 SUFFIXES = (
     "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale",
-    "input_global_scale", "input_scale", "weight",
+    "input_global_scale", "input_scale", "input_zero_point", "weight",
 )  # fmt: skip
 
 
@@ -198,14 +200,16 @@ def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
             faults.append(f"{name}: config.json keeps it 16-bit, but its tensors are quantized.")
             continue
         scheme, kind = resolved
-        wrong = _check_module(name, scheme, kind, stored)
+        wrong = _check_module(name, scheme, kind, stored, asymmetric_inputs(name, config))
         faults.extend(wrong)
         if not wrong:
             modules[name] = scheme
     return Found(modules, tuple(faults))
 
 
-def _check_module(name: str, scheme: Scheme, kind: str, stored: Stored) -> list[str]:
+def _check_module(
+    name: str, scheme: Scheme, kind: str, stored: Stored, asymmetric: bool
+) -> list[str]:
     """Return the faults of one module's tensors."""
     if scheme.weight in MICROSCALED:
         return microscaled.check(name, scheme, stored)
@@ -231,9 +235,14 @@ def _check_module(name: str, scheme: Scheme, kind: str, stored: Stored) -> list[
             f"{name}: group_size={scheme.group_size} does not divide in_features={in_features}."
         ]
     scales = _scale_shape(scheme, out_features, in_features)
-    wrong.append(check_tensor(stored, name, "weight_scale", scales))
+    if scheme.granularity == "tensor":
+        wrong.append(check_single(stored, name, "weight_scale"))
+    else:
+        wrong.append(check_tensor(stored, name, "weight_scale", scales))
     if scheme.static_activation:
-        wrong.append(check_tensor(stored, name, "input_scale", (1,)))
+        wrong.append(check_single(stored, name, "input_scale"))
+        if asymmetric:
+            wrong.append(check_single(stored, name, "input_zero_point", ("I8",)))
     if kind == PACKED and not scheme.symmetric:
         zeros = (-(-out_features * bits // 32), scales[1])
         wrong.append(check_tensor(stored, name, "weight_zero_point", zeros, ("I32",)))
@@ -283,7 +292,13 @@ def unpack(name: str, scheme: Scheme, config: Mapping[str, Any], stored: Stored)
         scales = scales.reshape(1, 1)
     extras: dict[str, Tensor] = {}
     if scheme.static_activation:
-        extras["input_scale"] = stored.load(f"{name}.input_scale").to(torch.float32)
+        extras["input_scale"] = stored.load(f"{name}.input_scale").to(torch.float32).reshape(1)
+    if scheme.activation is not None and asymmetric_inputs(name, config):
+        extras["input_zero_point"] = (
+            stored.load(f"{name}.input_zero_point").reshape(1)
+            if scheme.static_activation
+            else torch.empty(0, dtype=torch.int8)
+        )
     return QuantizedWeight(scheme, codes, scales, zero_points=zero_points, extras=extras)
 
 

@@ -172,15 +172,28 @@ def resolve_module(name: str, config: Mapping[str, Any]) -> tuple[Scheme, str] |
     Raises:
         ValueError: The configuration gives the module something that is not known here.
     """
+    group = _group_of(name, config)
+    if group is None:
+        return None
+    return _scheme_of(group), str(group.get("format") or config.get("format"))
+
+
+def asymmetric_inputs(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a module's inputs are rounded around a zero point of their own."""
+    inputs = (_group_of(name, config) or {}).get("input_activations") or {}
+    return inputs.get("type") == "int" and not inputs.get("symmetric", True)
+
+
+def _group_of(name: str, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the config group that loaders take for a linear: its own name before its class."""
     if any(_matches(name, pattern) for pattern in config.get("ignore") or ()):
         return None
-    groups = list((config.get("config_groups") or {}).values())
+    groups: list[Mapping[str, Any]] = list((config.get("config_groups") or {}).values())
     for by_class in (False, True):
         for group in groups:
             for target in group.get("targets") or ():
                 if target == "Linear" if by_class else _matches(name, target):
-                    kind = group.get("format") or config.get("format")
-                    return _scheme_of(group), str(kind)
+                    return group
     return None
 
 
@@ -223,8 +236,10 @@ def _scheme_of(group: Mapping[str, Any]) -> Scheme:
     activation, static = None, False
     if inputs:
         static = not inputs.get("dynamic")
-        if inputs.get("num_bits") != 8 or not inputs.get("symmetric", True):
-            raise ValueError("only symmetric 8-bit activations are known.")
+        if inputs.get("num_bits") != 8:
+            raise ValueError(f"inputs of {inputs.get('num_bits')} bits are unknown: 8 are known.")
+        if not inputs.get("symmetric", True) and inputs.get("type") != "int":
+            raise ValueError("asymmetric inputs are known as integers only.")
         if static and inputs.get("strategy") != "tensor":
             raise ValueError("calibrated activations are known with one scale only.")
         activation = "int8" if inputs.get("type") == "int" else "fp8"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from advisor.engines.releases import engine_name
 from advisor.models.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -89,9 +90,28 @@ _UNREAD: Mapping[tuple[str, str, str], str] = {
 """(engine, format, architecture) -> what goes wrong; seen with transformers 5.17."""
 
 
+def experts_as_one(engine: str, format: str) -> bool:
+    """Whether an engine unpacks the experts of all layers by one and the same scheme.
+
+    transformers holds the experts of a layer in one parameter and unpacks them while it loads, all
+    by the first config group that speaks of experts: other schemes in other layers, and experts in
+    16 bits beside quantized linears, come out as noise without a word, and zero points or int8
+    inputs are an error (seen with transformers 5.17; integrations/compressed_tensors.py,
+    get_experts_scheme and DecompressExperts).
+    """
+    return engine_name(engine) == "transformers" and format == "compressed-tensors"
+
+
+def expert_scheme_fits(scheme: Scheme) -> bool:
+    """Whether such an engine can unpack experts of a scheme."""
+    if not scheme.is_quantized or scheme.activation is not None:
+        return False
+    return scheme.symmetric is not False and (scheme.is_integer or scheme.weight == "fp8")
+
+
 def engine_problems(architecture: str, format: str, engine: str) -> list[str]:
     """Return why an engine cannot load an architecture in a format; empty where it can."""
-    why = _UNREAD.get((engine, format, architecture))
+    why = _UNREAD.get((engine_name(engine), format, architecture))
     advice = "Choose another --engine, such as vllm."
     if why is None:
         return []

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from advisor.engines import fused_conflicts, load_engine
+from advisor.engines.releases import holds
+from advisor.engines.verdict import dropped_in_words
 from advisor.formats.base import list_some
+from advisor.formats.layouts import expert_scheme_fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,9 +52,12 @@ class PlannedCheckpoint:
 def reads_format(checkpoint: PlannedCheckpoint) -> list[str]:
     """The engine reads the format."""
     profile = load_engine(checkpoint.engine)
-    known = {rule.format for rule in profile.formats}
+    known = {rule.format for rule in profile.formats if holds(rule, profile.release)}
     if checkpoint.format in known:
         return []
+    for rule in profile.formats:
+        if rule.format == checkpoint.format and rule.until is not None:
+            return [f"it {dropped_in_words(profile, rule)}"]
     return [f"it reads {', '.join(sorted(known))}, not {checkpoint.format}"]
 
 
@@ -75,12 +81,35 @@ def one_setting(checkpoint: PlannedCheckpoint) -> list[str]:
     ]
 
 
-def symmetric_only(checkpoint: PlannedCheckpoint) -> list[str]:
-    """The kernels have no zero points."""
+def one_scheme_of_experts(checkpoint: PlannedCheckpoint) -> list[str]:
+    """All experts of all layers are unpacked by one scheme, which is symmetric and weight-only."""
+    experts = [linear.name for linear in checkpoint.linears if linear.is_expert]
+    if not experts or not checkpoint.schemes:
+        return []
+    found: dict[str, list[str]] = {}
+    for name in experts:
+        scheme = checkpoint.schemes.get(name)
+        found.setdefault("16-bit" if scheme is None else str(scheme), []).append(name)
+    unfit = [
+        name
+        for name in experts
+        if (scheme := checkpoint.schemes.get(name)) is None or not expert_scheme_fits(scheme)
+    ]
+    if len(found) == 1 and not unfit:
+        return []
+    seen = "; ".join(f"{key} for {list_some(names)}" for key, names in sorted(found.items()))
+    return [
+        "it unpacks the experts of all layers by one symmetric weight-only scheme, but got "
+        f"{seen}. Give all experts one such scheme, or use --engine vllm"
+    ]
+
+
+def narrow_weights_under_8_bit_inputs(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Dense layers have no scheme for int4 under quantized inputs."""
     return _say(
         checkpoint,
-        lambda scheme, _: scheme.is_integer and scheme.symmetric is False,
-        "its compressed-tensors kernels take no zero points",
+        lambda scheme, _: scheme.is_integer and scheme.bits < 8 and scheme.activation is not None,
+        "its dense layers know no integers of under 8 bits beneath quantized inputs",
     )
 
 
@@ -113,15 +142,9 @@ def ordered_groups(checkpoint: PlannedCheckpoint) -> list[str]:
     return _say(
         checkpoint,
         lambda scheme, _: scheme.activation_order,
-        "it reads no act-order groups; use static groups or drop -actorder",
+        "it reads no act-order groups; use compressed-tensors with static groups, or drop "
+        "-actorder",
     )
-
-
-def format_dropped(checkpoint: PlannedCheckpoint) -> list[str]:
-    """The format was taken out of the engine."""
-    if not checkpoint.schemes:
-        return []
-    return [f"it reads no {checkpoint.format} checkpoint without a plugin"]
 
 
 def whole_groups(checkpoint: PlannedCheckpoint) -> list[str]:

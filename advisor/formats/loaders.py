@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from advisor.engines import load_engine
+from advisor.engines import engine_name, load_engine
+from advisor.engines.releases import holds
 from advisor.formats import loader_checks as checks
 from advisor.formats.base import Planned
 from advisor.formats.registry import get_format, storage_scheme
@@ -31,15 +32,16 @@ class LoaderRule:
         formats: Formats that it is about; empty = all.
         check: Returns a sentence per kind of offence.
         source: Where it was read.
-        since: Release in which the rule was found and before which others load the checkpoint:
-            then it warns instead of refusing. Empty where every release has it.
+        since: First release with the rule; None where every release has it.
+        until: First release without it.
     """
 
     engines: tuple[str, ...]
     formats: tuple[str, ...]
     check: Callable[[checks.PlannedCheckpoint], Sequence[str]]
     source: str
-    since: str = ""
+    since: str | None = None
+    until: str | None = None
 
 
 _VLLM = "vllm-project/vllm vllm/model_executor"
@@ -60,11 +62,11 @@ RULES: tuple[LoaderRule, ...] = (
         "huggingface/optimum optimum/gptq/quantizer.py (one bits and group_size; no dynamic)",
     ),
     LoaderRule(
-        ("sglang",),
+        ("transformers",),
         ("compressed-tensors",),
-        checks.symmetric_only,
-        f"{_SGLANG}/layers/quantization/compressed_tensors/compressed_tensors.py@b553569 "
-        "(_is_wNa16_group_channel)",
+        checks.one_scheme_of_experts,
+        "huggingface/transformers src/transformers/integrations/compressed_tensors.py "
+        "(get_experts_scheme, DecompressExperts)",
     ),
     LoaderRule(
         ("sglang",),
@@ -74,25 +76,32 @@ RULES: tuple[LoaderRule, ...] = (
         "(WNA16_SUPPORTED_BITS)",
     ),
     LoaderRule(
+        ("sglang",),
+        ("compressed-tensors",),
+        checks.narrow_weights_under_8_bit_inputs,
+        f"{_SGLANG}/layers/quantization/compressed_tensors/compressed_tensors.py "
+        "(_get_scheme_from_parts)",
+    ),
+    LoaderRule(
+        ("sglang",),
+        ("gptq",),
+        checks.gptq_types,
+        f"{_SGLANG}/layers/quantization/gptq/gptq.py (GPTQMarlinConfig.TYPE_MAP); "
+        "layers/quantization/__init__.py (BASE_QUANTIZATION_METHODS)",
+        since="0.5.20",
+    ),
+    LoaderRule(
         ("vllm",),
         ("gptq",),
         checks.gptq_types,
         f"{_VLLM}/layers/quantization/auto_gptq.py (TYPE_MAP)",
-        since="0.32",
     ),
     LoaderRule(
         ("vllm",),
         ("gptq",),
         checks.ordered_groups,
         f"{_VLLM}/layers/quantization/utils/gptq_utils.py (normalize_and_validate_gptq_desc_act)",
-        since="0.32",
-    ),
-    LoaderRule(
-        ("vllm",),
-        ("bitsandbytes", "gguf"),
-        checks.format_dropped,
-        f"{_VLLM}/layers/quantization/__init__.py (QUANTIZATION_METHODS)",
-        since="0.32",
+        since="0.30",
     ),
     LoaderRule(
         ("vllm", "sglang"),
@@ -138,10 +147,10 @@ def loading_problems(
     heads: int | None = None,
     devices: int = 1,
 ) -> tuple[list[str], list[str]]:
-    """Return why an engine could not load a checkpoint, and why some releases of it could not.
+    """Return why an engine could not load a checkpoint, and why its later releases could not.
 
     Args:
-        engine: Name of the engine.
+        engine: Name of the engine; ``vllm==0.27`` for a release that is not the newest.
         format: Name of the format.
         schemes: Scheme of each module; one that is absent or 16-bit stays as it is.
         linears: The model's quantizable linears.
@@ -149,7 +158,7 @@ def loading_problems(
         devices: Devices in tensor parallel.
 
     Returns:
-        Sentences that refuse, and sentences that warn; both empty where every release loads it.
+        Sentences that refuse, and sentences that warn of releases after the one that was named.
 
     Raises:
         InputError: Unknown engine or format.
@@ -160,19 +169,22 @@ def loading_problems(
         if scheme.is_quantized
     }
     checkpoint = checks.PlannedCheckpoint(engine, format, stored, linears, heads, devices)
-    title = load_engine(engine).title
+    profile = load_engine(engine)
     refusals: list[str] = []
     warnings: list[str] = []
     for rule in RULES:
-        if rule.engines and engine not in rule.engines:
+        if rule.engines and engine_name(engine) not in rule.engines:
             continue
         if rule.formats and format not in rule.formats:
             continue
         for problem in rule.check(checkpoint):
-            if rule.since:
-                warnings.append(f"{title} {rule.since} does not load it: {problem} ({rule.source})")
-            else:
-                refusals.append(f"{title} could not load it: {problem} ({rule.source}).")
+            if holds(rule, profile.release):
+                refusals.append(f"{profile.label} could not load it: {problem} ({rule.source}).")
+            elif rule.until is None:
+                warnings.append(
+                    f"{profile.title} {rule.since} and newer do not load it: {problem} "
+                    f"({rule.source})"
+                )
     return refusals, warnings
 
 

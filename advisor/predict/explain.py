@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from advisor.engines import load_engine
+from advisor.engines import engine_name, load_engine
+from advisor.predict.loss import rounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,8 +113,8 @@ def size(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    """Print a fraction as a percentage of two digits."""
-    return f"{_two_digits(100 * value)}%"
+    """Print a fraction as a percentage of two digits, rounded as tables round what JSON holds."""
+    return f"{_two_digits(100 * rounded(value))}%"
 
 
 def serve_command(
@@ -141,8 +142,9 @@ def serve_command(
     profile = load_engine(engine)
     parallel = ""
     if devices > 1:
+        name = engine_name(engine)
         option = {"vllm": "--tensor-parallel-size", "sglang": "--tp", "tensorrt-llm": "--tp_size"}
-        parallel = f" {option[engine]} {devices}" if engine in option else ""
+        parallel = f" {option[name]} {devices}" if name in option else ""
     short = {"float16": "half"}.get(dtype or "", dtype)
     return profile.serve.format(
         path=shlex.quote(path),

@@ -64,14 +64,14 @@ class LossEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Return the ``loss`` object of a candidate's JSON."""
         return {
-            "low": _round(self.low),
-            "expected": _round(self.expected),
-            "high": _round(self.high),
+            "low": rounded(self.low),
+            "expected": rounded(self.expected),
+            "high": rounded(self.high),
             "basis": self.basis,
             "sources": list(self.sources),
-            "collapse_risk": _round(self.collapse_risk),
-            "kl": _round(self.kl),
-            "accuracy_drop": _round(self.accuracy_drop),
+            "collapse_risk": rounded(self.collapse_risk),
+            "kl": rounded(self.kl),
+            "accuracy_drop": rounded(self.accuracy_drop),
         }
 
 
@@ -184,5 +184,6 @@ def _accuracy(model: LossModel, log_ratio: float) -> float:
     return most * -math.expm1(-slope * log_ratio / most)
 
 
-def _round(value: float) -> float:
-    return float(f"{value:.3g}")
+def rounded(value: float) -> float:
+    """Round to what JSON holds: two digits more than are shown, lest it is rounded twice."""
+    return float(f"{value:.4g}")

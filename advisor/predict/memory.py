@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from advisor.engines.releases import engine_name
 from advisor.errors import InputError
 from advisor.predict.memory_data import (
     CPU_CONTEXT_BYTES,
@@ -150,7 +151,7 @@ def runtime_weights(
     embedding, head = size.embedding_bytes, size.head_bytes
     quantized = size.decompressed_bytes > size.weight_bytes
     if (
-        serving.engine == "transformers"
+        engine_name(serving.engine) == "transformers"
         and quantized
         and size.format in ("compressed-tensors", "gguf")
     ):
@@ -159,14 +160,14 @@ def runtime_weights(
             f"transformers decompresses {size.format} weights to 16 bits at the first forward: "
             "no memory is saved."
         )
-    elif serving.engine == "llama.cpp" and serving.device == "gpu":
+    elif engine_name(serving.engine) == "llama.cpp" and serving.device == "gpu":
         if spec.tied_embeddings:
             notes.append("llama.cpp keeps a second copy of the tied embedding in host memory.")
         else:
             total -= embedding
             embedding = 0
             notes.append("llama.cpp keeps the input embedding in host memory.")
-    elif spec.tied_embeddings and head and serving.engine in ("vllm", "sglang"):
+    elif spec.tied_embeddings and head and engine_name(serving.engine) in ("vllm", "sglang"):
         total -= head
         head = 0
         notes.append("The head in the file repeats the embedding; the engine shares one copy.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from advisor.engines.releases import engine_name
 from advisor.errors import InputError, did_you_mean
 
 MIB = 2**20
@@ -138,12 +139,13 @@ def engine_memory(engine: str) -> EngineMemory:
     Raises:
         InputError: Unknown engine.
     """
-    if engine not in ENGINES:
+    name = engine_name(engine)
+    if name not in ENGINES:
         raise InputError(
             f"unknown engine {engine!r}.{did_you_mean(engine, ENGINES)} "
             f"Known: {', '.join(ENGINES)}."
         )
-    return ENGINES[engine]
+    return ENGINES[name]
 
 
 def kv_bytes_per_element(dtype: str) -> float:

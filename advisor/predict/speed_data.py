@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from advisor.engines.releases import engine_name
 from advisor.engines.rules import read_yaml
 from advisor.plan.data import data_folders
 
@@ -46,7 +47,7 @@ def coefficients_of(engine: str) -> EngineSpeed:
     """Return an engine's coefficients; an engine without its own takes vLLM's."""
     folders = data_folders("evidence")
     table = load_coefficients(folders)
-    return table.get(engine, table["vllm"])
+    return table.get(engine_name(engine), table["vllm"])
 
 
 @lru_cache(maxsize=8)

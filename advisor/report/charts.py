@@ -144,10 +144,18 @@ def _shade(bits: float) -> str:
 
 
 def _labels(marks: list[tuple[float, float, Point]]) -> list[str]:
-    """Name the points, each label moved down until it is clear of those above."""
+    """Name the points, each label moved down until it is clear of those above.
+
+    A name that several points share is written once, at the chosen point or the lowest.
+    """
     taken: list[tuple[float, float]] = []
     parts = []
-    for left, top, point in sorted(marks, key=lambda mark: mark[1]):
+    ordered = sorted(marks, key=lambda mark: mark[1])
+    owners = {mark[2].name: mark[2] for mark in ordered}
+    owners |= {mark[2].name: mark[2] for mark in ordered if mark[2].chosen}
+    for left, top, point in ordered:
+        if owners[point.name] is not point:
+            continue
         at = top - 8
         while any(abs(at - other) < 15 and abs(left - x) < 170 for x, other in taken):
             at += 15

@@ -8,49 +8,24 @@ from typing import TYPE_CHECKING
 
 from advisor.report.charts import Point, bits_map, frontier
 from advisor.report.scatter import Scored, best_by_trial, scores_against_measured
+from advisor.report.sections import (
+    judged_apart,
+    kernel_rows,
+    percent_text,
+    provenance,
+    section,
+    size_text,
+    table,
+    texts_and_search,
+    treated_otherwise,
+)
+from advisor.report.style import STYLE
 from advisor.schemes import parse_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from advisor.plan.schema import Interval, Plan
-
-STYLE = """
-:root{--ink:#15202b;--soft:#5b6b7a;--line:#d8e0e7;--strong:#0b63c5;--back:#fff}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#93a4b3;--line:#2c3a47;
---strong:#6cb0ff;--back:#0f1720}}
-*{box-sizing:border-box}body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);
-background:var(--back);max-width:52rem;margin:0 auto;padding:1.5rem 1rem 4rem}
-h1{font-size:1.6rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
-.lead{font-size:1.05rem}.soft{color:var(--soft)}
-.figures{display:grid;grid-template-columns:repeat(3,1fr);gap:.7rem;
-margin:1rem 0}
-.figures div{border:1px solid var(--line);border-radius:8px;padding:.6rem .8rem}
-.figures b{display:block;font-size:1.25rem}.figures small{color:var(--soft)}
-.wide,.plot{overflow-x:auto}.plot svg{display:block}
-table{border-collapse:collapse;width:100%;font-size:.9rem}
-th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
-th{font-weight:600;color:var(--soft)}code{font-size:.85em;overflow-wrap:anywhere}
-svg{width:100%;height:auto;font:12px system-ui,sans-serif}
-svg .axis{stroke:var(--soft);fill:none}svg .grid{stroke:var(--line)}
-svg .bar{stroke:var(--soft);stroke-width:1.5}svg .limit{stroke:#c2410c;stroke-dasharray:4 3}
-svg text{fill:var(--ink)}svg .small{fill:var(--soft);font-size:11px}svg .cell{font-size:9px}
-svg .line{stroke:var(--strong);stroke-width:2;fill:none}
-svg .point{fill:var(--soft)}svg .chosen{fill:var(--strong)}svg .label{font-size:11px}
-svg .strong{fill:var(--strong);font-weight:600}
-@media(max-width:40rem){.figures{grid-template-columns:repeat(2,1fr)}
-svg .small,svg .label{font-size:16px}table.cards tr{display:block;padding:.5rem 0;
-border-bottom:1px solid var(--line)}table.cards tr:first-child{display:none}
-table.cards td{display:block;border:0;padding:.1rem 0}
-table.cards td[data-label]::before{content:attr(data-label) ": ";color:var(--soft)}
-table.cards td:empty{display:none}}
-@media(min-width:40.01rem){table.cards td:first-child code{white-space:nowrap}}
-@media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}
-svg,tr,.figures div{break-inside:avoid}.wide,.plot{overflow:visible}.plot svg{max-height:9cm}
-:root{--ink:#000;--soft:#444;--line:#bbb;--strong:#0b4fa0;--back:#fff}
-*{print-color-adjust:exact}}
-"""
-
+    from advisor.plan.schema import Plan
 
 _SMALLEST_FILE = 1000.0
 """Bytes: objectives above are sizes, KL in nats lies far below."""
@@ -72,12 +47,12 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
         f'<p class="lead">{_answer(plan)}</p>',
         _figures(plan),
         *(_chart(title, svg) for title, svg in render_plots(plan, modules).items()),
-        _apart(plan),
+        judged_apart(plan),
         _candidates(plan),
-        _section("Kernel", [("engine", plan.engine.name), *_kernel(plan)]),
-        _section("Treated otherwise", _otherwise(plan)),
-        _section("How it was judged", _texts(plan)),
-        _section("Reproduce", _provenance(plan)),
+        section("Kernel", [("engine", plan.engine.name), *kernel_rows(plan)]),
+        section("Treated otherwise", treated_otherwise(plan)),
+        section("How it was judged", texts_and_search(plan)),
+        section("Reproduce", provenance(plan)),
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -107,10 +82,10 @@ def _answer(plan: Plan) -> str:
     expected = plan.expected
     words = [f"<b>{escape(plan.scheme.name)}</b>, stored as {escape(plan.scheme.format)}"]
     words.append(
-        f"takes {_size(expected.size_bytes)} ({expected.bits_per_weight:.2f} bits a weight)"
+        f"takes {size_text(expected.size_bytes)} ({expected.bits_per_weight:.2f} bits a weight)"
     )
     if expected.loss is not None:
-        words.append(f"and costs {_percent(expected.loss)} of perplexity on held-out text")
+        words.append(f"and costs {percent_text(expected.loss)} of perplexity on held-out text")
     known = {
         "measured": "Measured.",
         "score": "Predicted by the search.",
@@ -122,7 +97,7 @@ def _answer(plan: Plan) -> str:
 def _figures(plan: Plan) -> str:
     expected = plan.expected
     cards = [
-        ("size", _size(expected.size_bytes)),
+        ("size", size_text(expected.size_bytes)),
         ("bits a weight", f"{expected.bits_per_weight:.2f}"),
     ]
     if expected.kl is not None:
@@ -202,133 +177,17 @@ def _candidates(plan: Plan) -> str:
     rows = [
         (
             f"<code>{escape(row.name)}</code>",
-            _size(row.size_bytes),
+            size_text(row.size_bytes),
             "" if row.kl is None else f"{row.kl.value:.4f}",
-            "" if row.loss is None else _percent(row.loss),
+            "" if row.loss is None else percent_text(row.loss),
             escape(row.basis),
             escape(row.reason),
         )
         for row in plan.runners_up
     ]
     head = ("candidate", "size", "KL", "loss, 95%", "known by", "why it lost")
-    return f"<h2>Runners-up</h2>{_table(head, rows)}"
-
-
-def _apart(plan: Plan) -> str:
-    """Return what was measured on further texts and on a benchmark."""
-    expected = plan.expected
-    rows = [
-        (escape(name), f"{row.kl.value:.4f}", _percent(row.loss), f"{row.top1_agreement.value:.1%}")
-        for name, row in expected.slices.items()
-    ]
-    head = ("text", "KL", "loss, 95%", "top-1 agreement")
-    parts = [f"<h2>Judged apart</h2>{_table(head, rows)}"] if rows else []
-    if (found := expected.accuracy) is not None:
-        line = (
-            f"{found.value:.1%} of {found.questions} questions right, {found.reference:.1%} in 16 "
-            f"bits: a drop of {_percent(found.drop)} points"
-        )
-        parts.append(_section("Benchmark", [(found.task, line)]))
-    return "".join(parts)
-
-
-def _kernel(plan: Plan) -> list[tuple[str, str]]:
-    kernel = plan.engine.kernel
-    rows = [("support", kernel.support), ("kernel", kernel.name or "none"), ("why", kernel.reason)]
-    if kernel.source:
-        rows.append(("source", kernel.source))
-    return rows
-
-
-def _otherwise(plan: Plan) -> list[tuple[str, str]]:
-    """Return the modules that did not get what the others got, and how experts were covered."""
-    rows = [
-        (f"{row.modules} as {row.scheme}", f"{row.reason} (first: {row.first})")
-        for row in plan.fallbacks
-    ]
-    if (seen := plan.expert_coverage) is not None:
-        line = (
-            f"{seen.helped} of {seen.experts} saw too few calibration tokens and were fitted with "
-            f"the help of their layer's average inputs; {seen.unseen} saw none; fewest "
-            f"{seen.fewest_tokens}, median {seen.median_tokens}"
-        )
-        rows.append(("experts", line))
-        rows.extend(
-            (path, f"tokens of each expert: {counts}") for path, counts in seen.layers.items()
-        )
-    return rows
-
-
-def _texts(plan: Plan) -> list[tuple[str, str]]:
-    rows = []
-    texts = [("calibration", plan.calibration), ("evaluation", plan.evaluation)]
-    for label, text in texts + [(f"slice {name}", text) for name, text in plan.slices.items()]:
-        if text is not None:
-            rows.append(
-                (
-                    label,
-                    f"{text.corpus}: {text.sequences} sequences of {text.sequence_length} tokens, "
-                    f"seed {text.seed}, sha256 {text.sha256[:16]}",
-                )
-            )
-    if (fit := plan.calibration_fit) is not None:
-        line = (
-            f"{fit.token_coverage:.0%} of the evaluation's tokens occur in the calibration; "
-            f"perplexity {fit.calibration_perplexity:.2f} and {fit.evaluation_perplexity:.2f}; "
-            f"layer inputs {fit.moment_ratio:.1f} times as far apart as halves of the calibration"
-        )
-        rows.append(("calibration against evaluation", "; ".join([line, *fit.warnings])))
-    if plan.search is not None:
-        search = plan.search
-        rows.append(("search", f"{search.trials} trials, {search.sampler}, seed {search.seed}"))
-        if search.score_spearman is not None:
-            rows.append(
-                ("rank correlation", f"{search.score_spearman:.2f} of predicted and measured KL")
-            )
-    return rows
-
-
-def _provenance(plan: Plan) -> list[tuple[str, str]]:
-    rows = [
-        ("model weights", plan.model.weights_sha256),
-        ("model config", plan.model.config_sha256),
-        ("tokenizer", plan.model.tokenizer_sha256),
-    ]
-    rows.extend((f"output {name}", digest) for name, digest in plan.outputs.items())
-    rows.append(("versions", ", ".join(f"{name} {value}" for name, value in plan.versions.items())))
-    return rows
-
-
-def _section(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    body = [(escape(label), f"<code>{escape(value)}</code>") for label, value in rows]
-    return f"<h2>{title}</h2>{_table((), body)}" if rows else ""
+    return f"<h2>Runners-up</h2>{table(head, rows)}"
 
 
 def _chart(title: str, svg: str) -> str:
     return f'<h2>{title}</h2><div class="plot">{svg}</div>' if svg else ""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; with a head, its rows become cards with labels on a narrow screen."""
-    if not head:
-        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-        return f'<div class="wide"><table>{body}</table></div>'
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    labels = ["", *(f' data-label="{escape(cell)}"' for cell in head[1:])]
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{label}>{cell}</td>" for label, cell in zip(labels, row, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table class="cards"><tr>{top}</tr>{body}</table></div>'
-
-
-def _size(value: int) -> str:
-    if value < 1e6:
-        return f"{value / 1e3:.1f} kB"
-    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
-
-
-def _percent(value: Interval) -> str:
-    return f"{value.value * 100:.2f}% [{value.low * 100:.2f}, {value.high * 100:.2f}]"

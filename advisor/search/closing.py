@@ -10,8 +10,8 @@ from advisor.search.refine import next_target
 from advisor.search.sequential import can_be_sequential
 
 if TYPE_CHECKING:
-    from advisor.search.compose import Mixture
     from advisor.search.families import Family
+    from advisor.search.mixture import Mixture
     from advisor.search.refine import Refiner
 
 SMALLEST_GAP = 0.015

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError, InputError
-from advisor.plan.hashing import sha256_json
+from advisor.formats.layouts import expert_scheme_fits
 from advisor.predict.gguf_types import row_bytes
 from advisor.predict.size import SizeEstimate, checkpoint_size
 from advisor.schemes import BF16, Scheme
@@ -21,11 +20,10 @@ from advisor.search.allocation import (
 from advisor.search.families import (
     BEST,
     Family,
-    finishing_settings,
-    relevant_settings,
     schemes_of,
     with_16_bit,
 )
+from advisor.search.mixture import Mixture
 from advisor.search.scores import ScoreBook, fits
 from advisor.search.space import storage_name
 
@@ -35,57 +33,7 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
     from advisor.modelspec import LinearSpec, ModelSpec
 
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """A candidate answer: a scheme for every module, and what is known of it without measuring.
-
-    Attributes:
-        name: The scheme's name where all modules share one, else ``mixed-<bits>bpw``.
-        family: The settings that its scores belong to.
-        assignment: Module path to scheme, every quantizable module named.
-        size_bytes: Bytes of the checkpoint's weight files.
-        bits_per_weight: Bits per quantizable weight, scales and zero points included.
-        predicted_kl: Sum of the modules' scores, nats per token; 0 where nothing was scored.
-        format_name: Checkpoint format where it is not that of the mixtures.
-        backend: Library that makes it, where that is not Advisor.
-    """
-
-    name: str
-    family: Family
-    assignment: Mapping[str, Scheme]
-    size_bytes: int
-    bits_per_weight: float
-    predicted_kl: float
-    format_name: str | None = None
-    backend: str | None = None
-
-    @property
-    def is_uniform(self) -> bool:
-        """Whether every module has the same scheme."""
-        return not self.name.startswith("mixed-")
-
-    def identity(self, settings: QuantizationSettings) -> str:
-        """Return a hash of all that its codes depend on, the statistics aside."""
-        used = sorted(set(map(str, self.assignment.values())))
-        own = self.family.settings(settings)
-        needs = {
-            str(scheme): relevant_settings(scheme, own, self.family.samples)
-            for scheme in set(self.assignment.values())
-        }
-        named = {name: str(scheme) for name, scheme in self.assignment.items()}
-        content: dict[str, object] = {"modules": named, "settings": [needs[name] for name in used]}
-        for scheme in set(self.assignment.values()):
-            content |= finishing_settings(scheme, own)
-        if self.backend is not None:
-            content["backend"] = self.backend
-        if own.sequential:
-            content["sequential"] = [own.correction, own.correction_damping]
-        return sha256_json(content)
-
-    def sequentially(self) -> Mixture:
-        """Return the same assignment with every block fitted to the quantized ones before it."""
-        return replace(self, family=replace(self.family, sequential=True))
+_EXPERTS = "all experts"
 
 
 class Composer:
@@ -99,6 +47,8 @@ class Composer:
         format_name: str,
         book: ScoreBook,
         settings: QuantizationSettings,
+        *,
+        experts_as_one: bool = False,
     ) -> None:
         """Prepare.
 
@@ -109,6 +59,7 @@ class Composer:
             format_name: Checkpoint format.
             book: Scores.
             settings: The methods' settings that families refine.
+            experts_as_one: Whether the engine unpacks all experts of all layers by one scheme.
         """
         # Quantized inputs change the output too, which weight scores do not see: such options
         # save no bytes over weight-only ones and are left to uniform candidates of their own.
@@ -119,6 +70,9 @@ class Composer:
                 "model: choose another --engine."
             )
         self.linears = tuple(linears)
+        self._experts_as_one = experts_as_one and any(linear.is_expert for linear in linears)
+        if self._experts_as_one:
+            self.options = tuple(s for s in self.options if s.symmetric is not False)
         self.settings = settings
         self.format_name = format_name
         self._spec = spec
@@ -156,6 +110,8 @@ class Composer:
             options = []
             for scheme in schemes:
                 if not all(linear.name in scores[scheme] for linear in members):
+                    continue
+                if self._must_be_quantized(members) and not expert_scheme_fits(scheme):
                     continue
                 cost = sum(
                     self._cost(scheme, m.in_features, m.out_features, len(m.name)) for m in members
@@ -277,7 +233,8 @@ class Composer:
     def _ties(self, family: Family) -> dict[str, list[LinearSpec]]:
         """Return the modules that must share a scheme, by a common key.
 
-        Engines fuse some; under AWQ all that read one input share its scales.
+        Engines fuse some; under AWQ all that read one input share its scales. Where an engine
+        unpacks all experts by one scheme, those of all layers are one.
         """
         fused: dict[str, set[str]] = {}
         for linear in self.linears:
@@ -286,8 +243,13 @@ class Composer:
         for linear in self.linears:
             split = len(fused[linear.input_group]) > 1 and "awq" in family.methods
             key = linear.input_group if split else linear.fused_group
+            if self._experts_as_one and linear.is_expert:
+                key = _EXPERTS
             ties.setdefault(key, []).append(linear)
         return ties
+
+    def _must_be_quantized(self, members: Sequence[LinearSpec]) -> bool:
+        return self._experts_as_one and members[0].is_expert
 
     def _base_bytes(self) -> int:
         """Return the bytes of the checkpoint beside the quantizable modules."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from advisor.evaluation.measure import Measurement
     from advisor.evaluation.tasks import TaskMeasurement
     from advisor.plan.schema import Interval
-    from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
+    from advisor.search.mixture import Mixture
 
 _WORTH_SAVING = 0.005
 """Share of the bytes below which a tie is not broken by size: all fill the same budget."""

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from advisor.evaluation.tasks import Benchmark
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
-    from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
     from advisor.search.judges import Judges
+    from advisor.search.mixture import Mixture
     from advisor.search.outside import Outside
 
 _VERSION = 1

@@ -13,8 +13,8 @@ from advisor.predict.candidate import SCHEME_NAMES
 from advisor.predict.loss import predict_loss
 from advisor.predict.size import checkpoint_size
 from advisor.schemes import Scheme, parse_scheme
-from advisor.search.compose import Mixture
 from advisor.search.families import Family, is_searchable
+from advisor.search.mixture import Mixture
 from advisor.search.scores import fits
 
 if TYPE_CHECKING:
@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from advisor.engines.options import MixtureOptions
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import LinearSpec, ModelSpec
+    from advisor.search.finalists import Finalist
 
 _OTHER_WAYS = ("gguf", "hqq")
 """GGUF needs more than the linears' codes: the embedding quantized. HQQ's checkpoints are read by
 its own library; the engines that know the method quantize while they load 16-bit weights.
 """
+COMPETITIVE = 6.0
+"""A leader's published loss over the least one at most. On SmolLM2 that of SmoothQuant int8 is five
+times that of FP8, and its measured KL half of it (README); NVFP4 and MXFP4 are beyond."""
+SIBLING_REACH = 1.5
+"""How many times the best KL scales per token may cost for calibrated ones to be tried."""
 _SHORT_GROUPS = ("mxfp4", "mxfp8", "nvfp4")
 _STATIC = (
     "rtn-fp8-gch-afp8-static", "rtn-fp8-gtensor-afp8-static",
@@ -75,10 +81,12 @@ def uniform_offers(
         # Short groups: searching their scales costs seconds and halves the error of NVFP4.
         clip = "mse" if scheme.weight in _SHORT_GROUPS else "none"
         family = Family(scheme.method, scheme.symmetric is not False, clip)
+        loss = predict_loss(spec, scheme).expected
         mixture = Mixture(
-            str(scheme), family, assignment, size.total_bytes, size.bits_per_weight, 0.0, carried
-        )
-        found.append((predict_loss(spec, scheme).expected, mixture))
+            str(scheme), family, assignment, size.total_bytes, size.bits_per_weight, 0.0, carried,
+            published_loss=loss,
+        )  # fmt: skip
+        found.append((loss, mixture))
     found.sort(key=lambda row: (row[0], row[1].size_bytes, row[1].name))
     return [mixture for _, mixture in found]
 
@@ -95,7 +103,7 @@ def best_of_kinds(offers: Sequence[Mixture], max_bytes: int) -> list[Mixture]:
     """Return the first of each kind within a size; a kind is a method and its activations.
 
     Calibrated input scales come last: what they save is the search for scales at run time, and at
-    the same published loss those found per token are seldom worse.
+    the same published loss those found per token are seldom worse (see :func:`worth_measuring`).
     """
     kinds: dict[tuple[str, str | None, bool], Mixture] = {}
     for mixture in offers:
@@ -105,6 +113,61 @@ def best_of_kinds(offers: Sequence[Mixture], max_bytes: int) -> list[Mixture]:
             kinds.setdefault(kind, mixture)
     static = {kind: mixture for kind, mixture in kinds.items() if kind[2]}
     return [*(kinds[kind] for kind in kinds if kind not in static), *static.values()]
+
+
+def worth_measuring(offers: Sequence[Mixture], max_bytes: int, most: int) -> list[Mixture]:
+    """Return which candidates to measure: the leader of each family that may win, then others.
+
+    A family is how inputs are treated: as they are, rounded per token, or with calibrated scales,
+    in each type. What a type costs a model is not known before it is measured, and families differ
+    by more than methods within one do, so each has its leader (the least published loss) measured,
+    unless that loss is over :data:`COMPETITIVE` times the least: calibrated scales too, which rank
+    behind those found per token at the same published loss and so were hardly ever among the first
+    few. Other candidates fill up to ``most``. A hopeless measurement ends early, so that a leader
+    in vain costs a few sequences.
+
+    Args:
+        offers: Least published loss first.
+        max_bytes: Size limit.
+        most: Candidates to measure where fewer families compete.
+
+    Returns:
+        In the order of :func:`best_of_kinds`: calibrated scales last.
+    """
+    kinds = best_of_kinds(offers, max_bytes)
+    leaders: dict[tuple[str | None, bool], Mixture] = {}
+    for mixture in kinds:
+        leaders.setdefault(family_of_inputs(mixture), mixture)
+    least = min((mixture.published_loss or 0.0 for mixture in kinds), default=0.0)
+    chosen = [m for m in leaders.values() if (m.published_loss or 0.0) <= COMPETITIVE * least]
+    for mixture in kinds:
+        if len(chosen) < most and mixture not in chosen:
+            chosen.append(mixture)
+    return [mixture for mixture in kinds if mixture in chosen]
+
+
+def family_of_inputs(mixture: Mixture) -> tuple[str | None, bool]:
+    """Return the type that inputs are rounded to, and whether with calibrated scales."""
+    scheme = next(iter(mixture.assignment.values()))
+    return scheme.activation, scheme.static_activation
+
+
+def beaten_already(mixture: Mixture, finalists: Sequence[Finalist]) -> bool:
+    """Whether calibrated input scales were beaten in the guise of scales per token.
+
+    They do what those do with less freedom, so that where the same type of inputs was measured and
+    cost more than :data:`SIBLING_REACH` times the best, there is nothing to learn.
+
+    Args:
+        mixture: What may be measured.
+        finalists: What was.
+    """
+    kind, static = family_of_inputs(mixture)
+    siblings = [f for f in finalists if family_of_inputs(f.mixture) == (kind, False)]
+    if not static or not siblings:
+        return False
+    best = min(finalist.measured_kl for finalist in siblings)
+    return best > SIBLING_REACH * min(finalist.measured_kl for finalist in finalists)
 
 
 def _is_new(scheme: Scheme, offered: MixtureOptions) -> bool:

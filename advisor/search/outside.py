@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from advisor.search.compose import Mixture
     from advisor.search.finalists import Finalist
     from advisor.search.measuring import Measurer
+    from advisor.search.mixture import Mixture
     from advisor.search.realise import Realised
 
 

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.modelspec import ModelSpec
-    from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
     from advisor.search.judges import Judges
+    from advisor.search.mixture import Mixture
 
 Stopped = Literal["completed", "interrupted", "time budget"]
 _LIBRARIES = (

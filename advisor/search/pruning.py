@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from advisor.evaluation.measure import Measurement
-    from advisor.search.compose import Mixture
     from advisor.search.goal import Goal
+    from advisor.search.mixture import Mixture
 
 _CONFIDENCE = 0.998
 """Of the interval whose lower end above a budget ends a measurement, after any sequence."""

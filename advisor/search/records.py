@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from advisor.methods.settings import QuantizationSettings
-    from advisor.search.compose import Mixture
+    from advisor.search.mixture import Mixture
 
 _VERSION = 1
 _ARRAYS = ("sequence_kl", "sequence_nll", "sequence_reference_nll", "sequence_agreement")

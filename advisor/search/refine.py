@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError
 from advisor.search.finalists import Finalist, choose, excess_bytes, strain
-from advisor.search.offers import best_of_kinds
+from advisor.search.offers import beaten_already, worth_measuring
 from advisor.search.sequential import can_be_sequential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from advisor.search.compose import Composer, Mixture
+    from advisor.search.compose import Composer
     from advisor.search.families import Family
     from advisor.search.goal import Goal
     from advisor.search.measuring import Measurer
+    from advisor.search.mixture import Mixture
 
 MOST_MIXTURES = 3
 """Methods whose mixture is measured at the same size."""
 MOST_STEPS = 4
 """Further measurements on the way to a quality budget."""
 MOST_OFFERS = 4
-"""Uniform candidates of other formats and methods that are measured."""
+"""Uniform candidates of other formats and methods that are measured, or more if more compete."""
 MOST_SEQUENTIAL = 3
 """Measurements of sequential codes on the way to a smaller answer."""
 MOST_GROWTHS = 6
@@ -65,7 +66,7 @@ class Refiner:
             self._search_within()
 
     def measure_offers(self, offers: Sequence[Mixture]) -> None:
-        """Measure uniform candidates without scores: the best of each kind that may win.
+        """Measure uniform candidates without scores: see :func:`worth_measuring`.
 
         Where the smallest is wanted, those smaller than what passes already, smallest first.
 
@@ -76,10 +77,12 @@ class Refiner:
         if self.goal.smallest:
             passing = [f.mixture.size_bytes for f in self.measurer.finalists if f.passes]
             limit = min([limit, *(size - 1 for size in passing)])
-        chosen = best_of_kinds(offers, limit)
+        chosen = worth_measuring(offers, limit, MOST_OFFERS)
         if self.goal.smallest:
             chosen.sort(key=lambda mixture: mixture.size_bytes)
-        for mixture in chosen[:MOST_OFFERS]:
+        for mixture in chosen:
+            if beaten_already(mixture, self.measurer.finalists):
+                continue
             finalist = self._measure(mixture)
             if finalist is None or (self.goal.smallest and finalist.passes):
                 return

@@ -12,10 +12,11 @@ from advisor.calibration.representativeness import Representativeness, represent
 from advisor.calibration.settings import default_prefixes
 from advisor.calibration.store import cache_root
 from advisor.errors import InputError
+from advisor.formats.layouts import experts_as_one
 from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
 from advisor.search.closing import complete_nearest, fill_gap
-from advisor.search.compose import Composer, Mixture
+from advisor.search.compose import Composer
 from advisor.search.disk import DiskUse, check_disk, predict_disk
 from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from advisor.calibration.mixing import Statistics
     from advisor.engines.options import MixtureOptions
+    from advisor.search.mixture import Mixture
     from advisor.search.outcomes import TrialRecord
     from advisor.search.outside import Outside
 
@@ -107,7 +109,7 @@ class Run:
         book = ScoreBook(task.loaded, store, cache_root() / "scores")
         composer = Composer(
             task.spec, task.loaded.linears, self.offered.schemes, self.offered.format, book,
-            task.settings,
+            task.settings, experts_as_one=experts_as_one(task.engine, self.offered.format),
         )  # fmt: skip
         goal, space = self._aim(composer, prefer)
         scorer = Scorer(

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.search.compose import Mixture
 from advisor.search.families import Family, schemes_of
+from advisor.search.mixture import Mixture
 from advisor.search.outcomes import Outcome, TrialRecord
 from advisor.search.scores import fits
 from advisor.search.space import Proposal, Space, Suggester, suggest

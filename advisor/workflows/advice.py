@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
-from advisor.budgets import Budgets
 from advisor.errors import InputError
-from advisor.workflows.resolve import check_preference, resolve_engine, resolve_hardware
+from advisor.workflows.checking import BudgetsGiven, check_request
+from advisor.workflows.resolve import resolve_hardware
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ def recommend(
     *,
     gpu: str = "auto",
     engine: str = "auto",
-    budgets: Budgets | None = None,
+    budgets: BudgetsGiven = None,
     context: int = 4096,
     batch: int = 1,
     prefer: str = "balanced",
@@ -31,7 +32,7 @@ def recommend(
         model: A local folder, a catalogue id or a Hugging Face id; weights are not read.
         gpu: A device as people name it, ``cpu``, or ``auto`` for this machine's.
         engine: What will serve it, or ``auto``.
-        budgets: Limits; none by default.
+        budgets: Limits, or their texts by name; none by default.
         context: Tokens of context when serving, at least 1.
         batch: Sequences served at once, at least 1.
         prefer: What breaks ties: accuracy, size, speed or balanced.
@@ -42,13 +43,15 @@ def recommend(
     from advisor.predict.advise import recommend as rank
     from advisor.predict.models import load_modelspec
 
-    check_preference(prefer)
-    hardware = resolve_hardware(gpu)
+    request = check_request(
+        gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
+        late=[lambda: load_modelspec(model)],
+    )  # fmt: skip
     return rank(
         load_modelspec(model),
-        hardware,
-        resolve_engine(engine, hardware),
-        budgets or Budgets(),
+        request.hardware,
+        request.engine,
+        request.budgets,
         context=context,
         batch=batch,
         prefer=prefer,
@@ -83,13 +86,15 @@ def predict(
     from advisor.predict.models import load_modelspec
     from advisor.schemes import parse_scheme
 
-    parsed = parse_scheme(scheme)
-    hardware = resolve_hardware(gpu)
+    request = check_request(
+        gpu=gpu, engine=engine, late=[lambda: load_modelspec(model)],
+        others=[lambda: parse_scheme(scheme)],
+    )  # fmt: skip
     prediction = predict_one(
         load_modelspec(model),
-        parsed,
-        hardware,
-        resolve_engine(engine, hardware),
+        parse_scheme(scheme),
+        request.hardware,
+        request.engine,
         context=context,
         batch=batch,
         makes=_makes,
@@ -104,12 +109,24 @@ def compare_gpus(
     gpus: Sequence[str],
     *,
     engine: str = "auto",
-    budgets: Budgets | None = None,
+    budgets: BudgetsGiven = None,
     context: int = 4096,
     batch: int = 1,
     prefer: str = "balanced",
 ) -> dict[str, Any]:
-    """Recommend for several devices; each row holds the device and its best candidate."""
+    """Recommend for several devices; each row holds the device and its best candidate.
+
+    Raises:
+        InputError: Lists every name that is unknown and every value that breaks its rule.
+    """
+    from advisor.predict.models import load_modelspec
+
+    first, *others = gpus or ("auto",)
+    budgets = check_request(
+        gpu=first, engine=engine, budgets=budgets, prefer=prefer,
+        late=[lambda: load_modelspec(model)],
+        others=[functools.partial(resolve_hardware, gpu) for gpu in others],
+    ).budgets  # fmt: skip
     rows = []
     for gpu in gpus:
         document = recommend(

@@ -151,7 +151,7 @@ def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
         folder: The 16-bit model.
 
     Returns:
-        Why some releases of the engine will not load it.
+        Why later releases of the engine will not load it.
 
     Raises:
         InputError: Lists every rule broken, with the number of modules that break it.

@@ -182,6 +182,23 @@ def schemes_of(rule: Makes) -> list[Scheme]:
     return found
 
 
+def check_backend_names(names: Sequence[str]) -> None:
+    """Refuse libraries that there are not.
+
+    Raises:
+        InputError: Lists every unknown one.
+    """
+    unknown = []
+    wanted = dict.fromkeys(part.strip() for given in names for part in given.split(",") if part)
+    for name in wanted:
+        try:
+            get_backend(name)
+        except InputError as error:
+            unknown.append(str(error))
+    if unknown:
+        raise InputError(join_errors(unknown))
+
+
 def named_backends(names: Sequence[str], spec: ModelSpec) -> list[Backend]:
     """Return the libraries that a user named, if each can work here.
 

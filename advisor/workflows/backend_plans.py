@@ -9,8 +9,8 @@ from advisor.budgets import Budgets
 from advisor.errors import VerificationError
 from advisor.plan.schema import BackendChoice
 from advisor.schemes import BF16
-from advisor.search.compose import Mixture
 from advisor.search.families import Family
+from advisor.search.mixture import Mixture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

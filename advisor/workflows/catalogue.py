@@ -56,7 +56,16 @@ def show_profile(name: str) -> dict[str, Any]:
         return _document("models", found)
     from advisor.hardware.catalogue import find_profile
 
-    return _file("hardware", find_profile(name).id)
+    try:
+        return _file("hardware", find_profile(name).id)
+    except InputError as error:
+        known = [*engine_names(), *(row["id"] for row in (*_hardware(), *_models()))]
+        if "must be one of the catalogue" not in str(error):  # several devices of that name
+            raise
+        raise InputError(
+            f"no device, model or engine is called {name!r}.{did_you_mean(name, known)} "
+            "`advisor profiles list` shows all."
+        ) from error
 
 
 def check_profiles(folder: str | Path) -> dict[str, Any]:

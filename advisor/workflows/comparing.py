@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import InputError
+from advisor.errors import InputError, join_errors
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
@@ -78,6 +78,25 @@ _SAME = (
 """Keys of config.json that decide tensors and tokens."""
 
 
+def _check_places(first: Path, second: Path) -> None:
+    """Refuse what is no checkpoint, both at once.
+
+    Raises:
+        InputError: The first is no folder with config.json, or the second none and no GGUF file.
+    """
+    from advisor.formats.gguf_read import find_gguf
+
+    problems = []
+    if first.is_file() or not (first / "config.json").is_file():
+        problems.append(
+            f"{first} holds no config.json: it is not a checkpoint's folder. A needs its tokenizer."
+        )
+    if not (second / "config.json").is_file() and find_gguf(second) is None:
+        problems.append(f"{second} holds no config.json: it is not a checkpoint's folder.")
+    if problems:
+        raise InputError(join_errors(problems))
+
+
 def _check_same_model(first: Path, second: Path) -> None:
     """Refuse two checkpoints that are not of one model.
 
@@ -143,10 +162,7 @@ def compare(
 
     report = progress or ignore_progress
     first, second = Path(reference), Path(other)
-    if first.is_file() or not (first / "config.json").is_file():
-        raise InputError(
-            f"{first} holds no config.json: it is not a checkpoint's folder. A needs its tokenizer."
-        )
+    _check_places(first, second)
     _check_same_model(first, second)
     checkpoint = read_checkpoint(second)
     schemes = {name: str(scheme) for name, scheme in checkpoint.modules.items()}

@@ -57,7 +57,7 @@ class Inspection:
         engine: Engine that the kernels were judged for.
         hardware: Device that the kernels were judged for.
         refusals: Why the engine could not load it.
-        warnings: Why some releases of the engine could not.
+        warnings: Why later releases of the engine could not.
     """
 
     path: Path
@@ -215,7 +215,7 @@ def _rows(
 def _loading(
     checkpoint: Checkpoint, spec: ModelSpec, engine: str, devices: int
 ) -> tuple[list[str], list[str]]:
-    """Return why the engine could not load the checkpoint, or some releases of it could not."""
+    """Return why the engine could not load the checkpoint, or its later releases could not."""
     from advisor.formats.loaders import loading_problems
 
     heads = spec.text_config.get("num_attention_heads")

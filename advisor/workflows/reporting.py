@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from advisor.errors import InputError
 from advisor.plan.files import load_plan, write_atomically
 from advisor.report.images import render_png
-from advisor.report.page import STYLE, render_plots, render_report
+from advisor.report.page import render_plots, render_report
+from advisor.report.style import STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -32,23 +32,18 @@ def resolve_hardware(gpu: str) -> HardwareProfile:
 
 
 def resolve_engine(engine: str, hardware: HardwareProfile) -> str:
-    """Return the engine's name; ``auto`` is the usual one for the hardware.
+    """Return the engine's name, with its release if one is named (``vllm==0.27``).
+
+    ``auto`` is the usual one for the hardware.
 
     Raises:
-        InputError: Unknown engine.
+        InputError: Unknown engine or release.
     """
-    from advisor.engines import default_engine, engine_names
+    from advisor.engines import default_engine, load_engine
 
-    name = engine.strip().lower()
-    if name == "auto":
+    if engine.strip().lower() == "auto":
         return default_engine(hardware)
-    known = engine_names()
-    if name not in known:
-        raise InputError(
-            f"unknown engine {engine!r}: use one of {', '.join(known)} or auto."
-            f"{did_you_mean(name, known)}"
-        )
-    return name
+    return load_engine(engine).name
 
 
 def check_preference(prefer: str) -> str:
@@ -65,6 +60,23 @@ def check_preference(prefer: str) -> str:
     return prefer
 
 
+def check_model_name(model: str | Path) -> None:
+    """Refuse what can be no model without asking the network for it.
+
+    Raises:
+        InputError: It is no folder and no Hugging Face id.
+    """
+    if not _may_be_on_the_hub(model):
+        resolve_model_folder(model)
+
+
+def _may_be_on_the_hub(model: str | Path) -> bool:
+    text = str(model)
+    return not (text.startswith((".", "/", "~")) or text.count("/") != 1) and not (
+        Path(model).expanduser().exists()
+    )
+
+
 def resolve_model_folder(model: str | Path) -> Path:
     """Return the local folder of a model with weights; a Hugging Face id is downloaded.
 
@@ -75,8 +87,7 @@ def resolve_model_folder(model: str | Path) -> Path:
     if folder.is_dir():
         return folder
     text = str(model)
-    looks_local = text.startswith((".", "/", "~")) or text.count("/") != 1
-    if looks_local or folder.exists():
+    if not _may_be_on_the_hub(model):
         raise InputError(
             f"no model folder at {text}. Give a folder with config.json and safetensors, "
             "or a Hugging Face id such as meta-llama/Llama-3.1-8B."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.corpora import load_corpus
+from advisor.calibration.corpora import check_place, load_corpus
 from advisor.calibration.tokens import (
     TokenSequences,
     draw_sequences,
@@ -59,6 +59,23 @@ def draw(
         if share
     ]  # fmt: skip
     return mix_sequences(parts, SEPARATOR.join(named))
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuse texts that are not there, before a model is loaded.
+
+    Raises:
+        InputError: Lists every file and folder that does not exist.
+    """
+    problems = []
+    for source in sources:
+        name, _, weight = source.rpartition("@")
+        try:
+            check_place(name if name and weight.replace(".", "").isdigit() else source)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(join_errors(problems))
 
 
 def _chat_template(tokenizer: Any) -> Callable[[list[Any]], str] | None:

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.budgets import Budgets, parse_duration, parse_size
-from advisor.errors import InputError, join_errors
 from advisor.plan.files import save_plan
-from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
-from advisor.workflows.resolve import (
-    check_preference,
-    resolve_engine,
-    resolve_hardware,
-    resolve_model_folder,
+from advisor.workflows.checking import (
+    BudgetsGiven,
+    check_output,
+    check_request,
+    disk_bytes_of,
+    seconds_of,
 )
+from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
+from advisor.workflows.resolve import check_model_name, resolve_model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ def tune(
     *,
     gpu: str = "auto",
     engine: str = "auto",
-    budgets: Budgets | None = None,
+    budgets: BudgetsGiven = None,
     context: int = 4096,
     batch: int = 1,
     prefer: str = "balanced",
@@ -111,7 +111,7 @@ def tune(
         model: A folder with weights, or a Hugging Face id, which is downloaded.
         gpu: A device as people name it, ``cpu``, or ``auto`` for this machine's.
         engine: What will serve it, or ``auto``.
-        budgets: Limits; without any, at most 1% loss is aimed at.
+        budgets: Limits, or their texts by name; without any, at most 1% loss is aimed at.
         context: Tokens of context when serving, at least 1.
         batch: Sequences served at once, at least 1.
         prefer: What breaks ties: accuracy, size, speed or balanced.
@@ -137,13 +137,29 @@ def tune(
         InputError: A value breaks its rule; nothing is written then.
         BackendError: A named library is not installed, or cannot work here.
     """
-    check_preference(prefer)
-    max_disk_bytes = None if max_disk is None else parse_size(max_disk, "--max-disk")
-    seconds = None if time_budget is None else parse_duration(time_budget, "--time-budget")
+    from advisor.search.study import check_sampler
+    from advisor.workflows.backend_offers import check_backend_names
+    from advisor.workflows.texts import check_sources, parse_slices
+
     target = Path(output)
-    _check_output(target)
-    hardware = resolve_hardware(gpu)
-    engine_name = resolve_engine(engine, hardware)
+    request = check_request(
+        gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
+        others=[
+            lambda: seconds_of(time_budget),
+            lambda: disk_bytes_of(max_disk),
+            lambda: check_output(target),
+            lambda: check_sampler(sampler),
+            lambda: check_sources(calibration),
+            lambda: check_backend_names(backends),
+        ],
+        late=[
+            lambda: check_sources(evaluation),
+            lambda: parse_slices(slices),
+            lambda: check_model_name(model),
+        ],
+    )  # fmt: skip
+    hardware, engine_name, budgets = request.hardware, request.engine, request.budgets
+    max_disk_bytes, seconds = disk_bytes_of(max_disk), seconds_of(time_budget)
     folder = resolve_model_folder(model)
 
     from advisor.models.load import check_model_folder, load_model
@@ -171,7 +187,7 @@ def tune(
         spec,
         hardware,
         engine_name,
-        budgets or Budgets(),
+        budgets,
         calibration=drawn,
         evaluation=draw_judges(
             evaluation,
@@ -214,20 +230,6 @@ def _steps(report: ProgressCallback) -> Callable[[str, str, int, int], None]:
         report(ProgressEvent(f"{name}: {stage}", done, total))
 
     return step
-
-
-def _check_output(target: Path) -> None:
-    """Refuse, before any work, a place where no plan can be written."""
-    problems = []
-    if target.is_dir():
-        problems.append(
-            f"--output must be a file, but {target} is a folder: use {target}/plan.yaml."
-        )
-    parent = next((folder for folder in target.resolve().parents if folder.exists()), None)
-    if parent is not None and not parent.is_dir():
-        problems.append(f"--output {target} lies under {parent}, which is a file. Name another.")
-    if problems:
-        raise InputError(join_errors(problems))
 
 
 def _forward(report: ProgressCallback) -> Any:

@@ -13,6 +13,7 @@ from advisor.plan.files import load_plan
 from advisor.plan.hashing import hash_model, sha256_file
 from advisor.schemes import parse_scheme
 from advisor.workflows.applying import PLAN_NAME
+from advisor.workflows.checking import Checks
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 from advisor.workflows.remeasuring import Check, measure_again
 
@@ -94,11 +95,12 @@ def verify(
 
     report = progress or ignore_progress
     plan_path, target = Path(plan), Path(folder)
-    content = load_plan(plan_path)
-    if not target.is_dir():
-        raise InputError(
-            f"no checkpoint at {target}. Make it: advisor apply {plan_path} -o {target}"
-        )
+    places = Checks()
+    content = places.run(lambda: load_plan(plan_path))
+    places.run(lambda: _check_folder(plan_path, target))
+    places.settle()
+    if content is None:  # then it was refused
+        raise InputError(f"no plan at {plan_path}.")
     source = resolve_model_folder(model or content.model.id)
     check_model(content, source)
     warnings = list(version_warnings(content))
@@ -121,6 +123,13 @@ def verify(
         return VerifyReport(plan_path, target, tuple(checks), tuple(warnings))
     checks.extend(check)
     return VerifyReport(plan_path, target, tuple(checks), tuple(warnings), measured)
+
+
+def _check_folder(plan_path: Path, target: Path) -> None:
+    if not target.is_dir():
+        raise InputError(
+            f"no checkpoint at {target}. Make it: advisor apply {plan_path} -o {target}"
+        )
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import advisor
 from advisor.budgets import Budgets
 from advisor.errors import InputError
+from advisor.evaluation.runtime import quantized_model
+from advisor.formats.read import read_checkpoint
 from advisor.models.checkpoint import iterate_tensors
+from advisor.models.load import load_model
 from advisor.predict.models import load_modelspec
 
 JOURNEYS = {
@@ -56,6 +61,36 @@ def test_tune_apply_verify(name, tiny, tmp_path):
     if plan.fallbacks:
         assert sum(row.modules for row in plan.fallbacks) == len(spec.linears)
         assert "divides in_features=60" in plan.fallbacks[0].reason
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe"])
+def test_transformers_unpacks_the_experts_that_were_measured(name, tiny, tmp_path):
+    """It knows one scheme for the experts of all layers, and no 16-bit experts beside it."""
+    folder, _ = tiny(name)
+    spec = load_modelspec(folder)
+    size = int(2.0 * spec.parameters - 1.3 * spec.quantizable_parameters + 8192)
+    tuning, report = journey(folder, tmp_path, "transformers", max_size=f"{size}B")
+    assert report.passed
+    scheme = tuning.result.plan.scheme
+    of_experts = {
+        scheme.modules.get(linear.name, scheme.default)
+        for linear in spec.linears
+        if linear.is_expert
+    }
+    assert len(of_experts) == 1
+    assert "bf16" not in of_experts
+    tokens = torch.arange(3, 33).reshape(2, 15)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    read = read_checkpoint(tmp_path / "out")
+    loaded = load_model(folder)
+    known = dict(loaded.model.named_parameters(remove_duplicate=False))
+    others = {key: value for key, value in read.other_tensors() if key in known}
+    weights = {key: read.weight(key) for key in read.modules}
+    with torch.no_grad(), quantized_model(loaded.model, weights, others):
+        ours = loaded.model(tokens).logits
+    with torch.no_grad():
+        found = theirs(tokens).logits
+    assert (found - ours).norm() < 0.01 * ours.norm()
 
 
 def test_an_engine_that_does_not_read_the_architecture_is_refused_before_any_work(tiny, tmp_path):

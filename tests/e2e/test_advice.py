@@ -76,7 +76,7 @@ def test_every_scheme_of_the_table_is_on_one_line(advisor, monkeypatch):
 
 
 def test_words_and_document_say_the_same(advisor):
-    arguments = ("--max-size", "6GB", "--max-loss", "3%")
+    arguments = ("--max-size", "6GB", "--max-loss", "10%")
     outcome, document = recommend(advisor, *arguments), None
     document = recommend(advisor, *arguments, "--json").document
     assert outcome.code == 0

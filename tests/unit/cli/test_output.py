@@ -90,3 +90,18 @@ def test_width_of_a_pipe_is_columns_or_110(monkeypatch):
 )
 def test_minutes(value, text):
     assert output.minutes(value) == text
+
+
+def test_tables_and_sentences_round_a_loss_alike():
+    """0.03849 shown by way of 0.0385 would be 3.9% in one place and 3.8% in the other."""
+    from advisor.predict.explain import percent
+    from advisor.predict.loss import estimate_loss
+    from advisor.schemes import parse_scheme
+
+    for billions in (0.5, 1.1, 3, 7, 8.03, 13, 34, 70):
+        for name in ("awq-int4-g64-asym", "gptq-int4-g128-sym", "rtn-fp8-gch-afp8", "bnb-nf4"):
+            loss = estimate_loss("llama-3", billions, parse_scheme(name))
+            shown = output.short_interval(loss.to_dict(), middle="expected")
+            low, high = (percent(value).rstrip("%") for value in (loss.low, loss.high))
+            numbers = [float(part) for part in shown.split("[")[1].rstrip("]").split("-")]
+            assert numbers == [float(low), float(high)], (billions, name)

@@ -41,9 +41,11 @@ def linear(name: str, inputs: int, outputs: int, fused: str | None = None) -> Li
     [
         # Documentation says Ampere, the code says Turing.
         ("vllm", "gptq-int4-g128-sym", "7.5", "weight-only", "marlin"),
-        ("vllm", "gptq-int4-g128-sym", "7.0", "weight-only", "exllama"),
+        # Exllama itself asks for sm_60; the loaders ask for sm_75 before it is reached.
+        ("vllm", "gptq-int4-g128-sym", "7.0", "none", None),
         ("vllm", "gptq-int4-g128-sym", "9.0", "weight-only", "machete"),
-        ("vllm", "gptq-int4-g64-sym", "9.0", "weight-only", "marlin"),
+        ("vllm", "gptq-int4-g64-sym", "9.0", "weight-only", "machete"),
+        ("vllm", "gptq-int4-g32-sym", "9.0", "weight-only", "marlin"),
         ("vllm", "gptq-int4-g128-sym", "12.0", "weight-only", "marlin"),
         ("vllm", "awq-int4-g128-asym", "7.0", "none", None),
         ("vllm", "awq-int4-g128-asym", "8.6", "weight-only", "marlin"),
@@ -60,13 +62,51 @@ def linear(name: str, inputs: int, outputs: int, fused: str | None = None) -> Li
         ("vllm", "gptq-int8-g128-asym", "8.0", "none", None),
         ("vllm", "gptq-int4-g128-sym-afp8", "9.0", "native", "cutlass-w4a8"),
         ("vllm", "gptq-int4-g128-sym-afp8", "8.9", "none", None),
-        ("vllm", "gptq-int3-g128-sym", "8.0", "weight-only", "gptq-gemm"),
+        ("vllm", "gptq-int3-g128-sym", "8.0", "none", None),
+        # What the format gptq has no kernel for goes into compressed-tensors.
+        ("vllm", "rtn-int4-g256-asym", "8.0", "weight-only", "triton-w4a16"),
+        ("vllm", "gptq-int4-g16-sym", "8.0", "weight-only", "exllama"),
+        ("vllm", "gptq-int8-g128-asym", "9.0", "weight-only", "machete"),
+        # Formats that left: the release decides.
+        ("vllm", "bnb-nf4", "8.9", "none", None),
+        ("vllm==0.27.1", "bnb-nf4", "8.9", "weight-only", "bitsandbytes-4bit"),
+        ("vllm==0.28", "bnb-nf4", "8.9", "none", None),
+        ("vllm==0.27", "llm.int8", "8.9", "native", "bitsandbytes-int8"),
+        ("vllm", "gguf-q4_k_m", "8.9", "none", None),
+        ("vllm==0.23", "gguf-q4_k_m", "8.9", "weight-only", "gguf"),
+        ("vllm==0.24", "gguf-q4_k_m", "8.9", "none", None),
+        # Block FP8: CUTLASS from Hopper on; on Ada Marlin came before Triton with 0.29.
+        ("vllm", "rtn-fp8-b128-afp8", "9.0", "native", "cutlass-fp8-block"),
+        ("vllm", "rtn-fp8-b128-afp8", "8.9", "weight-only", "marlin-fp8-block"),
+        ("vllm==0.28", "rtn-fp8-b128-afp8", "8.9", "native", "triton-fp8-block"),
+        ("vllm", "rtn-fp8-b128-afp8", "8.6", "weight-only", "marlin-fp8"),
+        ("vllm", "rtn-fp8-gch", "9.0", "weight-only", "marlin-fp8-w8a16"),
+        # The loader knows one MXFP4: inputs are rounded too where the GPU can.
+        ("vllm", "mxfp4", "8.0", "weight-only", "marlin-mxfp4"),
+        ("vllm", "mxfp4", "7.5", "none", None),
+        ("vllm", "mxfp4", "10.0", "none", None),
+        ("vllm", "mxfp4-amxfp4", "10.0", "native", "flashinfer-mxfp4"),
+        ("vllm", "mxfp4-amxfp4", "9.0", "weight-only", "marlin-mxfp4"),
+        ("vllm", "mxfp8-amxfp8", "12.0", "native", "flashinfer-mxfp8"),
+        ("vllm", "mxfp8", "7.5", "weight-only", "marlin-mxfp8"),
         ("vllm", "nvfp4-anvfp4", "10.0", "native", "cutlass-nvfp4"),
         ("vllm", "nvfp4-anvfp4", "9.0", "weight-only", "marlin-nvfp4"),
         ("vllm", "llm.int8", "7.0", "none", None),
         ("vllm", "hqq-int4-g64-asym", "8.9", "none", None),
-        ("sglang", "gptq-int4-g128-sym", "7.5", "weight-only", "gptq-gemm"),
-        ("sglang", "nvfp4-anvfp4", "9.0", "none", None),
+        # Marlin alone is left for GPTQ, from sm_80 on.
+        ("sglang", "gptq-int4-g128-sym", "7.5", "none", None),
+        ("sglang==0.5.19", "gptq-int4-g128-sym", "7.5", "weight-only", "gptq-gemm"),
+        ("sglang==0.5.19", "gptq-int3-g128-sym", "8.0", "weight-only", "gptq-gemm"),
+        ("sglang", "gptq-int3-g128-sym", "8.0", "none", None),
+        ("sglang", "gptq-int4-g128-asym", "8.0", "weight-only", "marlin"),
+        ("sglang", "gptq-int4-g128-sym-afp8", "9.0", "none", None),
+        ("sglang", "smoothquant-int8-gch-sym-aint8", "7.5", "none", None),
+        ("sglang", "smoothquant-int8-gch-sym-aint8", "8.0", "native", "int8-scaled-mm"),
+        ("sglang", "nvfp4-anvfp4", "10.0", "native", "flashinfer-nvfp4"),
+        ("sglang", "nvfp4-anvfp4", "9.0", "weight-only", "marlin-nvfp4"),
+        ("sglang==0.5.21", "nvfp4-anvfp4", "9.0", "none", None),
+        ("sglang", "mxfp4", "9.0", "none", None),
+        ("sglang", "rtn-fp8-b128-afp8", "8.6", "none", None),
         ("tensorrt-llm", "gptq-int4-g128-sym", "7.5", "none", None),
         # W4A16 is not listed for Blackwell.
         ("tensorrt-llm", "awq-int4-g128-asym", "9.0", "weight-only", "w4a16"),
@@ -93,8 +133,8 @@ def test_kernel(engine, scheme, capability, support, kernel):
     [
         ("vllm", "gptq-int4-g64-sym", "weight-only", "cpu-wna16-gptq"),
         ("vllm", "gptq-int4-gch-sym", "weight-only", "cpu-wna16-gptq"),
-        ("vllm", "gptq-int4-g16-sym", "none", None),
-        ("vllm", "gptq-int4-g64-sym-actorder", "none", None),
+        ("vllm", "gptq-int4-g16-sym", "weight-only", "cpu-wna16"),
+        ("vllm", "gptq-int4-g64-sym-actorder", "weight-only", "cpu-wna16"),
         ("vllm", "rtn-int4-g64-asym", "weight-only", "cpu-wna16"),
         ("vllm", "gptq-int4-g64-asym", "weight-only", "cpu-wna16"),
         ("vllm", "rtn-int4-gch-sym", "weight-only", "cpu-wna16"),
@@ -120,6 +160,47 @@ def test_kernel_on_a_cpu(engine, scheme, support, kernel):
     assert (found.support, found.name) == (support, kernel)
 
 
+def test_formats_that_left_are_named_with_their_release_and_the_way_back():
+    found = verdict("vllm", parse_scheme("bnb-nf4"), nvidia("8.9"), ())
+    assert found.reason == (
+        "vLLM 0.32 reads no bitsandbytes checkpoint since release 0.28 (it is in the plugin "
+        "vllm-bnb-plugin now): for an older server use --engine vllm==0.27"
+    )
+    assert "pull request 43529" in found.source
+    assert "new in release 0.24, this is 0.23" in str(
+        verdict("vllm==0.23", parse_scheme("gptq-int4-g128-sym"), nvidia("8.0"), ()).rejected
+    )
+    on_blackwell = verdict("vllm", parse_scheme("mxfp4"), nvidia("10.0"), ())
+    assert "runs up to sm_99, this GPU is sm_100 (from sm_100 on the loader" in on_blackwell.reason
+
+
+def test_act_order_goes_where_a_release_reads_it():
+    ordered = parse_scheme("gptq-int4-g128-sym-actorder")
+    assert format_for("vllm", ordered) == "compressed-tensors"
+    assert format_for("vllm==0.29", ordered) == "gptq"
+    assert format_for("vllm", parse_scheme("gptq-int4-gch-sym-actorder")) == "gptq"
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("vllm==0.22", "read from releases 0.23 to 0.32, but got 0.22"),
+        ("vllm==0.33.1", "read from releases 0.23 to 0.32, but got 0.33.1"),
+        ("vllm==new", "a release is digits and dots, but got 'new'"),
+        ("llama.cpp==1", "the rules of llama.cpp tell no releases apart"),
+        ("vlm==0.27", "unknown engine 'vlm==0.27'.*Did you mean 'vllm'"),
+    ],
+)
+def test_releases_that_no_rule_knows(engine, words):
+    with pytest.raises(InputError, match=words):
+        load_engine(engine)
+
+
+def test_a_patch_release_has_the_rules_of_its_minor():
+    assert load_engine("vllm==0.32.4").label == "vLLM 0.32.4"
+    assert load_engine("vllm").label == "vLLM 0.32"
+
+
 def test_every_rejected_kernel_is_named_with_its_reasons():
     found = verdict("vllm", parse_scheme("gptq-int4-g128-sym-afp8"), nvidia("8.9"), ())
     assert "needs exactly sm_90, this GPU is sm_89" in found.reason
@@ -137,6 +218,8 @@ def test_a_shape_moves_only_the_module_it_concerns():
     linears = (linear("a", 4096, 4096), linear("b", 4096, 4096), linear("odd", 4096, 4104))
     found = verdict("vllm", parse_scheme("gptq-int4-g128-sym"), nvidia("8.9"), linears)
     assert found.name == "marlin"
+    assert [(module.name, module.kernel) for module in found.modules] == []  # padded
+    found = verdict("vllm==0.23", parse_scheme("gptq-int4-g128-sym"), nvidia("8.9"), linears)
     assert [(module.name, module.kernel) for module in found.modules] == [("odd", "exllama")]
     assert "out_features % 64" in found.modules[0].reason
 

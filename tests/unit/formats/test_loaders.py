@@ -51,6 +51,7 @@ def all_in(scheme: str, **other: str):
         ("vllm", "awq", "awq-int4-g64-asym"),
         ("vllm", "safetensors", "bf16"),
         ("sglang", "compressed-tensors", "rtn-int4-g64-sym"),
+        ("sglang", "compressed-tensors", "rtn-int4-g64-asym"),
         ("transformers", "gptq", "rtn-int3-g32-asym"),
         ("transformers", "compressed-tensors", "rtn-int5-g32-sym"),
         ("llama.cpp", "gguf", "gguf-q4_0"),
@@ -61,21 +62,26 @@ def test_uniform_checkpoints_load(engine, name, scheme):
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme", "words"),
+    ("name", "scheme", "words", "older"),
     [
-        ("gptq", "gptq-int4-g64-asym", "symmetric int4 and int8"),
-        ("gptq", "gptq-int3-g64-sym", "symmetric int4 and int8"),
-        ("gptq", "gptq-int4-g64-sym-actorder", "no act-order groups"),
-        ("bitsandbytes", "bnb-nf4", "no bitsandbytes checkpoint without a plugin"),
-        ("gguf", "gguf-q4_0", "no gguf checkpoint without a plugin"),
+        ("gptq", "gptq-int4-g64-asym", "symmetric int4 and int8", None),
+        ("gptq", "gptq-int3-g64-sym", "symmetric int4 and int8", None),
+        ("gptq", "gptq-int4-g64-sym-actorder", "no act-order groups", "0.29"),
+        ("bitsandbytes", "bnb-nf4", "since release 0.28 (it is in the plugin", "0.27.1"),
+        ("gguf", "gguf-q4_0", "since release 0.24 (it is in the plugin", "0.23"),
     ],
 )
-def test_what_only_some_releases_load_is_a_warning(name, scheme, words):
+def test_what_releases_stopped_to_load(name, scheme, words, older):
     refusals, warnings = judge("vllm", name, all_in(scheme), LINEARS)
-    assert refusals == []
-    assert len(warnings) == 1
-    assert warnings[0].startswith("vLLM 0.32 does not load it: ")
-    assert words in warnings[0]
+    assert len(refusals) == 1
+    assert refusals[0].startswith("vLLM 0.32 could not load it: ")
+    assert words in refusals[0]
+    assert warnings == []
+    if older is not None:
+        refusals, warnings = judge(f"vllm=={older}", name, all_in(scheme), LINEARS)
+        assert refusals == []
+    if name == "gptq" and older is not None:
+        assert warnings[0].startswith("vLLM 0.30 and newer do not load it: it reads no act-order")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +95,10 @@ def test_what_only_some_releases_load_is_a_warning(name, scheme, words):
         ),
         ("transformers", "gptq", all_in("rtn-int4-g64-sym", mlp__down_proj="rtn-int8-g64-sym"),
          ["one setting for every linear", "2 modules (first: model.layers.1.mlp.down_proj)"]),
-        ("sglang", "compressed-tensors", all_in("rtn-int4-g64-asym"),
-         ["take no zero points, but 14 modules"]),
+        ("sglang", "compressed-tensors", all_in("rtn-int4-g64-sym-afp8"),
+         ["under 8 bits beneath quantized inputs, but 14 modules"]),
+        ("sglang", "gptq", all_in("gptq-int3-g64-sym"),
+         ["SGLang 0.5.23 could not load it", "symmetric int4 and int8"]),
         ("sglang", "compressed-tensors", all_in("rtn-int3-g64-sym"),
          ["4 or 8 bits, but 14 modules"]),
         ("vllm", "gptq", all_in("rtn-int4-g128-sym"),
@@ -113,12 +121,48 @@ def test_tensor_parallelism_cuts_groups_heads_and_prequantized_bitsandbytes():
         "vllm", "gptq", all_in("gptq-int4-g32-sym"), LINEARS, heads=8, devices=2
     ) == []  # fmt: skip
     ordered = loading_problems(
-        "vllm", "gptq", all_in("gptq-int4-g32-sym-actorder"), LINEARS, devices=2
+        "vllm==0.29", "gptq", all_in("gptq-int4-g32-sym-actorder"), LINEARS, devices=2
     )
     assert "act-order" in ordered[0]
     assert "4 modules (first: model.layers.1.self_attn.o_proj)" in ordered[0]
-    nf4 = loading_problems("vllm", "bitsandbytes", all_in("bnb-nf4"), LINEARS, devices=2)
+    nf4 = loading_problems("vllm==0.27", "bitsandbytes", all_in("bnb-nf4"), LINEARS, devices=2)
     assert "splits no quantized bitsandbytes checkpoint over 2 devices" in nf4[0]
+
+
+EXPERTS = [
+    LinearSpec(
+        name=f"model.layers.{block}.mlp.experts.{expert}.up_proj", in_features=64, out_features=64,
+        block=block, input_group="g", fused_group=f"{block}.experts", is_expert=True,
+    )
+    for block in (0, 1)
+    for expert in (0, 1)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        ("rtn-int4-g32-sym", "rtn-int4-g32-sym", True),
+        ("rtn-int4-g32-sym", "gptq-int4-g32-sym", True),
+        ("rtn-int4-g32-sym", "rtn-int8-g32-sym", False),
+        ("rtn-int4-g32-sym", "bf16", False),
+        ("bf16", "bf16", False),
+        ("rtn-int4-g32-asym", "rtn-int4-g32-asym", False),
+        ("rtn-int8-gch-sym-aint8", "rtn-int8-gch-sym-aint8", False),
+    ],
+)
+def test_transformers_unpacks_all_experts_by_one_scheme(first, second, fits):
+    schemes = {name.name: parse_scheme("rtn-int4-g32-sym") for name in LINEARS}
+    for linear in EXPERTS:
+        schemes[linear.name] = parse_scheme(second if linear.block else first)
+    linears = [*LINEARS, *EXPERTS]
+    found = loading_problems("transformers", "compressed-tensors", schemes, linears)
+    assert (not found) == fits
+    if not fits:
+        assert "experts of all layers by one symmetric weight-only scheme" in found[0]
+        assert "get_experts_scheme" in found[0]
+    per_layer = loading_problems("vllm", "compressed-tensors", schemes, linears)
+    assert per_layer == []
 
 
 def test_the_same_bits_by_two_methods_are_one_scheme_to_a_loader():
@@ -138,7 +182,7 @@ def test_names_of_16_bit_modules_that_are_parts_of_others():
 def test_every_rule_names_where_it_was_read():
     assert all("/" in rule.source for rule in RULES)
     found = loading_problems("vllm", "gptq", all_in("rtn-int4-g128-sym"), LINEARS)
-    assert found[0].startswith("vLLM could not load it: ")
+    assert found[0].startswith("vLLM 0.32 could not load it: ")
     assert found[0].endswith("(create_weights: input size and output size per partition)).")
 
 

@@ -193,7 +193,7 @@ def test_advice_imports_no_torch_and_no_numpy():
 
 
 def test_experimental_and_emulated_kernels_come_last(llama, rtx4090):
-    ranked = recommend(llama, rtx4090, "vllm", Budgets()).candidates
+    ranked = recommend(llama, rtx4090, "vllm==0.23", Budgets()).candidates
     feasible = [c for c in ranked if c.feasible and c.loss.expected < 0.2]
     makeshift = [is_makeshift(candidate) for candidate in feasible]
     assert any(makeshift)

@@ -10,7 +10,7 @@ import pytest
 
 from advisor.errors import InputError
 from advisor.report import images
-from advisor.report.page import STYLE
+from advisor.report.style import STYLE
 from advisor.workflows import report
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "plan.yaml"

@@ -99,3 +99,16 @@ def test_a_plan_that_measured_nothing_still_has_a_page(plan):
     elements = Elements(render_report(bare))
     assert elements.open == []
     assert "Predicted by the search" in elements.text
+
+
+def test_a_name_that_points_share_is_written_once():
+    from advisor.report.charts import Point, frontier
+
+    points = [
+        Point("mixed-4.61bpw", 118_000_000, kl, kl * 0.9, kl * 1.1, kl == 0.05)
+        for kl in (0.12, 0.05, 0.04)
+    ]
+    drawn = frontier([*points, Point("bnb-nf4", 110_000_000, 0.3, 0.2, 0.4)], None)
+    labels = re.findall(r'<text class="(label[^"]*)"[^>]*>([^<]*)</text>', drawn)
+    assert labels == [("label", "bnb-nf4"), ("label strong", "mixed-4.61bpw")]
+    assert drawn.count("<title>mixed-4.61bpw</title>") == 3

@@ -12,10 +12,10 @@ from advisor.evaluation.gate import decide
 from advisor.evaluation.measure import Measurement
 from advisor.schemes import parse_scheme
 from advisor.search.closing import MOST_FILLS, SMALLEST_GAP, fill_gap
-from advisor.search.compose import Mixture
 from advisor.search.families import Family
 from advisor.search.finalists import Finalist, choose
 from advisor.search.goal import goal_of
+from advisor.search.mixture import Mixture
 from advisor.search.refine import Refiner
 
 BUDGETS = Budgets(max_kl=0.05)

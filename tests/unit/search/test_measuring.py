@@ -13,11 +13,11 @@ from advisor.evaluation.gate import decide
 from advisor.evaluation.intervals import mean_interval
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
-from advisor.search.compose import Mixture
 from advisor.search.families import Family
 from advisor.search.goal import goal_of
 from advisor.search.judges import Judges
 from advisor.search.measuring import Measurer
+from advisor.search.mixture import Mixture
 from advisor.search.refine import Refiner
 
 

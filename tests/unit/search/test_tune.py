@@ -64,8 +64,10 @@ def run(model, shared_cache, tmp_path, monkeypatch):
             "trials": 12,
             "context": 64,
             "options": OPTIONS,
+            "engine": "vllm",
         } | changes
-        return tune(loaded, spec, find_profile("rtx-4090"), "vllm", budgets, **arguments)
+        engine = arguments.pop("engine")
+        return tune(loaded, spec, find_profile("rtx-4090"), engine, budgets, **arguments)
 
     return call
 
@@ -232,7 +234,9 @@ def test_uniform_candidates_that_no_mixture_holds_are_measured(run, model):
     offers = uniform_offers(spec, loaded.linears, rtx, "vllm", OPTIONS)
     formats = {mixture.name: mixture.format_name for mixture in offers}
     assert formats["rtn-int8-gch-sym-aint8"] == "compressed-tensors"
-    assert formats["bnb-nf4"] == "bitsandbytes"
+    assert "bnb-nf4" not in formats, "vLLM 0.32 reads none"
+    older = {m.name for m in uniform_offers(spec, loaded.linears, rtx, "vllm==0.27", OPTIONS)}
+    assert older - set(formats) >= {"bnb-nf4", "llm.int8"}
     assert formats["smoothquant-int8-gch-sym-aint8"] == "compressed-tensors"
     assert formats["rtn-fp8-gch-afp8-static"] == "compressed-tensors"
     assert "gptq-int4-g128-sym" not in formats
@@ -253,10 +257,10 @@ def test_uniform_candidates_that_no_mixture_holds_are_measured(run, model):
 
 def test_answer_of_another_format_is_planned_in_it(run, model):
     loaded, spec = model
-    offers = uniform_offers(spec, loaded.linears, find_profile("rtx-4090"), "vllm", OPTIONS)
+    offers = uniform_offers(spec, loaded.linears, find_profile("rtx-4090"), "transformers", OPTIONS)
     nf4 = next(mixture for mixture in offers if mixture.name == "bnb-nf4")
     only = MixtureOptions("compressed-tensors", (parse_scheme("gptq-int8-g32-sym"),))
-    result = run(Budgets(max_size_bytes=nf4.size_bytes), options=only)
+    result = run(Budgets(max_size_bytes=nf4.size_bytes), options=only, engine="transformers")
     assert result.feasible, "nothing else is as small"
     assert result.plan.scheme.name == "bnb-nf4"
     assert result.plan.scheme.format == "bitsandbytes"

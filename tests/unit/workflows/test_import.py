@@ -60,7 +60,11 @@ def test_inspect_says_what_each_format_holds(checkpoints, name):
     document = found.to_dict()
     assert document["schemes"][0]["kernel"].startswith(("native", "weight-only", "none"))
     if name in ("gptq", "bitsandbytes", "gguf"):
-        assert document["warnings"][0].startswith("vLLM 0.32 does not load it")
+        assert document["refusals"][0].startswith("vLLM 0.32 could not load it")
+    else:
+        assert document["refusals"] == []
+    older = workflows.inspect(folder, gpu="l4", engine="vllm==0.23")
+    assert older.refusals == () or name == "gptq"  # asymmetric codes
 
 
 def test_a_gguf_file_alone_is_examined(checkpoints, tmp_path):
