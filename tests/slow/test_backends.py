@@ -80,6 +80,25 @@ def test_it_makes_what_it_is_asked_for(installed, model_folder, tmp_path, name, 
     assert report.passed, report.to_dict()
 
 
+def test_auto_round_chooses_a_mixture(installed, model_folder, tmp_path):
+    installed("auto-round")
+    settings = [*QUICK["auto-round"], "target_bits=5.2", "options=int8-g64-sym,int2-g32-sym"]
+    run = run_backend(
+        "auto-round", model_folder, "autoround-int4-g32-sym", tmp_path / "out", settings=settings,
+        samples=8, sequence_length=64, evaluation_sequences=4, gpu="cpu", engine="transformers",
+    )  # fmt: skip
+    schemes = run.plan.scheme.modules
+    assert schemes
+    assert set(schemes.values()) <= {"autoround-int8-g64-sym", "autoround-int2-g32-sym"}
+    for part in ("self_attn.{}_proj", "mlp.{}_proj"):
+        parts = "qkv" if "attn" in part else ("gate", "up")
+        names = [f"model.layers.1.{part.format(one)}" for one in parts]
+        assert len({schemes.get(name, "default") for name in names}) == 1
+    assert 5.0 < run.plan.expected.bits_per_weight < 5.5
+    report = verify(tmp_path / "out" / PLAN_NAME, tmp_path / "out")
+    assert report.passed, report.to_dict()
+
+
 @pytest.mark.parametrize("name", ["auto-gptq", "autoawq"])
 def test_a_library_for_cuda_installs_and_says_why_it_cannot_work(installed, name):
     status = install(get_backend(name))

@@ -21,8 +21,8 @@ import traceback
 JOB_VERSION = 1
 _KEYS = {
     "job_version": int, "backend": str, "model": str, "output": str, "result": str,
-    "scheme": dict, "tokens": (str, type(None)), "settings": dict, "device": str,
-    "threads": int, "seed": int,
+    "scheme": dict, "options": list, "together": list, "tokens": (str, type(None)),
+    "settings": dict, "device": str, "threads": int, "seed": int,
 }  # fmt: skip
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
 _events = None
