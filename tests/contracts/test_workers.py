@@ -97,3 +97,26 @@ def test_it_refuses_what_is_no_job(name, tmp_path):
         code, events = ask(name, arguments)
         assert code == 2
         assert said in str(events[0]["message"])
+
+
+def test_code_of_the_models_own_is_refused_where_the_library_would_run_it(tmp_path):
+    (tmp_path / "model").mkdir()
+    config = {"model_type": "llama", "auto_map": {"AutoConfig": "own.Own"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "job.json").write_text(json.dumps(job_of("auto-gptq", tmp_path)))
+    code, events = ask("auto-gptq", [str(tmp_path / "job.json")])
+    assert code == 2
+    assert "would run the code that the model's folder brings" in str(events[0]["message"])
+    assert "AutoConfig" in str(events[0]["message"])
+
+
+@pytest.mark.parametrize("name", ["autoawq", "auto-round"])
+def test_code_of_the_models_own_is_not_trusted(name):
+    """These libraries trust it unless they are told not to."""
+    tree = ast.parse(BACKENDS[name].worker.read_text(encoding="utf-8"))
+    keywords = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"
+    ]
+    assert [value.value for value in keywords if isinstance(value, ast.Constant)] == [False]

@@ -1,12 +1,14 @@
 """AutoGPTQ 0.7.1, which quantizes on CUDA devices only: GPTQ, saved in the format of that name."""
 
+import json
 import os
 
-from worker_protocol import BadJob, device_of, load_tokens, main, progress
+from worker_protocol import BadJob, device_of, load_tokens, main, progress, refuse_own_code
 
 
 def quantize(job):
     """Quantize on our tokens and save as AutoGPTQ does."""
+    refuse_own_code(job)  # its from_pretrained trusts whatever code a folder brings
     import torch
 
     torch.manual_seed(job["seed"])
@@ -37,16 +39,27 @@ def quantize(job):
     progress("Quantizing", 1, 1)
     progress("Saving", 0, 1)
     model.save_quantized(job["output"], use_safetensors=True)
-    rename(job["output"])
+    finish(job["output"])
     progress("Saving", 1, 1)
     return ()
 
 
-def rename(folder):
-    """Give the one weight file the name that loaders look for."""
+def finish(folder):
+    """Make the folder one that loaders take: they look for other names than AutoGPTQ writes.
+
+    The weight file gets the usual name, and is_marlin_format goes: transformers hands every key on
+    to a quantizer that knows none of that name.
+    """
     files = [name for name in sorted(os.listdir(folder)) if name.endswith(".safetensors")]
     if len(files) == 1 and files[0] != "model.safetensors":
         os.rename(os.path.join(folder, files[0]), os.path.join(folder, "model.safetensors"))
+    for name in ("config.json", "quantize_config.json"):
+        path = os.path.join(folder, name)
+        with open(path, encoding="utf-8") as handle:
+            document = json.load(handle)
+        document.get("quantization_config", document).pop("is_marlin_format", None)
+        with open(path, "w", encoding="utf-8") as handle:
+            json.dump(document, handle, indent=2)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def quantize(job):
             device_map=device,
             seed=job["seed"],
             enable_torch_compile=False,
+            trust_remote_code=False,
         )
         progress("Quantizing", 0, 1)
         rounding.quantize_and_save(job["output"], format="auto_gptq")

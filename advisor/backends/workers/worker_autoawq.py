@@ -18,7 +18,9 @@ def quantize(job):
 
     tokens = load_tokens(job)
     progress("Loading", 0, 1)
-    model = AutoAWQForCausalLM.from_pretrained(job["model"], safetensors=True)
+    model = AutoAWQForCausalLM.from_pretrained(
+        job["model"], safetensors=True, trust_remote_code=False
+    )
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     progress("Loading", 1, 1)
     progress("Quantizing", 0, 1)

@@ -103,6 +103,22 @@ def model_dtype(folder):
     return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
 
 
+def refuse_own_code(job):
+    """Refuse a model that brings code, for a library that runs it without being asked to.
+
+    Raises:
+        BadJob: config.json names code of its own.
+    """
+    with open(os.path.join(job["model"], "config.json"), encoding="utf-8") as handle:
+        named = json.load(handle).get("auto_map")
+    if named:
+        raise BadJob(
+            f"{job['backend']} would run the code that the model's folder brings (auto_map of "
+            f"config.json: {', '.join(sorted(named))}). Use another backend, or remove auto_map "
+            "where transformers knows the architecture."
+        )
+
+
 def _read_job(backend):
     if len(sys.argv) != 2:
         raise BadJob(f"a worker takes one argument, the job's file, but got {len(sys.argv) - 1}.")
