@@ -36,10 +36,16 @@ def job_of(backend: str, tmp_path: Path, /, **changes) -> dict[str, object]:
 def ask(backend: str, arguments: list[str]) -> tuple[int, list[dict[str, object]]]:
     """Run a worker; every line that it writes must be an event."""
     command = [sys.executable, str(BACKENDS[backend].worker), *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60
-    )
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+    with subprocess.Popen(
+        command,
+        text=True,
+        stdin=subprocess.PIPE,  # open while it works: a worker ends when it is closed
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        lines = process.stdout.read().splitlines()
+        return process.wait(timeout=60), [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "protocol"])
