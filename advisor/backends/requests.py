@@ -102,8 +102,9 @@ def check_cuda(backend: Backend, scheme: Scheme, device: str) -> None:
     present = any(gpu.vendor == "NVIDIA" for gpu in detect().gpus)
     if device == "cpu" or not present:
         found = "the CPU was asked for" if device == "cpu" else "this machine has none"
+        does = "quantizes" if backend.cuda_only else f"makes {scheme}"
         raise BackendError(
-            f"{backend.name} makes {scheme} on CUDA devices only, and {found}. "
+            f"{backend.name} {does} on CUDA devices only, and {found}. "
             "Run it on a machine with an NVIDIA GPU, or use another backend: advisor backends list"
         )
 
