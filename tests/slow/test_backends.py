@@ -134,7 +134,7 @@ def test_a_search_measures_it_and_applies_it_where_it_wins(
     plan = load_plan(path)
     assert plan.backend is not None
     assert plan.backend.name == name
-    assert plan.scheme.default.startswith("gptq-int4-g")
+    assert plan.scheme.default == plan.backend.scheme
     applied = apply(path, tmp_path / "made")
     assert applied.size_bytes == plan.expected.size_bytes
     report = verify(path, tmp_path / "made")
