@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -126,3 +127,45 @@ def test_code_of_the_models_own_is_not_trusted(name):
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"
     ]
     assert [value.value for value in keywords if isinstance(value, ast.Constant)] == [False]
+
+
+@pytest.fixture
+def protocol(monkeypatch):
+    monkeypatch.syspath_prepend(str(BACKENDS["autoawq"].worker.parent))
+    return importlib.import_module("worker_protocol")
+
+
+def test_transformers_4_gets_the_models_own_rotary_embedding(protocol, tmp_path):
+    config = {
+        "dtype": "bfloat16",
+        "rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0},
+    }
+    model, folder, output = (tmp_path / name for name in ("model", "older", "output"))
+    for place in (model, folder, output):
+        place.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "model.safetensors").write_text("weights")
+    job = {"backend": "autoawq", "model": str(model), "output": str(output)}
+    protocol.older_copy(job, str(folder))
+    assert (folder / "model.safetensors").read_text() == "weights"
+    older = json.loads((folder / "config.json").read_text())
+    assert older["rope_theta"] == 500000.0
+    assert older["rope_scaling"] == {"rope_type": "llama3", "factor": 8.0}
+    assert older["torch_dtype"] == "bfloat16"
+    assert json.loads((model / "config.json").read_text()) == config
+
+    said = {"quantization_config": {"bits": 4, "is_marlin_format": False}, "rope_theta": 1.0}
+    said["torch_dtype"] = "float16"
+    (output / "config.json").write_text(json.dumps(said))
+    protocol.keep_config(job, dropped=["is_marlin_format"])
+    kept = json.loads((output / "config.json").read_text())
+    assert kept == config | {"quantization_config": {"bits": 4}, "dtype": "float16"}
+
+
+def test_transformers_4_has_one_rotary_embedding_for_all_layers(protocol, tmp_path):
+    (tmp_path / "older").mkdir()
+    rope = {kind: {"rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")}
+    (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rope}))
+    job = {"backend": "autoawq", "model": str(tmp_path)}
+    with pytest.raises(protocol.BadJob, match="for full_attention, sliding_attention"):
+        protocol.older_copy(job, str(tmp_path / "older"))
