@@ -210,13 +210,13 @@ def install_steps(
         wheels: Folder to install from, without an index.
     """
     torch, locked = read_lock(backend.requirements)
-    pip = [str(python_of(folder)), "-m", "pip", "install", "--disable-pip-version-check"]
+    pip = [str(python_of(folder)), "-I", "-m", "pip", "install", "--disable-pip-version-check"]
     if wheels is not None:
         pip += ["--no-index", "--find-links", str(wheels.resolve())]
     hashed = [*pip, "--no-deps", "--require-hashes"]
     last = backend.name if backend.no_isolation else None
     first = {name: text for name, text in locked.items() if name != last}
-    steps = [[interpreter, "-m", "venv", str(folder)]]
+    steps = [[interpreter, "-I", "-m", "venv", str(folder)]]
     if first:
         part = folder / "locked.txt"
         part.write_text("\n".join(first.values()) + "\n", encoding="utf-8")
@@ -249,7 +249,8 @@ def read_lock(path: Path) -> tuple[str | None, dict[str, str]]:
 
 
 def _probe(backend: Backend, folder: Path) -> dict[str, Any]:
-    command = [str(python_of(folder)), "-c", _PROBE, backend.name, backend.module]
+    # Isolated: neither the folder that this runs in nor PYTHONPATH may stand in for a package.
+    command = [str(python_of(folder)), "-I", "-c", _PROBE, backend.name, backend.module]
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False

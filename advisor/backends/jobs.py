@@ -43,6 +43,10 @@ class Job(Strict):
     result: str
     """File that the result goes to."""
     scheme: JobScheme
+    options: tuple[JobScheme, ...] = ()
+    """What the library may choose beside the scheme, module by module."""
+    together: tuple[tuple[str, ...], ...] = ()
+    """Modules that must share a scheme, where it chooses."""
     tokens: str | None
     """File with the calibration tokens: a JSON list of equally long lists of ids."""
     settings: dict[str, bool | int | float | str]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from advisor.backends.environments import environment_of, installed_version, python_of
 from advisor.backends.jobs import Job, JobResult, job_scheme
+from advisor.backends.mixtures import further_schemes, together
 from advisor.backends.requests import check_request
 from advisor.backends.running import run_worker
 from advisor.calibration.store import cache_root
@@ -54,6 +55,11 @@ class Request:
     def lock_sha256(self) -> str:
         """Hash of the lock file that the environment is made of."""
         return sha256_file(self.backend.requirements)
+
+    @property
+    def options(self) -> tuple[Scheme, ...]:
+        """What the library may choose beside the scheme, module by module."""
+        return further_schemes(self.scheme, self.settings)
 
     @property
     def all_settings(self) -> dict[str, Setting]:
@@ -113,6 +119,8 @@ def quantize(
             output=str(partial.resolve()),
             result=str(work / "result.json"),
             scheme=job_scheme(request.scheme),
+            options=tuple(map(job_scheme, request.options)),
+            together=together(linears) if request.options else (),
             tokens=None if tokens is None else str(tokens),
             settings=request.all_settings,
             device=request.device,  # type: ignore[arg-type]

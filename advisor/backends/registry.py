@@ -160,7 +160,8 @@ BACKENDS: dict[str, Backend] = {
             "auto_round",
             (Makes("autoround", "gptq", _GPTQ_BITS),),
             "CPU (slow), CUDA",
-            {"iters": 200, "batch_size": 8},
+            # target_bits and options: AutoScheme chooses among the scheme and the options.
+            {"iters": 200, "batch_size": 8, "target_bits": 0.0, "options": ""},
         ),
         Backend(
             "auto-gptq",

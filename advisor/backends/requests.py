@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from advisor.backends.mixtures import mixture_problems
 from advisor.errors import BackendError, InputError, did_you_mean, join_errors
 from advisor.hardware.detect import detect
 
@@ -79,7 +80,8 @@ def check_request(
         InputError: The scheme, a setting or a shape breaks a rule; all are listed.
         BackendError: It needs CUDA, and there is none.
     """
-    problems = _setting_problems(backend, settings) + _shape_problems(scheme, linears)
+    problems = _setting_problems(backend, settings) + shape_problems(scheme, linears)
+    problems += mixture_problems(backend, scheme, settings, linears)
     try:
         rule = rule_of(backend, scheme)
     except InputError as error:
@@ -100,8 +102,9 @@ def check_cuda(backend: Backend, scheme: Scheme, device: str) -> None:
     present = any(gpu.vendor == "NVIDIA" for gpu in detect().gpus)
     if device == "cpu" or not present:
         found = "the CPU was asked for" if device == "cpu" else "this machine has none"
+        does = "quantizes" if backend.cuda_only else f"makes {scheme}"
         raise BackendError(
-            f"{backend.name} makes {scheme} on CUDA devices only, and {found}. "
+            f"{backend.name} {does} on CUDA devices only, and {found}. "
             "Run it on a machine with an NVIDIA GPU, or use another backend: advisor backends list"
         )
 
@@ -122,7 +125,8 @@ def _setting_problems(backend: Backend, settings: Mapping[str, Setting]) -> list
     return problems
 
 
-def _shape_problems(scheme: Scheme, linears: Sequence[LinearSpec]) -> list[str]:
+def shape_problems(scheme: Scheme, linears: Sequence[LinearSpec]) -> list[str]:
+    """Return which modules' shapes a scheme does not fit."""
     if not scheme.is_integer or scheme.method == "llm.int8":
         return []
     size = scheme.group_size if scheme.granularity == "group" else None

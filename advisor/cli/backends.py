@@ -140,7 +140,7 @@ def _render_one(console: Any, document: dict[str, Any]) -> None:
 def _render_run(console: Any, document: dict[str, Any]) -> None:
     memory = document["peak_memory_bytes"]
     lines = (
-        f"[bold]{document['scheme']}[/] by {document['backend']} {document['version']}, "
+        f"[bold]{document['name']}[/] by {document['backend']} {document['version']}, "
         f"as {document['format']}: {output.size(document['size_bytes'])}, "
         f"{document['bits_per_weight']:.2f} bits per weight",
         f"  KL     {output.interval(document['kl'], middle='value', kind='number')}",

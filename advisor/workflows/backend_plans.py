@@ -61,8 +61,10 @@ def read_made(request: Request, folder: Path, spec: ModelSpec) -> tuple[Mixture,
     assignment = _assignment(request, checkpoint, spec)
     size = checkpoint_size(spec, checkpoint.modules, checkpoint.format)
     scheme = request.scheme
+    used = set(assignment.values())
+    one = scheme if used <= {scheme, BF16} and not request.options else None
     mixture = Mixture(
-        name=str(scheme),
+        name=str(one or f"mixed-{size.bits_per_weight:.2f}bpw"),
         family=Family(scheme.method, scheme.symmetric is not False),
         assignment=assignment,
         size_bytes=checkpoint.size_bytes,
@@ -75,7 +77,7 @@ def read_made(request: Request, folder: Path, spec: ModelSpec) -> tuple[Mixture,
 
 
 def _assignment(request: Request, checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Scheme]:
-    """Return the scheme of every module: what was asked for, where that is what was stored."""
+    """Return the scheme of every module: of those asked for, the one that is stored."""
     from advisor.formats.registry import storage_scheme
 
     name = request.backend.name
@@ -87,16 +89,25 @@ def _assignment(request: Request, checkpoint: Checkpoint, spec: ModelSpec) -> di
         )
     if checkpoint.format == "safetensors":  # written back in 16 bits
         return dict.fromkeys(linears, BF16)
-    expected = storage_scheme(request.scheme, checkpoint.format)
+    asked = [request.scheme, *request.options]
+    stored = {
+        storage_scheme(scheme, checkpoint.format): scheme
+        for scheme in reversed(asked)
+        if scheme != BF16
+    }
     wrong = [
-        f"{linear} is {found}" for linear, found in checkpoint.modules.items() if found != expected
+        f"{linear} is {found}"
+        for linear, found in checkpoint.modules.items()
+        if found not in stored
     ]
     if wrong:
+        expected = ", ".join(map(str, stored))
         raise VerificationError(
-            f"{name} was asked for {request.scheme} ({expected} as stored), but "
+            f"{name} was asked for {', '.join(map(str, asked))} ({expected} as stored), but "
             f"{'; '.join(wrong[:_LISTED])}{' ...' if len(wrong) > _LISTED else ''}."
         )
-    return {linear: request.scheme if linear in checkpoint.modules else BF16 for linear in linears}
+    found_by = checkpoint.modules
+    return {name: stored[found_by[name]] if name in found_by else BF16 for name in linears}
 
 
 def measure_made(

@@ -54,6 +54,7 @@ class BackendRun:
             "lock_sha256": self.request.lock_sha256,
             "settings": self.request.all_settings,
             "scheme": str(self.request.scheme),
+            "name": self.plan.scheme.name,
             "format": self.plan.scheme.format,
             "output": str(self.output),
             "plan": str(self.output / _plan_name()),

@@ -6,15 +6,25 @@ session only.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from advisor.backends import registry
 from advisor.backends.environments import check, install
-from advisor.backends.registry import get_backend
-from advisor.workflows.applying import PLAN_NAME
+from advisor.backends.registry import Backend, get_backend
+from advisor.budgets import Budgets
+from advisor.formats.read import read_checkpoint
+from advisor.plan.files import load_plan
+from advisor.plan.hashing import sha256_file
+from advisor.predict.models import load_modelspec
+from advisor.workflows.applying import PLAN_NAME, apply
 from advisor.workflows.backend_runs import run_backend
+from advisor.workflows.tuning import tune
 from advisor.workflows.verifying import verify
 
 pytestmark = [
@@ -76,6 +86,102 @@ def test_it_makes_what_it_is_asked_for(installed, model_folder, tmp_path, name, 
     assert found["format"] == stored
     assert found["version"] == check(get_backend(name)).version
     assert 0 < found["kl"]["value"] < 5
+    report = verify(tmp_path / "out" / PLAN_NAME, tmp_path / "out")
+    assert report.passed, report.to_dict()
+
+
+def test_auto_round_chooses_a_mixture(installed, model_folder, tmp_path):
+    installed("auto-round")
+    settings = [*QUICK["auto-round"], "target_bits=5.2", "options=int8-g64-sym,int2-g32-sym"]
+    run = run_backend(
+        "auto-round", model_folder, "autoround-int4-g32-sym", tmp_path / "out", settings=settings,
+        samples=8, sequence_length=64, evaluation_sequences=4, gpu="cpu", engine="transformers",
+    )  # fmt: skip
+    schemes = run.plan.scheme.modules
+    assert schemes
+    assert set(schemes.values()) <= {"autoround-int8-g64-sym", "autoround-int2-g32-sym"}
+    for part in ("self_attn.{}_proj", "mlp.{}_proj"):
+        parts = "qkv" if "attn" in part else ("gate", "up")
+        names = [f"model.layers.1.{part.format(one)}" for one in parts]
+        assert len({schemes.get(name, "default") for name in names}) == 1
+    assert 5.0 < run.plan.expected.bits_per_weight < 5.5
+    report = verify(tmp_path / "out" / PLAN_NAME, tmp_path / "out")
+    assert report.passed, report.to_dict()
+
+
+@pytest.mark.parametrize("name", ["gptqmodel", "llmcompressor"])
+def test_a_search_measures_it_and_applies_it_where_it_wins(
+    installed, model_folder, tmp_path, monkeypatch, name
+):
+    installed(name)
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
+
+    def theirs(finalists, goal):
+        return next(finalist for finalist in finalists if finalist.mixture.backend == name)
+
+    monkeypatch.setattr("advisor.search.run.choose", theirs)
+    path = tmp_path / "plan.yaml"
+    tuning = tune(
+        model_folder, gpu="rtx-4090", engine="vllm", context=128, output=path, backends=[name],
+        budgets=Budgets.from_text(max_size="2.06MB"), trials=1, sequential=False, samples=8,
+        sequence_length=64, evaluation_sequences=4,
+    )  # fmt: skip
+    document = tuning.to_dict()
+    assert document["backends_failed"] == []
+    makers = [row["backend"] for row in document["finalists"]]
+    assert makers.count(name) == 1
+    assert None in makers
+    plan = load_plan(path)
+    assert plan.backend is not None
+    assert plan.backend.name == name
+    assert plan.scheme.default == plan.backend.scheme
+    applied = apply(path, tmp_path / "made")
+    assert applied.size_bytes == plan.expected.size_bytes
+    report = verify(path, tmp_path / "made")
+    assert report.passed, report.to_dict()
+    (made,) = (tmp_path / "plan.yaml.search" / "backends").glob(f"{name}-*/model.safetensors")
+    assert sha256_file(made) == sha256_file(tmp_path / "made" / "model.safetensors")
+
+
+class _WithoutCuda(Backend):
+    """A backend whose worker the CPU is passed off as a CUDA device to."""
+
+    @property
+    def worker(self) -> Path:
+        return Path(__file__).with_name("cuda_free_worker.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "stored"),
+    [
+        ("auto-gptq", "gptq-int4-g64-sym", "gptq"),
+        ("auto-gptq", "gptq-int4-g32-asym-actorder", "gptq"),
+        ("autoawq", "awq-int4-g64-asym", "awq"),
+    ],
+)
+def test_a_worker_for_cuda_does_its_work(
+    installed, model_folder, tmp_path, monkeypatch, name, scheme, stored
+):
+    usual = get_backend(name)
+    environment = install(usual)
+    assert environment.version is not None
+    values = {one.name: getattr(usual, one.name) for one in fields(usual)}
+    backend = _WithoutCuda(**values | {"cuda_only": False})
+    monkeypatch.setitem(registry.BACKENDS, name, backend)
+    run = run_backend(
+        name, model_folder, scheme, tmp_path / "out", samples=8, sequence_length=64,
+        evaluation_sequences=4, gpu="cpu", engine="transformers",
+    )  # fmt: skip
+    found = run.to_dict()
+    assert found["format"] == stored
+    assert 0 < found["kl"]["value"] < 5
+    assert set(read_checkpoint(tmp_path / "out").modules) == {
+        linear.name for linear in load_modelspec(model_folder).linears
+    }
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "is_marlin_format" not in config.pop("quantization_config")
+    own = json.loads((model_folder / "config.json").read_text())
+    assert config == own | {"dtype": "float16" if name == "auto-gptq" else own["dtype"]}
     report = verify(tmp_path / "out" / PLAN_NAME, tmp_path / "out")
     assert report.passed, report.to_dict()
 

@@ -1,6 +1,16 @@
 """AutoAWQ 0.2.9, which quantizes on CUDA devices only: AWQ, saved in the format of that name."""
 
-from worker_protocol import BadJob, device_of, load_tokens, main, progress
+import tempfile
+
+from worker_protocol import (
+    BadJob,
+    device_of,
+    keep_config,
+    load_tokens,
+    main,
+    older_copy,
+    progress,
+)
 
 
 def quantize(job):
@@ -14,16 +24,17 @@ def quantize(job):
     if scheme["method"] != "awq":
         raise BadJob(f"this worker makes awq, not {scheme['method']!r}.")
     from awq import AutoAWQForCausalLM
-    from transformers import AutoTokenizer
 
     tokens = load_tokens(job)
     progress("Loading", 0, 1)
-    model = AutoAWQForCausalLM.from_pretrained(job["model"], safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    with tempfile.TemporaryDirectory() as scratch:
+        model = AutoAWQForCausalLM.from_pretrained(
+            older_copy(job, scratch), safetensors=True, trust_remote_code=False
+        )
     progress("Loading", 1, 1)
     progress("Quantizing", 0, 1)
     model.quantize(
-        tokenizer,
+        None,  # the tokens are ours; transformers 4 may not read a tokenizer that 5 has saved
         quant_config={
             "zero_point": True,
             "q_group_size": scheme["group_size"],
@@ -40,6 +51,7 @@ def quantize(job):
     progress("Quantizing", 1, 1)
     progress("Saving", 0, 1)
     model.save_quantized(job["output"], safetensors=True)
+    keep_config(job)
     progress("Saving", 1, 1)
     return ()
 

@@ -21,8 +21,8 @@ import traceback
 JOB_VERSION = 1
 _KEYS = {
     "job_version": int, "backend": str, "model": str, "output": str, "result": str,
-    "scheme": dict, "tokens": (str, type(None)), "settings": dict, "device": str,
-    "threads": int, "seed": int,
+    "scheme": dict, "options": list, "together": list, "tokens": (str, type(None)),
+    "settings": dict, "device": str, "threads": int, "seed": int,
 }  # fmt: skip
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors")
 _events = None
@@ -98,9 +98,83 @@ def device_of(job):
 
 def model_dtype(folder):
     """Return the data type that config.json names, as torch calls it."""
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as handle:
-        config = json.load(handle)
+    config = _json_of(folder)
     return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+def refuse_own_code(job):
+    """Refuse a model that brings code, for a library that runs it without being asked to.
+
+    Raises:
+        BadJob: config.json names code of its own.
+    """
+    named = _json_of(job["model"]).get("auto_map")
+    if named:
+        raise BadJob(
+            f"{job['backend']} would run the code that the model's folder brings (auto_map of "
+            f"config.json: {', '.join(sorted(named))}). Use another backend, or remove auto_map "
+            "where transformers knows the architecture."
+        )
+
+
+def older_copy(job, folder):
+    """Make a folder of links to the model, with its configuration as transformers 4 reads it.
+
+    transformers 5 writes dtype and rope_parameters for what was torch_dtype, rope_theta and
+    rope_scaling. Version 4 passes over what it does not know: it would take the usual rope_theta
+    for the model's own without a word.
+
+    Raises:
+        BadJob: The rotary embedding differs between kinds of layers.
+    """
+    source = os.path.abspath(job["model"])
+    for name in os.listdir(source):
+        if name != "config.json":
+            os.symlink(os.path.join(source, name), os.path.join(folder, name))
+    config = _json_of(source)
+    rope = dict(config.get("rope_parameters") or {})
+    kinds = sorted(key for key, value in rope.items() if isinstance(value, dict))
+    if kinds:
+        raise BadJob(
+            f"{job['backend']} runs on transformers 4, where all layers have one rotary "
+            f"embedding, but config.json has rope_parameters for {', '.join(kinds)}. "
+            "Use another backend."
+        )
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            config.setdefault(key, rope.pop(key))
+    if rope.get("rope_type", "default") != "default":
+        config.setdefault("rope_scaling", rope)
+    if "dtype" in config:
+        config.setdefault("torch_dtype", config["dtype"])
+    _write_json(config, folder)
+    return folder
+
+
+def keep_config(job, dropped=()):
+    """Put the model's own configuration back, with what the library says of its quantization.
+
+    Args:
+        job: The job.
+        dropped: Keys of the quantization's configuration that loaders do not take.
+    """
+    said, own = _json_of(job["output"]), _json_of(job["model"])
+    quantization = said["quantization_config"]
+    for key in dropped:
+        quantization.pop(key, None)
+    if "torch_dtype" in said:  # what is stored now, under the key that the model has for it
+        own["torch_dtype" if "torch_dtype" in own else "dtype"] = said["torch_dtype"]
+    _write_json(own | {"quantization_config": quantization}, job["output"])
+
+
+def _json_of(folder):
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as handle:
+        return json.load(handle)
+
+
+def _write_json(document, folder):
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as handle:
+        json.dump(document, handle, indent=2)
 
 
 def _read_job(backend):

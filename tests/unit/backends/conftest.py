@@ -70,12 +70,16 @@ def prepared(random_llama_folder, tmp_path):
     from advisor.models.checkpoint import read_tensor, tensor_names
     from advisor.schemes import parse_scheme
 
-    def make(scheme: str) -> Path:
+    def make(scheme: str, others: dict[str, str] | None = None) -> Path:
+        def chosen(name: str) -> str:
+            named = (other for part, other in (others or {}).items() if part in name)
+            return next(named, scheme)
+
         weights = {
             name.removesuffix(".weight"): quantize(
                 read_tensor(random_llama_folder, name).to(torch.float32),
                 None,
-                parse_scheme(scheme),
+                parse_scheme(chosen(name)),
                 QuantizationSettings(),
             )
             for name in tensor_names(random_llama_folder)

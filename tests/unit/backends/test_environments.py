@@ -69,7 +69,14 @@ def tiny(tmp_path, monkeypatch):
     return make
 
 
-def test_it_installs_offline_and_checks_hashes(tiny, tmp_path):
+def test_it_installs_offline_and_checks_hashes(tiny, tmp_path, monkeypatch):
+    # Neither the current folder nor PYTHONPATH has a say in another interpreter's imports.
+    for place in ("here", "path"):
+        (tmp_path / place / "pip").mkdir(parents=True)
+        for name in ("pip/__init__.py", "venv.py", "torch.py", "tinylib.py"):
+            (tmp_path / place / name).write_text("raise ImportError('shadowed')\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     digest = write_wheel(tmp_path / "wheels", "tinylib", "1.5")
     write_wheel(tmp_path / "wheels", "torch", "0.1", "class cuda:\n    is_available = bool\n")
     lock = f"# a comment\n#: torch==0.1\ntinylib==1.5 \\\n    --hash=sha256:{digest}\n"
