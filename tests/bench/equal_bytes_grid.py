@@ -1,7 +1,7 @@
 """Every library's checkpoints beside Advisor's answers in no more bytes: a grid of sizes and seeds.
 
     python tests/bench/equal_bytes_grid.py MODEL --work FOLDER [--seeds 0 1 2]
-        [--library NAME ...] [--ggml libggml-base.so] [--trials 40] [--table]
+        [--library NAME ...] [--scheme NAME ...] [--ggml libggml-base.so] [--trials 40] [--table]
 
 Libraries are those of ``advisor backends``, each in its environment; llama.cpp's block types are
 made by its own quantizers (``libggml-base.so``, for example of libggml-python). A seed draws the
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 CHOSEN_ON = 32
 """Held-out sequences that the search may see."""
-_MARGIN = 0.001
-"""An answer is taken again for a limit that is larger by this share at most."""
 
 
 def main() -> None:
@@ -47,12 +45,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--library", action="append", help="only these")
+    parser.add_argument("--scheme", action="append", help="only these")
     parser.add_argument("--gpu", default="rtx-4090")
     parser.add_argument("--ggml", type=Path)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--judged", type=int, default=96, help="sequences that judge")
+    parser.add_argument(
+        "--near", type=float, default=0.001,
+        help="an answer serves for limits larger by this share: fewer searches, a handicap for us",
+    )  # fmt: skip
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     rows = Rows(given.work / "rows.jsonl")
@@ -60,9 +63,14 @@ def main() -> None:
         one_thread()
         logging.getLogger("advisor").setLevel(logging.ERROR)
         grid = Grid.open(given, rows)
+        wanted = [
+            peer for peer in PEERS
+            if peer.library in (given.library or [peer.library])
+            and peer.scheme in (given.scheme or [peer.scheme])
+        ]  # fmt: skip
         for seed in given.seeds:
-            grid.run(seed, [p for p in PEERS if not given.library or p.library in given.library])
-    print_tables(rows.all, PEERS)
+            grid.run(seed, wanted)
+    print_tables(rows.all, PEERS, given.near)
 
 
 class Rows:
@@ -156,7 +164,7 @@ class Grid:
         """Search, write the checkpoint, measure it, unless one of about the size is known."""
         near = [
             row for row in self.rows.find(kind="ours", engine=engine, seed=seed)
-            if limit * (1 - _MARGIN) <= row["limit"] <= limit
+            if limit * (1 - self.given.near) <= row["limit"] <= limit
         ]  # fmt: skip
         if near:
             return

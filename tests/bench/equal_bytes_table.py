@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from equal_bytes_peers import Peer
 
 _DRAWS = 2000
-_MARGIN = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,16 @@ class Line:
     seeds: tuple[float, ...]
 
 
-def lines_of(rows: Sequence[dict[str, Any]], peers: Sequence[Peer]) -> list[Line]:
-    """Return every comparison that the rows allow, in the peers' order."""
+def lines_of(
+    rows: Sequence[dict[str, Any]], peers: Sequence[Peer], near: float = 0.001
+) -> list[Line]:
+    """Return every comparison that the rows allow, in the peers' order.
+
+    Args:
+        rows: Of peers and answers.
+        peers: Which to compare with.
+        near: Share of bytes by which an answer's limit may be below a peer's size.
+    """
     found = []
     for peer in peers:
         made = [
@@ -65,7 +72,7 @@ def lines_of(rows: Sequence[dict[str, Any]], peers: Sequence[Peer]) -> list[Line
                 (row, ours)
                 for row in made
                 for seed in ([row["seed"]] if peer.looks_at_text else seeds)
-                if (ours := _answer(answers, seed, row["bytes"], peer, engine)) is not None
+                if (ours := _answer(answers, seed, row["bytes"], peer, engine, near)) is not None
             ]
             if pairs:
                 found.append(_line(peer, engine, pairs))
@@ -73,16 +80,16 @@ def lines_of(rows: Sequence[dict[str, Any]], peers: Sequence[Peer]) -> list[Line
 
 
 def _answer(
-    answers: Sequence[dict[str, Any]], seed: int, limit: int, peer: Peer, engine: str
+    answers: Sequence[dict[str, Any]], seed: int, limit: int, peer: Peer, engine: str, near: float
 ) -> dict[str, Any] | None:
     """Return our answer of a seed within a size; None where there is none."""
     if (peer.library == "llama.cpp") != (engine == "llama.cpp"):
         return None
-    near = [
+    fitting = [
         row for row in answers
-        if row["seed"] == seed and "kl" in row and limit * (1 - _MARGIN) <= row["limit"] <= limit
+        if row["seed"] == seed and "kl" in row and limit * (1 - near) <= row["limit"] <= limit
     ]  # fmt: skip
-    return max(near, key=lambda row: row["limit"], default=None)
+    return max(fitting, key=lambda row: row["limit"], default=None)
 
 
 def _line(peer: Peer, engine: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Line:
@@ -102,9 +109,11 @@ def _line(peer: Peer, engine: str, pairs: list[tuple[dict[str, Any], dict[str, A
     )  # fmt: skip
 
 
-def print_tables(rows: Sequence[dict[str, Any]], peers: Sequence[Peer]) -> None:
+def print_tables(
+    rows: Sequence[dict[str, Any]], peers: Sequence[Peer], near: float = 0.001
+) -> None:
     """Print all comparisons, summaries by engine and by level, and what is missing."""
-    lines = lines_of(rows, peers)
+    lines = lines_of(rows, peers, near)
     print(f"{len({row['seed'] for row in rows if row['kind'] == 'ours'})} calibration seeds\n")
     print("| bits | library | scheme | bytes | KL | perplexity | top-1 | for | bytes | KL "
           "| perplexity | top-1 | ratio | of each seed |")  # fmt: skip

@@ -5,8 +5,9 @@
 Random Llamas (three times as wide in the middle, a vocabulary of 320); every configuration is a
 process of its own, which measures CPU seconds in one thread and what is resident at most, less what
 importing torch and transformers takes. One thing is changed at a time. An exponent is the slope of
-the logarithms over the three values: 1 is proportional, 2 is quadratic. Results are lines of JSON
-in FOLDER/rows.jsonl: a run goes on where a stopped one was.
+the logarithms over the three values: 1 is proportional, 2 is quadratic; that of the last step is
+nearer to what large sizes do. Results are lines of JSON in FOLDER/rows.jsonl: a run goes on where a
+stopped one was.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from search_memory import reset_peak, resident
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-BASE = {"blocks": 4, "hidden": 256, "tokens": 2048, "options": 4}
+BASE = {"blocks": 4, "hidden": 128, "tokens": 2048, "options": 4}
 VALUES = {
     "blocks": (4, 8, 16), "hidden": (128, 256, 512), "tokens": (2048, 4096, 8192),
     "options": (1, 4, 16),
@@ -169,7 +170,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
         cells = [_growth(rows, stage, name) for name in VALUES]
         print(f"| {stage} | {seconds:.2f} | {peak / 1e6:.0f} | " + " | ".join(cells) + " |")
     described = ", ".join(f"{value} {name}" for name, value in BASE.items())
-    print(f"\nBase: {described}. Cells: exponent of CPU seconds (and of memory).\n")
+    print(
+        f"\nBase: {described}. Cells: exponent of CPU seconds, of its last "
+        "step alone, (of memory).\n"
+    )
     print("| configuration | " + " | ".join(STAGES) + " |")
     print("|---|" + "---|" * len(STAGES))
     for row in rows:
@@ -187,8 +191,11 @@ def _growth(rows: list[dict[str, Any]], stage: str, name: str) -> str:
     ]
     if len(points) < len(VALUES[name]):
         return ""
-    size, seconds, peak = (np.log(np.maximum(column, 1e-9)) for column in np.array(points).T)
-    return f"{np.polyfit(size, seconds, 1)[0]:.2f} ({np.polyfit(size, peak, 1)[0]:.2f})"
+    table = np.log(np.maximum(np.array(sorted(points)), 1e-9))
+    size, seconds, peak = table.T
+    last = (seconds[-1] - seconds[-2]) / (size[-1] - size[-2])
+    every, memory = (np.polyfit(size, column, 1)[0] for column in (seconds, peak))
+    return f"{every:.2f}, {last:.2f} ({memory:.2f})"
 
 
 if __name__ == "__main__":
