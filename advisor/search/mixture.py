@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from advisor.plan.hashing import sha256_json
-from advisor.search.families import Family, relevant_settings
+from advisor.search.families import Family, finishing_settings, relevant_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
