@@ -42,6 +42,7 @@ from advisor.calibration.spill import Spill
 from advisor.calibration.statistics import LayerStatistics
 from advisor.calibration.tapes import LatestInputs
 from advisor.evaluation.runtime import quantized_model
+from advisor.models.allocator import drop_pages
 from advisor.models.blocks import BlockRunner
 from advisor.models.inspect import block_linears
 
@@ -92,6 +93,11 @@ class PrefixInputs:
         self._cross = cross
         self._damping = damping
 
+    def forget(self) -> None:
+        """Drop what targets were solved with, which is computed again where it is needed."""
+        for name in self.__dict__.keys() - {"statistics", "_cross", "_damping"}:
+            del self.__dict__[name]
+
     def target(self, weight: Tensor, correction: float) -> Tensor:
         """Return the weight, moved towards the one that gives W x from x̂.
 
@@ -115,8 +121,9 @@ class PrefixInputs:
         moment, cross = self.statistics.second_moment.double(), self._cross.double()
         mean = float(moment.diagonal().mean())
         added = self._damping * (mean if mean > 0 else 1.0)
-        identity = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
-        return torch.linalg.cholesky(moment + added * identity), cross + added * identity
+        moment.diagonal().add_(added)
+        cross.diagonal().add_(added)
+        return torch.linalg.cholesky(moment), cross
 
 
 class QuantizedPrefix:
@@ -230,6 +237,8 @@ class QuantizedPrefix:
                 for group, rows in latest.take().items():
                     counted = weights[group][part].reshape(-1).to(rows)
                     sums[group].add(exact[group], rows, counted)
+                drop_pages(self._exact[part])
+                drop_pages(self._quantized[part])
         self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
 
     def _turned(self) -> dict[str, Tensor]:
@@ -257,6 +266,7 @@ class QuantizedPrefix:
             for part in self._batches:
                 hidden = self._quantized[part].to(loaded.device)
                 self._quantized[part] = self._runner.run(self._block, hidden).cpu()
+                drop_pages(self._quantized[part])
 
 
 class _Sums:
