@@ -2,9 +2,10 @@
 
 Memory holds one block in float32 with its gradients' intermediate values for ``BATCH_TOKENS``
 tokens, the sums of that block (one moment for each input group, or for each output on the way
-back), and between the passes the head with the logits of ``HEAD_CHUNK_TOKENS`` tokens. Hidden
-states and gradients between blocks lie in memory-mapped files, one for each block as long as the
-backward pass may need them.
+back), and between the passes the head with two copies of the logits of a few tokens
+(:func:`advisor.models.blocks.head_tokens`). Hidden states and gradients between blocks lie in
+memory-mapped files, one for each block as long as the backward pass may need them; of these, too,
+memory holds one batch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from advisor.calibration.spill import Spill
 from advisor.calibration.store import gradients_file, inputs_file
 from advisor.calibration.tapes import GradientTape, InputTape
 from advisor.errors import InputError
-from advisor.models.blocks import BlockRunner, rows_at_once
+from advisor.models.allocator import drop_pages, give_back
+from advisor.models.blocks import BlockRunner, head_tokens, rows_at_once
 from advisor.models.inspect import block_linears
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 BATCH_TOKENS = 1024
-HEAD_CHUNK_TOKENS = 128
 
 
 class Collector:
@@ -145,6 +146,7 @@ class Collector:
             with self.runner.at_embedding():
                 for start, stop, _ in self.batches:
                     states[start:stop] = self._embed(start, stop).cpu()
+                    _drop(states[start:stop])
             self._hidden(0).publish()
         self._advance(first * len(self.batches))
         for block in range(first, self.blocks):
@@ -182,6 +184,7 @@ class Collector:
             for start, stop, ends_prefix in self.batches:
                 hidden = inputs[start:stop].to(self.loaded.device)
                 outputs[start:stop] = self.runner.run(block, hidden).cpu()
+                _drop(inputs[start:stop], outputs[start:stop])
                 if ends_prefix:
                     taken = tape.take()
                     tensors.update({f"{prefix}/{name}": value for name, value in taken.items()})
@@ -224,25 +227,27 @@ class Collector:
         """Write the gradient of the summed log-loss at the last block's output."""
         target = self._upstream(self.blocks)
         states, gradients = self._hidden(self.blocks).open(), target.create()
+        tokens = head_tokens(self.runner.vocabulary) // 2  # as there are two of them
         with self.runner.at_head():
             for index in range(len(states)):
                 draws = label_draws(self.tokens[index], self.settings.seed)
-                for start in range(0, states.shape[1], HEAD_CHUNK_TOKENS):
-                    part = slice(start, start + HEAD_CHUNK_TOKENS)
+                for start in range(0, states.shape[1], tokens):
+                    part = slice(start, start + tokens)
                     hidden = states[index, part].to(self.loaded.device)
                     gradients[index, part] = self._token_gradients(hidden, draws[part]).cpu()
+                _drop(states[index], gradients[index])
         target.publish()
 
     def _token_gradients(self, hidden: Tensor, draws: Tensor) -> Tensor:
         """Return d(log-loss)/d(hidden) of tokens whose labels the model draws itself."""
         hidden = hidden.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = self.runner.head(hidden[None])[0]
+            logits = self.runner.head(hidden[None])
         residual = torch.empty_like(logits)
-        rows = rows_at_once(logits.shape[1])
-        for start in range(0, len(logits), rows):
+        rows = rows_at_once(logits.shape[-1])
+        for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            residual[part] = _residual(logits[part].detach().float(), draws[part])
+            residual[0, part] = _residual(logits[0, part].detach().float(), draws[part])
         (gradient,) = torch.autograd.grad(logits, hidden, residual)
         return gradient
 
@@ -269,6 +274,9 @@ class Collector:
                 (gradient,) = torch.autograd.grad(output, hidden, arriving)
                 downstream[start:stop] = gradient.cpu()
                 tape.end_batch()
+                del output, gradient, hidden, arriving
+                _drop(inputs[start:stop], upstream[start:stop], downstream[start:stop])
+                give_back()
                 if ends_prefix:
                     found = tape.take_inputs()
                     tensors.update({f"{prefix}/{name}": value for name, value in found.items()})
@@ -293,6 +301,12 @@ def label_draws(tokens: Tensor, seed: int) -> Tensor:
     drawn = int.from_bytes(hashlib.sha256(content).digest()[:7], "little")
     generator = torch.Generator().manual_seed(drawn)
     return torch.rand(len(tokens), generator=generator, dtype=torch.float64)
+
+
+def _drop(*states: Tensor) -> None:
+    """Let hidden states of a batch that is done leave memory; they lie in their files."""
+    for tensor in states:
+        drop_pages(tensor)
 
 
 def free_bytes(folder: Path) -> int:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from advisor.calibration.moments import unpack_moment
-from advisor.calibration.passes import BATCH_TOKENS, HEAD_CHUNK_TOKENS
+from advisor.calibration.passes import BATCH_TOKENS
 from advisor.calibration.tapes import InputTape
-from advisor.models.blocks import BlockRunner, rows_at_once
+from advisor.models.blocks import BlockRunner, head_tokens, rows_at_once
 from advisor.models.inspect import block_linears
 
 if TYPE_CHECKING:
@@ -197,11 +197,12 @@ def moment_distance(first: Tensor, second: Tensor, scale: Tensor) -> float:
 def _log_loss(runner: BlockRunner, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of each sequence, float64 [sequences]."""
     found = []
+    tokens_at_once = head_tokens(runner.vocabulary)
     with torch.no_grad():
         for row, labels in zip(hidden, tokens, strict=True):
             total, wanted = 0.0, labels[1:]
-            for start in range(0, len(wanted), HEAD_CHUNK_TOKENS):
-                part = slice(start, min(start + HEAD_CHUNK_TOKENS, len(wanted)))
+            for start in range(0, len(wanted), tokens_at_once):
+                part = slice(start, min(start + tokens_at_once, len(wanted)))
                 logits = runner.head(row[part]).float()
                 rows = rows_at_once(logits.shape[1])
                 for first in range(0, len(logits), rows):
@@ -209,5 +210,6 @@ def _log_loss(runner: BlockRunner, hidden: Tensor, tokens: Tensor) -> Tensor:
                     own = wanted[part][first : first + rows].to(few.device)
                     losses = torch.nn.functional.cross_entropy(few, own, reduction="none")
                     total += float(losses.sum(dtype=torch.float64))
+                del logits, few  # before the next ones are computed
             found.append(total / len(wanted))
     return torch.tensor(found, dtype=torch.float64)

@@ -1,8 +1,9 @@
 """Token log-probabilities of a model, block after block over many sequences.
 
 Memory holds one block in float32 (:mod:`advisor.models.casting`), then the head, the hidden
-states of at most ``GROUP_TOKENS`` tokens, the logits of ``CHUNK_TOKENS`` tokens and the
-log-probabilities of a few: vocabularies are large. Each sequence runs through a block by itself,
+states of at most ``GROUP_TOKENS`` tokens, the logits of those that go through the head at once
+(:func:`advisor.models.blocks.head_tokens`) and the log-probabilities of a few: vocabularies are
+large. Each sequence runs through a block by itself,
 as it would alone, so results do not depend on which sequences run together.
 """
 
@@ -12,14 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor.models.blocks import BlockRunner, rows_at_once
+from advisor.models.blocks import BlockRunner, head_tokens, rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
-CHUNK_TOKENS = 256
 GROUP_TOKENS = 8192
 """Tokens that go through a block before the next one is cast: enough to make casting and
 dequantizing a small part of the time."""
@@ -88,8 +88,10 @@ def _groups(sequences: Sequence[Tensor], most: int) -> Iterator[tuple[int, int]]
 
 def _chunks(runner: BlockRunner, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield the first row and the log-probabilities of a few tokens at a time."""
-    for start in range(0, len(hidden), CHUNK_TOKENS):
-        logits = runner.head(hidden[start : start + CHUNK_TOKENS]).to(torch.float32)
+    tokens = head_tokens(runner.vocabulary)
+    for start in range(0, len(hidden), tokens):
+        logits = runner.head(hidden[start : start + tokens]).to(torch.float32)
         rows = rows_at_once(logits.shape[1])
         for row in range(0, len(logits), rows):
             yield start + row, torch.log_softmax(logits[row : row + rows], dim=-1)
+        del logits  # before the next ones are computed

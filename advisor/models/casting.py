@@ -15,18 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from advisor.models.architectures import ARCHITECTURES
 from advisor.models.inspect import find_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    import torch
     from torch import Tensor, nn
 
     from advisor.models.mapped import MappedWeights
 
 _ATTRIBUTE = "advisor_casting"
+_CAST_AT_ONCE = 1 << 21
+"""Values of a mapped tensor that are cast before their pages are dropped."""
 
 
 @dataclass(slots=True)
@@ -69,7 +72,7 @@ class Casting:
     def read(self, parameter: Tensor) -> Tensor:
         """Return a stored parameter in the type that is computed in; not to be written to."""
         stored = self.stored(parameter)
-        value = self._cast(stored)
+        value = self._cast(parameter, stored)
         self._release(parameter, stored)
         return value
 
@@ -152,7 +155,7 @@ class Casting:
         stored = parameter.data
         make = self._replaced.get(parameter)
         if make is None:
-            value = self._cast(stored)
+            value = self._cast(parameter, stored)
         else:
             value = make().detach().to(stored.device, self.dtype)
         self._held[parameter] = _Held(stored)
@@ -170,15 +173,31 @@ class Casting:
             self._release(parameter, held.stored)
             del self._held[parameter]
 
-    def _cast(self, stored: Tensor) -> Tensor:
-        """Return a value in the type that is computed in; a wider one keeps its own."""
-        if stored.is_floating_point() and stored.dtype.itemsize < self.dtype.itemsize:
+    def _cast(self, parameter: Tensor, stored: Tensor) -> Tensor:
+        """Return a value in the type that is computed in; a wider one keeps its own.
+
+        Of a large mapped tensor, an embedding or a head, both are never in memory whole.
+        """
+        if not stored.is_floating_point() or stored.dtype.itemsize >= self.dtype.itemsize:
+            return stored
+        mapped = self._mapped if self._is_as_stored(parameter) else None
+        if mapped is None or stored.numel() <= _CAST_AT_ONCE or not stored.is_contiguous():
             return stored.to(self.dtype)
-        return stored
+        value = torch.empty(stored.shape, dtype=self.dtype, device=stored.device)
+        source, target = stored.view(-1), value.view(-1)
+        for start in range(0, len(source), _CAST_AT_ONCE):
+            stop = min(start + _CAST_AT_ONCE, len(source))
+            target[start:stop] = source[start:stop]
+            mapped.release(stored, start * stored.itemsize, stop * stored.itemsize)
+        return value
+
+    def _is_as_stored(self, parameter: Tensor) -> bool:
+        """Whether nobody has written to a parameter."""
+        return parameter._version == self._versions.get(parameter)
 
     def _release(self, parameter: Tensor, stored: Tensor) -> None:
         """Drop the pages of a stored value, unless someone has written to it."""
-        if self._mapped is not None and parameter._version == self._versions.get(parameter):
+        if self._mapped is not None and self._is_as_stored(parameter):
             self._mapped.release(stored)
 
 

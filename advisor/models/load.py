@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from advisor.errors import InputError
+from advisor.models.allocator import give_back, map_large_tensors
 from advisor.models.architectures import get_architecture
 from advisor.models.casting import casting_of, watch
 from advisor.models.checkpoint import check_weight_files
@@ -131,6 +132,8 @@ def load_model(
     (:mod:`advisor.models.mapping`), and are cast part by part while they compute
     (:mod:`advisor.models.casting`): memory holds one block in float32.
 
+    From then on the process gives back what large tensors took (:mod:`advisor.models.allocator`).
+
     Args:
         folder: A Hugging Face model folder.
         dtype: Data type to compute in; float32 is the honest one for comparing weights.
@@ -142,6 +145,7 @@ def load_model(
     """
     folder = Path(folder)
     check_model_folder(folder)
+    map_large_tensors()
     import transformers
 
     bars = transformers.utils.logging
@@ -167,6 +171,7 @@ def load_model(
     model.eval().requires_grad_(False).to(device)
     casting = watch(model, dtype, mapped)
     _check_finite(folder, model, casting)
+    give_back()
     return LoadedModel(model, tokenizer, folder, find_linears(model), dtype, reason)
 
 

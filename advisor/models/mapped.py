@@ -70,16 +70,24 @@ class MappedWeights:
         self.tensors[name] = tensor.view(shape)
         self._spans[tensor.data_ptr()] = (mapping, first, last)
 
-    def release(self, tensor: Tensor) -> None:
+    def release(self, tensor: Tensor, start_bytes: int = 0, stop_bytes: int | None = None) -> None:
         """Drop a tensor's pages from memory; they are read again when they are used.
 
         What was written to the tensor is lost, so only release what was not. A tensor that is
         no mapped one as a whole is left alone.
+
+        Args:
+            tensor: Its pages, or with the other arguments some of them.
+            start_bytes: Offset of the first byte to drop.
+            stop_bytes: Offset after the last.
         """
         found = self._spans.get(tensor.data_ptr())
         if found is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
         mapping, first, last = found
+        if stop_bytes is not None:
+            last = first + stop_bytes
+        first += start_bytes
         # Pages that a neighbour shares stay.
         start = -(-first // _PAGE) * _PAGE
         length = last // _PAGE * _PAGE - start

@@ -13,6 +13,7 @@ from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
+from advisor.models.allocator import give_back
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.search.codes import codes_key
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
@@ -151,6 +152,7 @@ def realise(
                     kept[linear.name] = result
                 else:
                     stored.add(linear.name, key, result)
+        give_back()
         if progress is not None:
             progress(done + 1, len(groups))
     replaced |= _stored(loaded, folded, weights)
@@ -215,12 +217,16 @@ def _fit_block(
         known: Statistics of the unquantized model, for experts.
     """
     own = Folded(loaded, {}, tensors)
-    moved = {
-        f"{linear.name}.weight": inputs.target(own.weight(linear), settings.correction)
-        for members in groups.values()
-        for linear in members
-        if linear.name in chosen and (inputs := prefix.entered(linear)) is not None
-    }
+    moved: dict[str, Tensor] = {}
+    for members in groups.values():
+        inputs = prefix.entered(members[0])
+        if inputs is None:
+            continue
+        for linear in members:
+            if linear.name in chosen:
+                weight = own.weight(linear)
+                moved[f"{linear.name}.weight"] = inputs.target(weight, settings.correction)
+        inputs.forget()
 
     def statistics_of(linear: LinearSpec) -> LayerStatistics:
         inputs = prefix.entered(linear)

@@ -23,6 +23,7 @@ from advisor.search.finalists import Finalist, choose, excess_bytes, score_quali
 from advisor.search.goal import Goal, goal_of
 from advisor.search.limits import size_limit
 from advisor.search.measuring import Measurer
+from advisor.search.memory import check_memory, predict_memory
 from advisor.search.offers import uniform_offers
 from advisor.search.outside import measure_outsiders
 from advisor.search.planning import Stopped, Task, build_plan
@@ -100,6 +101,9 @@ class Run:
     ) -> TuneResult:
         """Run all stages; see :func:`advisor.search.tune.tune`."""
         task = self.task
+        memory = predict_memory(task)
+        check_memory(memory)
+        self.report(SearchEvent("Memory", 1, 1, memory.describe()))
         store = open_statistics(task.loaded, task.calibration)
         disk = predict_disk(task, store, self.max_disk_bytes)
         check_disk(disk)

@@ -42,6 +42,7 @@ from advisor.calibration.spill import Spill
 from advisor.calibration.statistics import LayerStatistics
 from advisor.calibration.tapes import LatestInputs
 from advisor.evaluation.runtime import quantized_model
+from advisor.models.allocator import drop_pages
 from advisor.models.blocks import BlockRunner
 from advisor.models.inspect import block_linears
 
@@ -91,6 +92,11 @@ class PrefixInputs:
         self.statistics = statistics
         self._cross = cross
         self._damping = damping
+
+    def forget(self) -> None:
+        """Drop what targets were solved with, which is computed again where it is needed."""
+        for name in self.__dict__.keys() - {"statistics", "_cross", "_damping"}:
+            del self.__dict__[name]
 
     def target(self, weight: Tensor, correction: float) -> Tensor:
         """Return the weight, moved towards the one that gives W x from x̂.
@@ -244,6 +250,8 @@ class QuantizedPrefix:
                 for group, rows in latest.take().items():
                     counted = weights[group][part].reshape(-1).to(rows)
                     sums[group].add(exact[group], rows, counted)
+                drop_pages(self._exact[part])
+                drop_pages(self._quantized[part])
         self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
 
     def _turned(self) -> dict[str, Tensor]:
@@ -271,6 +279,7 @@ class QuantizedPrefix:
             for part in self._batches:
                 hidden = self._quantized[part].to(loaded.device)
                 self._quantized[part] = self._runner.run(self._block, hidden).cpu()
+                drop_pages(self._quantized[part])
 
 
 class _Sums:

@@ -1,0 +1,175 @@
+"""Host memory of a search, predicted before it starts.
+
+With mapped weights at most one of these is there at a time, beside what torch, transformers and
+the tokenizer take (``_PROCESS_BYTES``); h is the hidden size, V the vocabulary, P the weights of
+the largest block, T the tokens that run together:
+
+    head        4·V·(h + head_tokens(V)) + 4·h·T     the head in float32, logits, hidden states of
+                                                     8192 tokens, or of 32 sequences
+    collecting  4·P + 12·T·(a + L·heads)             a block and its gradients' intermediate values
+                + 4·(prefixes + 1)·Σ in² + 8·Σ out²  for 1024 tokens (a: all inputs and outputs of a
+                                                     token; an expert's share), sums of inputs and
+                                                     output gradients
+    quantizing  8·P + 20·Σ in² + 24·max in²          a block's weights, its sums behind quantized
+                                                     blocks, Cholesky factors in float64
+
+Nothing grows with the number of blocks, nor V with the tokens. Where the weights cannot be mapped,
+all of them are there too, in the type that is computed in.
+
+Measured on the first two blocks of SmolLM2-135M (h 576, V 49152; 32×256 tokens, one thread): see
+``tests/bench/test_memory.py``, which holds whole searches to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from advisor.calibration.passes import BATCH_TOKENS
+from advisor.calibration.settings import default_prefixes, keeps_full_gradient
+from advisor.errors import InputError
+from advisor.evaluation.logits import GROUP_TOKENS
+from advisor.hardware.cpu import detect_cpu
+from advisor.models.blocks import head_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.modelspec import LinearSpec
+    from advisor.search.planning import Task
+
+_PROCESS_BYTES = 550 * 10**6
+"""Resident beside tensors: 350 MB of torch and transformers, then the search's libraries, a
+tokenizer and what MKL keeps."""
+_COMPARED_SEQUENCES = 32
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes of host memory that a search takes, by what may be there at the same time.
+
+    Attributes:
+        process: Libraries and what else does not depend on the model.
+        weights: All weights, where they cannot be mapped.
+        head: While the head, or the embedding, computes.
+        collecting: While a block's statistics are collected.
+        quantizing: While a block is quantized.
+    """
+
+    process: int
+    weights: int
+    head: int
+    collecting: int
+    quantizing: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is there at once."""
+        return self.process + self.weights + max(self.head, self.collecting, self.quantizing)
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        parts = f"head {self.head / 1e9:.2f}, statistics of a block {self.collecting / 1e9:.2f}"
+        whole = f", weights that cannot be mapped {self.weights / 1e9:.2f}" if self.weights else ""
+        return (
+            f"about {self.peak / 1e9:.2f} GB of memory (libraries {self.process / 1e9:.2f}{whole}, "
+            f"and at its most one of: {parts}, quantizing one {self.quantizing / 1e9:.2f})"
+        )
+
+
+def predict_memory(task: Task) -> MemoryUse:
+    """Return the host memory that a search will take."""
+    config: Any = task.loaded.model.config
+    calibration, spec = task.calibration, task.spec
+    lengths = [calibration.sequence_length]
+    lengths += [text.sequence_length for text in task.judges.texts.values()]
+    weights = 0
+    if task.loaded.not_mapped:
+        weights = spec.parameters * task.loaded.dtype.itemsize
+    return predicted_use(
+        task.loaded.linears,
+        hidden_size=int(config.hidden_size),
+        vocabulary=int(config.vocab_size),
+        heads=int(config.num_attention_heads),
+        length=max(lengths),
+        prefixes=len(default_prefixes(calibration.sequences)),
+        routed=spec.experts_per_token / spec.experts if spec.experts else 1.0,
+        weights=weights,
+    )
+
+
+def predicted_use(
+    linears: Sequence[LinearSpec],
+    *,
+    hidden_size: int,
+    vocabulary: int,
+    heads: int,
+    length: int,
+    prefixes: int,
+    routed: float = 1.0,
+    weights: int = 0,
+) -> MemoryUse:
+    """Return the memory of a search on a model of these shapes; see the module.
+
+    Args:
+        linears: All quantizable linears.
+        hidden_size: Width of the hidden states.
+        vocabulary: Rows of the embedding.
+        heads: Attention heads.
+        length: Tokens of the longest sequence.
+        prefixes: Sample counts whose sums are kept.
+        routed: Share of a mixture's experts that a token visits.
+        weights: Bytes of weights that are held whole.
+    """
+    blocks: dict[int, list[LinearSpec]] = {}
+    for linear in linears:
+        blocks.setdefault(linear.block, []).append(linear)
+    states = 4 * hidden_size * max(GROUP_TOKENS, _COMPARED_SEQUENCES * length)
+    held = 0 if weights else 4 * vocabulary * hidden_size
+    head = held + 4 * vocabulary * head_tokens(vocabulary) + states
+    rows = max(BATCH_TOKENS, length)
+    collecting = quantizing = 0
+    for members in blocks.values():
+        size = sum(linear.in_features * linear.out_features for linear in members)
+        groups = {linear.input_group: linear.in_features for linear in members}
+        inputs = sum(width * width for width in groups.values())
+        gradients = sum(
+            linear.out_features**2 for linear in members if keeps_full_gradient(linear, "full")
+        )
+        seen = sum(
+            (linear.in_features + linear.out_features) * (routed if linear.is_expert else 1.0)
+            for linear in members
+        )
+        values = 12 * rows * (int(seen) + length * heads)
+        collecting = max(
+            collecting, 4 * size + values + 4 * (prefixes + 1) * inputs + 8 * gradients
+        )
+        largest = max(groups.values()) ** 2
+        dense = {
+            linear.input_group: linear.in_features**2 for linear in members if not linear.is_expert
+        }
+        quantizing = max(quantizing, 8 * size + 20 * sum(dense.values()) + 24 * largest)
+    return MemoryUse(_PROCESS_BYTES, weights, head, collecting, quantizing)
+
+
+def check_memory(use: MemoryUse, limit: int | None = None) -> None:
+    """Refuse, before any work, a search that the machine's memory has no room for.
+
+    Args:
+        use: What is predicted.
+        limit: Bytes that there are; by default what this process may use at most. Nothing is
+            refused where that is not known.
+
+    Raises:
+        InputError: It says what is needed, and for what.
+    """
+    has = detect_cpu().memory_bytes if limit is None else limit
+    _logger.info("this search takes %s", use.describe())
+    if has is not None and use.peak > has:
+        saved = "Save the model as transformers saves it, so that it can be mapped, or use"
+        advice = f"{saved if use.weights else 'Use shorter sequences, or'} a machine with more"
+        raise InputError(
+            f"this search needs {use.describe()}; this machine has {has / 1e9:.2f} GB. {advice} memory."
+        )

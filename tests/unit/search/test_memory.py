@@ -1,0 +1,69 @@
+"""Host memory: predicted before a search starts, and refused where there is too little."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from advisor.errors import InputError
+from advisor.modelspec import LinearSpec
+from advisor.search import memory
+from advisor.search.memory import MemoryUse, check_memory, predicted_use
+
+
+def block(index, hidden=64, inner=192):
+    """One up and one down projection."""
+    shapes = {"up": (hidden, inner), "down": (inner, hidden)}
+    return [
+        LinearSpec(
+            name=f"layers.{index}.{name}", in_features=width, out_features=height, block=index,
+            input_group=f"layers.{index}.{name}.input", fused_group=f"layers.{index}.{name}",
+        )
+        for name, (width, height) in shapes.items()
+    ]  # fmt: skip
+
+
+def use(linears, **changes):
+    facts = {"hidden_size": 64, "vocabulary": 1000, "heads": 4, "length": 32, "prefixes": 2}
+    return predicted_use(linears, **facts | changes)
+
+
+def test_what_each_stage_takes():
+    found = use(block(0))
+    states = 4 * 64 * 8192
+    assert found.head == 4 * 1000 * 64 + 4 * 1000 * 256 + states
+    weights, inputs = 2 * 64 * 192, 64**2 + 192**2
+    seen = 2 * (64 + 192)
+    values = 12 * 1024 * (seen + 32 * 4)
+    assert found.collecting == 4 * weights + values + 12 * inputs + 8 * inputs
+    assert found.quantizing == 8 * weights + 20 * inputs + 24 * 192**2
+    assert found.peak == found.process + max(found.head, found.collecting, found.quantizing)
+
+
+def test_blocks_cost_nothing_and_weights_held_whole_do():
+    one, many = use(block(0)), use([linear for index in range(9) for linear in block(index)])
+    assert many == one
+    held = use(block(0), weights=10**9)
+    assert held.weights == 10**9
+    assert held.head == one.head - 4 * 1000 * 64  # nothing is cast
+
+
+@pytest.mark.parametrize("vocabulary", [32_000, 49_152, 128_256, 262_144])
+def test_logits_grow_neither_with_the_vocabulary_nor_with_the_tokens(vocabulary):
+    head = use(block(0), vocabulary=vocabulary).head
+    assert head - 4 * vocabulary * 64 - 4 * 64 * 8192 <= 2**25
+    longer = use(block(0), vocabulary=vocabulary, length=4096)
+    assert longer.head - head == 4 * 64 * (32 * 4096 - 8192)  # hidden states alone
+
+
+def test_too_little_memory_is_said_in_a_line(monkeypatch):
+    needed = MemoryUse(10**9, 0, 2 * 10**9, 10**9, 10**9)
+    check_memory(needed, 3 * 10**9)
+    with pytest.raises(InputError, match=r"needs about 3\.00 GB .* this machine has 2\.50 GB"):
+        check_memory(needed, 25 * 10**8)
+    with pytest.raises(InputError, match=r"cannot be mapped 1\.00.* Save the model"):
+        check_memory(replace(needed, weights=10**9), 3 * 10**9)
+    facts = memory.detect_cpu()
+    monkeypatch.setattr(memory, "detect_cpu", lambda: replace(facts, memory_bytes=None))
+    check_memory(needed)  # nobody knows: nothing is refused
