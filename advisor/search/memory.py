@@ -16,8 +16,7 @@ the largest block, T the tokens that run together:
 Nothing grows with the number of blocks, nor V with the tokens. Where the weights cannot be mapped,
 all of them are there too, in the type that is computed in.
 
-Measured on the first two blocks of SmolLM2-135M (h 576, V 49152; 32×256 tokens, one thread): see
-``tests/bench/test_memory.py``, which holds whole searches to it.
+``tests/bench/test_memory.py`` holds a whole search to it.
 """
 
 from __future__ import annotations
@@ -171,5 +170,6 @@ def check_memory(use: MemoryUse, limit: int | None = None) -> None:
         saved = "Save the model as transformers saves it, so that it can be mapped, or use"
         advice = f"{saved if use.weights else 'Use shorter sequences, or'} a machine with more"
         raise InputError(
-            f"this search needs {use.describe()}; this machine has {has / 1e9:.2f} GB. {advice} memory."
+            f"this search needs {use.describe()}; this machine has {has / 1e9:.2f} GB. {advice} "
+            "memory."
         )

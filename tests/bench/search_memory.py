@@ -82,6 +82,13 @@ def main() -> None:
     from advisor import workflows
     from advisor.budgets import Budgets
 
+    from advisor.search import run as search_run
+
+    predicted: list[int] = []
+    check = getattr(search_run, "check_memory", None)
+    if check is not None:  # an older checkout predicts nothing
+        search_run.check_memory = lambda use: (predicted.append(use.peak), check(use))
+
     stages: dict[str, int] = {}
     by_kind: dict[str, dict[str, int]] = {}
     seconds: dict[str, float] = {}
@@ -118,6 +125,7 @@ def main() -> None:
                 "baseline": baseline,
                 "baseline_kinds": base_kinds,
                 "peak": max(stages.values()),
+                "predicted_peak": predicted[0] if predicted else None,
                 "stages": stages,
                 "stages_by_kind": by_kind,
                 "stages_cpu_seconds": seconds,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -73,6 +75,17 @@ def test_what_is_predicted_is_what_is_used(run, tmp_path, monkeypatch):
 def test_a_limit_is_said_before_anything_is_written(run, tmp_path):
     with pytest.raises(InputError, match=r"needs at most .* --max-disk allows 0\.00 GB"):
         run(max_disk_bytes=100_000)
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "work").exists()
+
+
+def test_too_little_memory_is_said_before_anything_is_written(run, tmp_path, monkeypatch):
+    from advisor.search import memory
+
+    facts = replace(memory.detect_cpu(), memory_bytes=2 * 10**8)
+    monkeypatch.setattr(memory, "detect_cpu", lambda: facts)
+    with pytest.raises(InputError, match=r"needs about 0\.\d+ GB of memory .* has 0\.20 GB"):
+        run()
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "work").exists()
 
