@@ -81,7 +81,6 @@ def main() -> None:
 
     from advisor import workflows
     from advisor.budgets import Budgets
-
     from advisor.search import run as search_run
 
     predicted: list[int] = []
