@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 ROW_BLOCK = 32
 """Rows that are quantized together, without feedback among them."""
-DESCENT_ROWS = 192
-"""The same for descent, whose blocks of rows take turns."""
+DESCENT_ROWS, DESCENT_BLOCKS = 192, 8
+"""The least rows of a block in the descent, whose blocks take turns, and the most blocks: each is
+a loop over all columns, which on large weights is most of the time."""
 _WIDEST_STEP = 64
 """Columns of a step, where groups do not say otherwise."""
 
@@ -109,9 +110,10 @@ def descend_coupled(
     state = ColumnState.of(found, bits)
     damped = damped_moment(second_moment, settings)
     change = state.weight() - columns
+    size = max(DESCENT_ROWS, -(-columns.shape[1] // DESCENT_BLOCKS))
+    blocks = [(rows, _feedback(metric, rows)) for rows in _spans(columns.shape[1], size)]
     for _ in range(settings.descent):
-        for rows in _spans(columns.shape[1], DESCENT_ROWS):
-            feedback = _feedback(metric, rows)
+        for rows, feedback in blocks:
             target = columns[:, rows] - change @ feedback.t()
             own = state.rows(rows)
             descend(target, own, damped, settings, 1)
