@@ -99,6 +99,31 @@ class Composer:
             self.schemes(family), family.settings(self.settings), family.samples
         )
 
+    def score_together(
+        self, families: Sequence[Family], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Score families in one walk over the model, as far as they are alike.
+
+        Statistics and weights are read once, and GPTQ on several grids shares a Cholesky factor
+        and a loop.
+
+        Args:
+            families: Of the first all schemes are scored, of the others those whose scores the
+                first one's settings give as well.
+            progress: Called with (input groups done, in all).
+        """
+        lead = families[0]
+        settings = lead.settings(self.settings)
+        schemes = list(self.schemes(lead))
+        for family in families[1:]:
+            own = family.settings(self.settings), family.samples
+            schemes += [
+                scheme
+                for scheme in self.schemes(family)
+                if self._book.is_same(scheme, settings, lead.samples, own)
+            ]
+        self._book.scores(tuple(dict.fromkeys(schemes)), settings, lead.samples, progress)
+
     def groups(self, family: Family, progress: Callable[[int, int], None] | None = None) -> Groups:
         """Return the knapsack's groups, scoring the family where it is not known yet."""
         schemes = self.schemes(family)

@@ -185,7 +185,8 @@ class Run:
 
     def _trials(self, scorer: Scorer, space: Space, url: str, trials: int, seed: int) -> None:
         """Run the study."""
-        queue = [parameters_of(proposal, space) for proposal in priors(space)]
+        proposals = priors(space)
+        queue = [parameters_of(proposal, space) for proposal in proposals]
 
         def keep(record: TrialRecord, finished: int) -> None:
             self.records.append(record)
@@ -202,6 +203,8 @@ class Run:
 
         self.records = run(0)
         scorer.recall(self.records)
+        sure = proposals[len(self.records) : trials]
+        scorer.expected = list(dict.fromkeys(proposal.family for proposal in sure))
         self.records = run(trials)
 
     def _measure(self, scorer: Scorer, store: Statistics, goal: Goal, disk: DiskUse) -> None:

@@ -162,6 +162,16 @@ class ScoreBook:
         """Return the schemes whose scores are not known yet."""
         return [s for s in dict.fromkeys(schemes) if self._find(s, settings, samples) is None]
 
+    def is_same(
+        self,
+        scheme: Scheme,
+        settings: QuantizationSettings,
+        samples: int | None,
+        others: tuple[QuantizationSettings, int | None],
+    ) -> bool:
+        """Whether a scheme's scores under other settings and samples are the same ones."""
+        return self._key(scheme, settings, samples) == self._key(scheme, *others)
+
     def scores(
         self,
         schemes: Sequence[Scheme],
@@ -221,15 +231,17 @@ class ScoreBook:
         # Both lower all scores by about the same share, and would be most of their cost.
         steps = min(settings.clip_steps, _CLIP_STEPS)
         settings = replace(settings, descent=0, output_feedback=0.0, clip_steps=steps)
-        results = quantize_group(
-            weights, fitted, schemes, settings, foldable=foldable, share_scales=True
-        )
-        for scheme, result in zip(schemes, results, strict=True):
-            for index, linear in enumerate(members):
-                delta = result.dequantize(index) - weights[index]
-                found[scheme][linear.name] = score_change(
-                    delta, judges[index], independent_rows=scheme.method == "gptq"
-                )
+        for method in dict.fromkeys(scheme.method for scheme in schemes):
+            batch = [scheme for scheme in schemes if scheme.method == method]
+            results = quantize_group(
+                weights, fitted, batch, settings, foldable=foldable, share_scales=True
+            )
+            for scheme, result in zip(batch, results, strict=True):
+                for index, linear in enumerate(members):
+                    delta = result.dequantize(index) - weights[index]
+                    found[scheme][linear.name] = score_change(
+                        delta, judges[index], independent_rows=method == "gptq"
+                    )
 
     def _statistics(
         self, members: Sequence[LinearSpec], samples: int | None, mix: str

@@ -71,6 +71,8 @@ class Scorer:
         allowance: Units that may be spent on scoring families.
         progress: Told of the scoring of a new family: (family, groups done, in all).
         scored: Families known so far, in order of first use.
+        expected: Families that trials are sure to ask for: the first of them that comes up has all
+            scored with it, in one walk over the model.
     """
 
     composer: Composer
@@ -80,6 +82,7 @@ class Scorer:
     progress: Callable[[Family, int, int], None]
     scored: list[Family] = field(default_factory=list)
     best: Mixture | None = None
+    expected: Sequence[Family] = ()
 
     def recall(self, records: Sequence[TrialRecord]) -> None:
         """Take up the families of a study's earlier trials, so that it goes on as it would have."""
@@ -95,7 +98,7 @@ class Scorer:
         if (reason := self._rejection(proposal)) is not None:
             return Outcome(math.inf, (1.0,), {}, rejected=reason)
         family = self._affordable(proposal.family)
-        self.composer.groups(family, lambda done, total: self.progress(family, done, total))
+        self._score(family)
         if family not in self.scored:
             self.scored.append(family)
         mixture = self._compose(family, proposal)
@@ -106,6 +109,20 @@ class Scorer:
         if feasible and (self.best is None or self._value(mixture) < self._value(self.best)):
             self.best = mixture
         return outcome
+
+    def _score(self, family: Family) -> None:
+        """Have a family scored, with those that will be asked for next."""
+
+        def step(done: int, total: int) -> None:
+            self.progress(family, done, total)
+
+        if family in self.expected:
+            # GPTQ's settings say most: rounding and AWQ heed a part of them.
+            lead = next((f for f in self.expected if f.method == "gptq"), family)
+            others = [f for f in self.expected if f not in (lead, family)]
+            self.expected = ()
+            self.composer.score_together(list(dict.fromkeys([lead, family, *others])), step)
+        self.composer.groups(family, step)
 
     def _rejection(self, proposal: Proposal) -> str | None:
         """Return why arithmetic rules a proposal out before anything is scored."""
