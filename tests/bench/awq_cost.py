@@ -6,7 +6,8 @@
 Both see the same tokens and try as many exponents of the mean magnitude of the inputs (theirs i/N,
 ours i/(N-1); ``--duo`` lets theirs also divide by the weights' magnitudes, its default). CPU
 seconds in one thread: ours are the statistics (one forward pass, which any other candidate shares)
-and the search; theirs the ``oneshot`` call with its calibration, and its search alone. The error of
+and the search, for a checkpoint (all rows) and as candidates are scored (some rows, and one
+rounding); theirs the ``oneshot`` call with its calibration, and its search alone. The error of
 scales is that of the linears they scale, tr(ΔW H ΔWᵀ) with the rounding of the scheme and H of the
 same tokens. Theirs is searched on the outputs of the parent module instead. ``--blocks`` cuts the
 model to its first blocks.
@@ -28,11 +29,13 @@ from cpu_cost import cost, one_thread
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import Tensor
 
-    from advisor.calibration.statistics import LayerStatistics
+    from advisor.calibration.store import StatisticsStore
+    from advisor.models.load import LoadedModel
+    from advisor.modelspec import LinearSpec
     from advisor.schemes import Scheme
 
 
@@ -60,11 +63,8 @@ def _compare(folder: Path, work: Path, given: argparse.Namespace) -> None:
     from library_cost import library_cost
 
     from advisor.calibration.collect import collect_statistics, open_store
-    from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import load_model
     from advisor.schemes import parse_scheme
-    from advisor.search.scaling import find_scales
-    from advisor.search.scores import module_weight
     from advisor.workflows.texts import draw
 
     loaded = load_model(folder)
@@ -72,77 +72,112 @@ def _compare(folder: Path, work: Path, given: argparse.Namespace) -> None:
         (), loaded.tokenizer, role="calibration", sequences=given.samples,
         sequence_length=given.length, seed=0,
     )  # fmt: skip
-    scheme = parse_scheme(given.scheme)
     store = open_store(loaded, calibration, root=work, gradient="none")
     with cost() as statistics:
         collect_statistics(loaded, calibration, store, gradients=False, gradient="none")
-    chosen = {linear.name: scheme for linear in loaded.linears}
-    groups: dict[str, list] = {}
-    for linear in loaded.linears:
-        groups.setdefault(linear.input_group, []).append(linear)
-    settings = QuantizationSettings(scale_steps=given.steps)
-    seconds = []
-    for _ in range(given.repeat):
-        with cost() as spent:
-            ours = find_scales(
-                loaded, chosen, groups, settings, store.layer,
-                lambda linear: module_weight(loaded, linear),
-            )  # fmt: skip
-        seconds.append(spent.cpu_s)
-    duo = "true" if given.duo else "false"
-    spent_there, found = library_cost(
+    bench = Bench(loaded, store, parse_scheme(given.scheme), given.steps)
+    ours = {}
+    for name, search in (("checkpoint", bench.for_checkpoint), ("scores", bench.for_scores)):
+        seconds = []
+        for _ in range(given.repeat):
+            with cost() as spent:
+                scales = search()
+            seconds.append(spent.cpu_s)
+        ours[name] = (median(seconds), scales)
+    theirs, found = library_cost(
         "llmcompressor", folder, given.scheme, calibration,
-        {"n_grid": given.steps, "duo_scaling": duo},
+        {"n_grid": given.steps, "duo_scaling": "true" if given.duo else "false"},
     )  # fmt: skip
-    theirs = {frozenset(names.split(",")): scales for names, scales in found.items()}
-    ratios, plain = [], []
-    for group, members in groups.items():
-        their = theirs.get(frozenset(linear.name for linear in members))
-        if group not in ours or their is None:
-            continue
-        weights = [module_weight(loaded, linear) for linear in members]
-        known = store.layer(members[0])
-        error = [_error(weights, known, scheme, s) for s in (ours[group], their)]
-        ratios.append(error[0] / error[1])
-        plain.append(error[0] / _error(weights, known, scheme, torch.ones_like(their)))
-    _print(given, statistics.cpu_s, median(seconds), spent_there, ratios, plain, len(groups))
-
-
-def _error(
-    weights: Sequence[Tensor], statistics: LayerStatistics, scheme: Scheme, scales: Tensor
-) -> float:
-    """Return the change of the outputs of linears rounded under these scales."""
-    from advisor.methods import rtn
-    from advisor.methods.settings import QuantizationSettings
-
-    stacked = torch.cat(list(weights))
-    rounded = rtn.quantize_integers(stacked * scales, scheme, QuantizationSettings()).dequantize()
-    delta = (rounded / scales - stacked).double()
-    return float(((delta @ statistics.second_moment.double()) * delta).sum())
-
-
-def _print(
-    given: argparse.Namespace,
-    statistics: float,
-    search: float,
-    theirs: Mapping[str, float],
-    ratios: Sequence[float],
-    plain: Sequence[float],
-    groups: int,
-) -> None:
-    print(f"{given.scheme}, {given.samples} x {given.length} tokens, {given.steps} steps, "
-          f"{len(ratios)} of {groups} input groups scaled by both"
-          f"{', with duo scaling' if given.duo else ''}\n")  # fmt: skip
-    print("| | calibration | search | together |")
-    print("|---|---|---|---|")
-    print(f"| Advisor, CPU s | {statistics:.2f} | {search:.2f} | {statistics + search:.2f} |")
+    by_names = {frozenset(names.split(",")): scales for names, scales in found.items()}
+    their_scales = {
+        group: by_names[names]
+        for group, members in bench.groups.items()
+        if (names := frozenset(linear.name for linear in members)) in by_names
+    }
+    print(f"{given.scheme}, {given.samples} x {given.length} tokens, {given.steps} steps"
+          f"{', duo scaling' if given.duo else ''}\n")  # fmt: skip
+    print("| | calibration | search | together | ratio of searches | of all | error, ours over "
+          "theirs | over no scales |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
     whole, alone = theirs["cpu_s"], theirs["search_cpu_s"]
-    print(f"| llm-compressor, CPU s | {whole - alone:.2f} | {alone:.2f} | {whole:.2f} |")
-    print(f"| ratio | | {search / alone:.3f} | {(statistics + search) / whole:.3f} |")
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    better = math.exp(sum(map(math.log, plain)) / len(plain))
-    print(f"\nError of our scales over theirs: geometric mean {mean:.3f}, "
-          f"{min(ratios):.3f} to {max(ratios):.3f}; over no scales {better:.3f}.")  # fmt: skip
+    print(f"| llm-compressor, CPU s | {whole - alone:.2f} | {alone:.2f} | {whole:.2f} | | | "
+          f"| {bench.beside(their_scales, None)} |")  # fmt: skip
+    for name, (search_s, scales) in ours.items():
+        together = statistics.cpu_s + search_s
+        cells = [
+            f"Advisor for {name}, CPU s", f"{statistics.cpu_s:.2f}", f"{search_s:.2f}",
+            f"{together:.2f}", f"{search_s / alone:.3f}", f"{together / whole:.3f}",
+            bench.beside(scales, their_scales), bench.beside(scales, None),
+        ]  # fmt: skip
+        print("|", " | ".join(cells), "|")
+
+
+class Bench:
+    """Our two searches, and the error of anyone's scales."""
+
+    def __init__(
+        self, loaded: LoadedModel, store: StatisticsStore, scheme: Scheme, steps: int
+    ) -> None:
+        """Share the linears out by what they read."""
+        from advisor.methods.settings import QuantizationSettings
+        from advisor.models.folding import foldable_groups
+
+        self.loaded, self.store, self.scheme = loaded, store, scheme
+        self.settings = QuantizationSettings(scale_steps=steps)
+        self.foldable = {folding.input_group for folding in foldable_groups(loaded.model)}
+        self.groups: dict[str, list[LinearSpec]] = {}
+        for linear in loaded.linears:
+            self.groups.setdefault(linear.input_group, []).append(linear)
+
+    def for_checkpoint(self) -> dict[str, Tensor]:
+        """Search as for final codes."""
+        from advisor.search.scaling import find_scales
+
+        chosen = {linear.name: self.scheme for linear in self.loaded.linears}
+        return find_scales(
+            self.loaded, chosen, self.groups, self.settings, self.store.layer, self._weight
+        )
+
+    def for_scores(self) -> dict[str, Tensor]:
+        """Search as scoring does, which also rounds the weights."""
+        from advisor.search.stacking import quantize_group
+
+        found = {}
+        for group, members in self.groups.items():
+            if group in self.foldable:
+                weights = [self._weight(linear) for linear in members]
+                (result,) = quantize_group(
+                    weights, self.store.layer(members[0]), [self.scheme], self.settings,
+                    foldable=True, share_scales=True,
+                )  # fmt: skip
+                found[group] = result.scales
+        return found
+
+    def beside(self, scales: Mapping[str, Tensor], others: Mapping[str, Tensor] | None) -> str:
+        """Return the geometric mean and the range of errors over others', or over no scales'."""
+        ratios = []
+        for group, own in scales.items():
+            other = torch.ones_like(own) if others is None else others.get(group)
+            if other is not None:
+                ratios.append(self._error(group, own) / self._error(group, other))
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        return f"{mean:.3f} [{min(ratios):.3f}, {max(ratios):.3f}], {len(ratios)} inputs"
+
+    def _error(self, group: str, scales: Tensor) -> float:
+        """Return the change of the outputs of linears rounded under these scales."""
+        from advisor.methods import rtn
+
+        members = self.groups[group]
+        stacked = torch.cat([self._weight(linear) for linear in members])
+        rounded = rtn.quantize_integers(stacked * scales, self.scheme, self.settings).dequantize()
+        delta = (rounded / scales - stacked).double()
+        moment = self.store.layer(members[0]).second_moment.double()
+        return float(((delta @ moment) * delta).sum())
+
+    def _weight(self, linear: LinearSpec) -> Tensor:
+        from advisor.search.scores import module_weight
+
+        return module_weight(self.loaded, linear)
 
 
 def cut(source: Path, target: Path, blocks: int) -> Path:

@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,10 @@ def _measure(blocks: int, hidden: int, tokens: int, options: int) -> dict[str, A
     from advisor.evaluation.runtime import quantized_model
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import load_model
+    from advisor.search.codes import CodePool
     from advisor.search.realise import realise
     from advisor.search.scores import ScoreBook
+    from advisor.search.tune import OUTPUT_FEEDBACK
 
     found: dict[str, tuple[float, int]] = {}
 
@@ -114,12 +117,14 @@ def _measure(blocks: int, hidden: int, tokens: int, options: int) -> dict[str, A
         stage("statistics", lambda: collect_statistics(loaded, calibration, store))
         schemes = _schemes()[:options]
         book = ScoreBook(loaded, store, folder / "scores")
-        settings = QuantizationSettings(descent=3)
+        settings = QuantizationSettings(descent=3, output_feedback=OUTPUT_FEEDBACK)
         stage("scoring", lambda: book.scores(schemes, settings, None))
         seconds, peak = found["scoring"]
         found["scoring, per option"] = (seconds / options, peak)
         uniform = {linear.name: schemes[0] for linear in loaded.linears}
-        made = stage("finalist", lambda: realise(loaded, uniform, settings, store, spill=folder))
+        made = stage(
+            "finalist", lambda: realise(loaded, uniform, settings, store, pool=CodePool(folder))
+        )
         reference = Reference.compute(loaded, judged, folder)
 
         def judge() -> None:
@@ -127,11 +132,11 @@ def _measure(blocks: int, hidden: int, tokens: int, options: int) -> dict[str, A
                 measure(loaded.model, reference)
 
         stage("evaluation", judge)
-        following = QuantizationSettings(descent=3, sequential=True)
+        following = replace(settings, sequential=True)
         stage(
             "sequential finalist",
             lambda: realise(
-                loaded, uniform, following, store, calibration=calibration, spill=folder
+                loaded, uniform, following, store, calibration=calibration, pool=CodePool(folder)
             ),
         )
     return {"stages": found}
