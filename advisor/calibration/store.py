@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from advisor.modelspec import LinearSpec
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 """Raised whenever stored sums would differ for the same key."""
 _MANIFEST = "manifest.json"
 

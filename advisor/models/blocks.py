@@ -66,6 +66,11 @@ class BlockRunner:
         """Data type of hidden states."""
         return self._casting.dtype
 
+    @property
+    def head_module(self) -> nn.Module:
+        """The linear that gives the logits."""
+        return self._head
+
     def at_embedding(self) -> AbstractContextManager[None]:
         """Hold the token embedding ready to compute."""
         return self._casting.hold(self._embedding)

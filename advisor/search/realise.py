@@ -13,8 +13,10 @@ from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
+from advisor.models.inspect import find_outer
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.search.codes import codes_key
+from advisor.search.outer_codes import quantize_outer
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
 from advisor.search.scores import fits, module_weight
 from advisor.search.sequential import QuantizedPrefix, can_be_sequential
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.modelspec import LinearSpec
+    from advisor.modelspec.outer import OuterModule
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
     from advisor.search.codes import CodePool
@@ -67,7 +70,8 @@ def realise(
 
     Args:
         loaded: The 16-bit model; not modified.
-        assignment: Module path to scheme; modules that are absent or 16-bit stay as they are.
+        assignment: Module path to scheme; modules that are absent or 16-bit stay as they are. It
+            may name embedding and head too; of a GGUF file without, llama.cpp's rules decide.
         settings: The methods' settings.
         store: Complete statistics; None where no scheme needs any.
         samples: Prefix of the calibration sequences to use; None for all.
@@ -80,7 +84,11 @@ def realise(
         InputError: A module does not exist, a group size does not divide, the linears that share
             an input are only in part AWQ or SmoothQuant, or codes cannot be sequential.
     """
+    outer = {module.name: module for module in find_outer(loaded.model)}
+    ends = {name: scheme for name, scheme in assignment.items() if name in outer}
+    assignment = {name: scheme for name, scheme in assignment.items() if name not in outer}
     _check(loaded, assignment)
+    _check_ends(ends, outer, settings)
     if store is not None:
         store = of_mix(store, settings.calibration_mix)
     chosen = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
@@ -157,6 +165,17 @@ def realise(
     if rotation is not None:
         dtype = stored_dtype(loaded)
         replaced |= {name: tensor.to(dtype) for name, tensor in rotation.outer().items()}
+    for name, scheme in ends.items():
+        if not scheme.is_quantized:
+            continue
+        key = codes_key([name], scheme, settings, samples)
+        if stored is not None and stored.find([name], key):
+            continue
+        found = quantize_outer(loaded, outer[name], scheme, settings, store, samples)
+        if stored is None:
+            kept[name] = found
+        else:
+            stored.add(name, key, found)
     replaced |= _gguf_outer(loaded, weights)
     return Realised(weights, replaced)
 
@@ -315,6 +334,26 @@ def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> 
         ((name, parameters[name]) for name in found), weights, tied="lm_head.weight" not in found
     )
     return {name: weight.dequantize() for name, weight in outer}
+
+
+def _check_ends(
+    ends: Mapping[str, Scheme], outer: Mapping[str, OuterModule], settings: QuantizationSettings
+) -> None:
+    """Refuse what embedding and head cannot take."""
+    quantized = {name: scheme for name, scheme in ends.items() if scheme.is_quantized}
+    problems = [
+        f"{scheme} does not divide the {outer[name].linear.in_features} columns of {name}: use "
+        "a smaller group, or keep it in 16 bits."
+        for name, scheme in quantized.items()
+        if not fits(scheme, outer[name].linear)
+    ]
+    if quantized and settings.rotation != "none":
+        problems.append(
+            f"rotation={settings.rotation!r} changes embedding and head, which are to be "
+            f"quantized ({', '.join(quantized)}): use rotation='none'."
+        )
+    if problems:
+        raise InputError(join_errors(problems))
 
 
 def _quantize(
