@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from advisor.errors import InputError, join_errors
 from advisor.methods.registry import quantize
 from advisor.models.casting import casting_of
 from advisor.models.inspect import outer_specs
+from advisor.search.scores import fits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -148,3 +150,32 @@ def _joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
         zero_points=zero_points,
         extras=extras,
     )
+
+
+def check_ends(
+    ends: Mapping[str, Scheme], outer: Mapping[str, OuterModule], settings: QuantizationSettings
+) -> None:
+    """Refuse what embedding and head cannot take.
+
+    Args:
+        ends: Their schemes, by module path.
+        outer: What the model has.
+        settings: The methods' settings.
+
+    Raises:
+        InputError: Groups do not divide the columns, or a rotation would change the weights.
+    """
+    quantized = {name: scheme for name, scheme in ends.items() if scheme.is_quantized}
+    problems = [
+        f"{scheme} does not divide the {outer[name].linear.in_features} columns of {name}: use "
+        "a smaller group, or keep it in 16 bits."
+        for name, scheme in quantized.items()
+        if not fits(scheme, outer[name].linear)
+    ]
+    if quantized and settings.rotation != "none":
+        problems.append(
+            f"rotation={settings.rotation!r} changes embedding and head, which are to be "
+            f"quantized ({', '.join(quantized)}): use rotation='none'."
+        )
+    if problems:
+        raise InputError(join_errors(problems))

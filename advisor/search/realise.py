@@ -16,7 +16,7 @@ from advisor.methods.registry import quantize
 from advisor.models.inspect import find_outer
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.search.codes import codes_key
-from advisor.search.outer_codes import quantize_outer
+from advisor.search.outer_codes import check_ends, quantize_outer
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
 from advisor.search.scores import fits, module_weight
 from advisor.search.sequential import QuantizedPrefix, can_be_sequential
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.modelspec import LinearSpec
-    from advisor.modelspec.outer import OuterModule
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
     from advisor.search.codes import CodePool
@@ -88,7 +87,7 @@ def realise(
     ends = {name: scheme for name, scheme in assignment.items() if name in outer}
     assignment = {name: scheme for name, scheme in assignment.items() if name not in outer}
     _check(loaded, assignment)
-    _check_ends(ends, outer, settings)
+    check_ends(ends, outer, settings)
     if store is not None:
         store = of_mix(store, settings.calibration_mix)
     chosen = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
@@ -334,26 +333,6 @@ def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> 
         ((name, parameters[name]) for name in found), weights, tied="lm_head.weight" not in found
     )
     return {name: weight.dequantize() for name, weight in outer}
-
-
-def _check_ends(
-    ends: Mapping[str, Scheme], outer: Mapping[str, OuterModule], settings: QuantizationSettings
-) -> None:
-    """Refuse what embedding and head cannot take."""
-    quantized = {name: scheme for name, scheme in ends.items() if scheme.is_quantized}
-    problems = [
-        f"{scheme} does not divide the {outer[name].linear.in_features} columns of {name}: use "
-        "a smaller group, or keep it in 16 bits."
-        for name, scheme in quantized.items()
-        if not fits(scheme, outer[name].linear)
-    ]
-    if quantized and settings.rotation != "none":
-        problems.append(
-            f"rotation={settings.rotation!r} changes embedding and head, which are to be "
-            f"quantized ({', '.join(quantized)}): use rotation='none'."
-        )
-    if problems:
-        raise InputError(join_errors(problems))
 
 
 def _quantize(
