@@ -21,6 +21,7 @@ from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.settings import collection_settings
 from advisor.calibration.store import gradients_file, inputs_file
 from advisor.errors import InputError, join_errors
+from advisor.models.inspect import outer_specs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +153,12 @@ def _merge(
 ) -> None:
     """Add the parts' sums, block by block; a killed merge goes on where it was."""
     target.begin(whole.facts(sequences.sequence_length))
-    for block in sorted({linear.block for linear in loaded.linears}):
+    blocks = {linear.block for linear in loaded.linears}
+    if whole.gradient != "none":
+        outer = outer_specs(loaded.model)
+        first = parts[0][1]
+        blocks |= {spec.block for spec in outer if first.has(gradients_file(spec.block))}
+    for block in sorted(blocks):
         names = [inputs_file(block)]
         if whole.gradient != "none":
             names.append(gradients_file(block))

@@ -22,6 +22,7 @@ from advisor.calibration.settings import (
 )
 from advisor.calibration.statistics import merge
 from advisor.errors import InputError
+from advisor.models.inspect import outer_specs
 from advisor.plan.hashing import sha256_json
 
 if TYPE_CHECKING:
@@ -273,14 +274,16 @@ def predicted_bytes(
             for source, part in _by_source(sequences).items()
         ]
     config: Any = loaded.model.config
+    outer = outer_specs(loaded.model)
     peak = kept = 0
     for own, part, prefixes in parts:
         if own.complete:
             continue
         settings = collection_settings(loaded, part, prefixes=prefixes)
         tokens, width = part.tokens.numel(), int(config.hidden_size)
-        peak = max(peak, kept + needed_bytes(loaded.linears, settings, tokens, width))
-        kept += kept_bytes(loaded.linears, settings, tokens)
+        needed = needed_bytes(loaded.linears, settings, tokens, width, outer)
+        peak = max(peak, kept + needed)
+        kept += kept_bytes(loaded.linears, settings, tokens, outer)
     return peak, kept
 
 

@@ -10,7 +10,6 @@ memory holds one batch.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from advisor.calibration.labels import label_draws, residual_of
+from advisor.calibration.outer import EmbeddingSums, HeadSums
 from advisor.calibration.settings import keeps_full_gradient, needed_bytes
 from advisor.calibration.spill import Spill
 from advisor.calibration.store import gradients_file, inputs_file
@@ -25,7 +26,7 @@ from advisor.calibration.tapes import GradientTape, InputTape
 from advisor.errors import InputError
 from advisor.models.allocator import drop_pages, give_back
 from advisor.models.blocks import BlockRunner, head_tokens, rows_at_once
-from advisor.models.inspect import block_linears
+from advisor.models.inspect import block_linears, outer_specs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +64,7 @@ class Collector:
         self.blocks = len(self.runner.blocks)
         config: Any = loaded.model.config
         self.hidden_size = int(config.hidden_size)
+        self._outer = outer_specs(loaded.model)
         self.batches = self._plan_batches()
         self._progress = progress
         self._done = 0
@@ -71,7 +73,7 @@ class Collector:
     def needed_bytes(self) -> int:
         """Disk that the collection needs at its peak."""
         return needed_bytes(
-            self.loaded.linears, self.settings, self.tokens.numel(), self.hidden_size
+            self.loaded.linears, self.settings, self.tokens.numel(), self.hidden_size, self._outer
         )
 
     def check_disk(self, max_bytes: int | None) -> None:
@@ -222,33 +224,67 @@ class Collector:
             self._backward_block(block)
             self._upstream(block + 1).delete()
             self._hidden(block + 1).delete()
+        self._embedding_gradients()
 
     def _head_gradients(self) -> None:
-        """Write the gradient of the summed log-loss at the last block's output."""
+        """Write the gradient of the summed log-loss at the last block's output, and the head's."""
         target = self._upstream(self.blocks)
         states, gradients = self._hidden(self.blocks).open(), target.create()
         tokens = head_tokens(self.runner.vocabulary) // 2  # as there are two of them
+        sums = HeadSums(self._outer[0], self.loaded.device)
         with self.runner.at_head():
             for index in range(len(states)):
                 draws = label_draws(self.tokens[index], self.settings.seed)
                 for start in range(0, states.shape[1], tokens):
                     part = slice(start, start + tokens)
                     hidden = states[index, part].to(self.loaded.device)
-                    gradients[index, part] = self._token_gradients(hidden, draws[part]).cpu()
+                    gradients[index, part] = self._token_gradients(hidden, draws[part], sums).cpu()
                 _drop(states[index], gradients[index])
+                if index + 1 in self.settings.prefixes:
+                    sums.end_prefix()
+        sums.finish()
+        self.store.put(inputs_file(self.blocks), sums.inputs)
+        self.store.put(gradients_file(self.blocks), sums.gradients)
         target.publish()
 
-    def _token_gradients(self, hidden: Tensor, draws: Tensor) -> Tensor:
+    def _embedding_gradients(self) -> None:
+        """Write what the gradients at the first block's input say of the embedding."""
+        spec = self._outer[1]
+        name = gradients_file(spec.block)
+        if self.store.has(name) or spec.in_features != self.hidden_size:
+            return
+        upstream = self._upstream(0).open()
+        sums = EmbeddingSums(spec)
+        for index in range(len(upstream)):
+            sums.add(self.tokens[index].cpu(), upstream[index])
+            if index + 1 in self.settings.prefixes:
+                sums.end_prefix()
+        sums.finish()
+        self.store.put(inputs_file(spec.block), sums.inputs)
+        self.store.put(name, sums.gradients)
+
+    def _token_gradients(self, hidden: Tensor, draws: Tensor, sums: HeadSums) -> Tensor:
         """Return d(log-loss)/d(hidden) of tokens whose labels the model draws itself."""
         hidden = hidden.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = self.runner.head(hidden[None])
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def watch(_module: object, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            seen.append((arguments[0].detach(), output))
+
+        handle = self.runner.head_module.register_forward_hook(watch)
+        try:
+            with torch.enable_grad():
+                logits = self.runner.head(hidden[None])
+        finally:
+            handle.remove()
         residual = torch.empty_like(logits)
         rows = rows_at_once(logits.shape[-1])
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            residual[0, part] = _residual(logits[0, part].detach().float(), draws[part])
-        (gradient,) = torch.autograd.grad(logits, hidden, residual)
+            residual[0, part] = residual_of(logits[0, part].detach().float(), draws[part])
+        read, output = seen[0]
+        gradient, behind = torch.autograd.grad(logits, (hidden, output), residual)
+        sums.add(read.reshape(-1, read.shape[-1]), behind.reshape(-1, behind.shape[-1]))
         return gradient
 
     def _backward_block(self, block: int) -> None:
@@ -287,22 +323,6 @@ class Collector:
         self.store.put(gradients_file(block), tensors)
 
 
-def label_draws(tokens: Tensor, seed: int) -> Tensor:
-    """Return the uniform numbers that decide a sequence's labels, float64 [length].
-
-    They depend on the sequence itself, not on where it stands: sums of the parts of a text add up
-    to those of the whole.
-
-    Args:
-        tokens: The sequence, int64 [length].
-        seed: Of the collection.
-    """
-    content = tokens.cpu().contiguous().numpy().tobytes() + seed.to_bytes(8, "little", signed=True)
-    drawn = int.from_bytes(hashlib.sha256(content).digest()[:7], "little")
-    generator = torch.Generator().manual_seed(drawn)
-    return torch.rand(len(tokens), generator=generator, dtype=torch.float64)
-
-
 def _drop(*states: Tensor) -> None:
     """Let hidden states of a batch that is done leave memory; they lie in their files."""
     for tensor in states:
@@ -314,13 +334,3 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _residual(logits: Tensor, draws: Tensor) -> Tensor:
-    """Return the model's chances less 1 at labels drawn from them, float32 [tokens, vocabulary]."""
-    residual = torch.softmax(logits, dim=-1)
-    cumulative = residual.cumsum(-1, dtype=torch.float64)
-    threshold = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
-    labels = torch.searchsorted(cumulative, threshold).clamp_max(residual.shape[1] - 1)
-    ones = torch.ones_like(labels, dtype=residual.dtype)
-    return residual.scatter_add_(1, labels, -ones)

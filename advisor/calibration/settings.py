@@ -100,8 +100,20 @@ def collection_settings(
     )
 
 
-def kept_bytes(linears: Sequence[LinearSpec], settings: CollectionSettings, tokens: int) -> int:
-    """Return the bytes that finished statistics take on disk, headers not counted."""
+def kept_bytes(
+    linears: Sequence[LinearSpec],
+    settings: CollectionSettings,
+    tokens: int,
+    outer: Sequence[LinearSpec] = (),
+) -> int:
+    """Return the bytes that finished statistics take on disk, headers not counted.
+
+    Args:
+        linears: Every linear of the model.
+        settings: Of the collection.
+        tokens: Calibration tokens.
+        outer: Head and embedding, as their statistics are kept.
+    """
     groups = {linear.input_group: linear.in_features for linear in linears}
     inputs = sum(4 * (packed_length(size) + 2 * size) for size in groups.values())
     total = inputs * len(settings.prefixes)
@@ -111,11 +123,18 @@ def kept_bytes(linears: Sequence[LinearSpec], settings: CollectionSettings, toke
     for linear in linears:
         full = keeps_full_gradient(linear, settings.gradient)
         total += 4 * (packed_length(linear.out_features) if full else linear.out_features)
-    return total
+    for linear in outer:
+        sums = 4 * (packed_length(linear.in_features) + 2 * linear.in_features)
+        total += sums * len(settings.prefixes) + 4 * linear.out_features
+    return total + (4 * tokens if outer else 0)
 
 
 def needed_bytes(
-    linears: Sequence[LinearSpec], settings: CollectionSettings, tokens: int, hidden_size: int
+    linears: Sequence[LinearSpec],
+    settings: CollectionSettings,
+    tokens: int,
+    hidden_size: int,
+    outer: Sequence[LinearSpec] = (),
 ) -> int:
     """Return the bytes that a collection needs on disk at its peak, headers not counted.
 
@@ -124,10 +143,11 @@ def needed_bytes(
         settings: Of the collection.
         tokens: Calibration tokens.
         hidden_size: Width of the hidden states between blocks.
+        outer: Head and embedding, as their statistics are kept.
     """
     blocks = len({linear.block for linear in linears})
     states = tokens * hidden_size * dtype_bytes(settings.dtype)
-    kept = kept_bytes(linears, settings, tokens)
+    kept = kept_bytes(linears, settings, tokens, outer)
     if settings.gradient == "none":
         return kept + 2 * states
     # The forward pass keeps every block's states and writes little; the backward pass writes the

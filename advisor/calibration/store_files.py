@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 """Raised whenever stored sums would differ for the same key."""
 _MANIFEST = "manifest.json"
 

@@ -45,6 +45,9 @@ def _render(console: Any, document: dict[str, Any]) -> None:
     for row in document["schemes"]:
         table.add_row(row["name"], str(row["modules"]), f"{row['parameters']:,}", row["kernel"])
     console.print(table)
+    if document["outer"]:
+        ends = ", ".join(f"{name} {kind}" for name, kind in document["outer"].items())
+        console.print(f"Embedding and head: {ends}.", soft_wrap=True)
     for fault in document["faults"][:_SHOWN]:
         console.print(f"[red]fault:[/] {fault}", soft_wrap=True)
     if (more := len(document["faults"]) - _SHOWN) > 0:

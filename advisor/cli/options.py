@@ -190,6 +190,18 @@ MaxDisk = Annotated[
                  help="The most that statistics and predictions may add to the disk (20GB); more "
                  "is refused before anything starts."),
 ]  # fmt: skip
+QuantizeHead = Annotated[
+    bool,
+    typer.Option("--quantize-head", rich_help_panel=_TARGET,
+                 help="Let the head (lm_head; GGUF's output) take fewer bits too, where the "
+                 "engine reads that. Default: 16 bits; in GGUF llama.cpp's choice."),
+]  # fmt: skip
+QuantizeEmbedding = Annotated[
+    bool,
+    typer.Option("--quantize-embedding", rich_help_panel=_TARGET,
+                 help="Let the embedding (GGUF's token_embd) take fewer bits too, where the "
+                 "engine reads that; of a tied model it is the head as well."),
+]  # fmt: skip
 Sequential = Annotated[
     bool,
     typer.Option("--sequential/--no-sequential", rich_help_panel=_SEARCH,

@@ -21,6 +21,8 @@ def command(
     engine: opt.Engine = "auto",
     context: opt.Context = 4096,
     batch: opt.Batch = 1,
+    quantize_head: opt.QuantizeHead = False,
+    quantize_embedding: opt.QuantizeEmbedding = False,
     profiles: opt.Profiles = [],  # noqa: B006 - Typer copies defaults
     json: opt.Json = False,
     verbose: opt.Verbose = False,
@@ -29,7 +31,10 @@ def command(
     """Predict one scheme: size exactly, memory, speed and loss as intervals, and its kernel."""
     from advisor import workflows
 
-    result = workflows.predict(model, scheme, gpu=gpu, engine=engine, context=context, batch=batch)
+    result = workflows.predict(
+        model, scheme, gpu=gpu, engine=engine, context=context, batch=batch,
+        quantize_head=quantize_head, quantize_embedding=quantize_embedding,
+    )  # fmt: skip
     output.show(result.to_dict(), _render)
 
 
@@ -55,6 +60,8 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         for key in ("weights", "kv_cache", "activations", "overhead")
     )
     table.add_row("memory", f"{output.size(memory.get('total'))}: {parts}", "calculation")
+    for name, scheme in candidate["outer"].items():
+        table.add_row(name, f"{scheme}; what that costs in quality is not in the loss", "choice")
     loss = candidate["loss"] or {}
     expected = output.interval(loss, middle="expected")
     table.add_row("loss, 90% range", expected, loss.get("basis") or "")

@@ -27,6 +27,8 @@ def command(
     context: opt.Context = 4096,
     batch: opt.Batch = 1,
     prefer: opt.Prefer = "balanced",
+    quantize_head: opt.QuantizeHead = False,
+    quantize_embedding: opt.QuantizeEmbedding = False,
     compare: Annotated[
         str, typer.Option("--compare", metavar="GPUS", help="Several GPUs side by side: l4,a10.")
     ] = "",
@@ -54,6 +56,7 @@ def command(
     }  # fmt: skip
     settings: dict[str, Any] = {
         "engine": engine, "budgets": budgets, "context": context, "batch": batch, "prefer": prefer,
+        "quantize_head": quantize_head, "quantize_embedding": quantize_embedding,
     }  # fmt: skip
     if compare:
         names = [name.strip() for name in compare.split(",") if name.strip()]
@@ -143,6 +146,12 @@ def _ranked(console: Any, document: dict[str, Any], rows: int) -> None:
     console.print(table)
     if rest := len(feasible) - len(shown):
         console.print(f"  [dim]and {rest} more that fit: advisor recommend ... --all[/]")
+    if taking := [row["name"] for row in feasible if row["outer"]]:
+        ends = " and ".join(next(row["outer"] for row in feasible if row["outer"]))
+        console.print(
+            f"\n[bold]Ends.[/] {ends} quantized too in {len(taking)} of {len(feasible)} that fit; "
+            "what that costs in quality is not in the loss: `advisor tune` measures it."
+        )
     if why := document.get("why"):
         console.print(f"\n[bold]Why {document['recommended']}.[/] {why}")
     bound = document.get("bound")

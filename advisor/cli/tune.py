@@ -43,6 +43,8 @@ def command(
     sequential: opt.Sequential = True,
     backends: opt.Backends = [],  # noqa: B006
     max_disk: opt.MaxDisk = None,
+    quantize_head: opt.QuantizeHead = False,
+    quantize_embedding: opt.QuantizeEmbedding = False,
     profiles: opt.Profiles = [],  # noqa: B006
     json: opt.Json = False,
     verbose: opt.Verbose = False,
@@ -66,7 +68,8 @@ def command(
             slices=slices, samples=samples, sequence_length=sequence_length,
             evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
             seed=seed, storage=storage, sequential=sequential, sampler=sampler,
-            backends=backends, max_disk=max_disk, progress=callback,
+            backends=backends, max_disk=max_disk, quantize_head=quantize_head,
+            quantize_embedding=quantize_embedding, progress=callback,
         )  # fmt: skip
     document = result.to_dict()
     output.show(document, render)
@@ -121,6 +124,9 @@ def render(console: Any, document: dict[str, Any]) -> None:
             f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's.",
             soft_wrap=True,
         )
+    if ends := document["plan"]["scheme"]["outer"]:
+        listed = ", ".join(f"{name} {scheme}" for name, scheme in ends.items())
+        console.print(f"Embedding and head: {listed}.", soft_wrap=True)
     for line in _otherwise(document["plan"]):
         console.print(line, soft_wrap=True)
     if document["feasible"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from advisor.engines.rules import load_engine
@@ -24,10 +24,14 @@ class MixtureOptions:
     Attributes:
         format: Checkpoint format that carries them all.
         schemes: Schemes with a kernel on the device; ``bf16`` among them.
+        unfit: Of a scheme, the modules that its groups do not divide or no kernel takes.
+        ruled_out: Schemes that no or hardly any module fits, each with the rule that decided.
     """
 
     format: str
     schemes: tuple[Scheme, ...]
+    unfit: Mapping[Scheme, frozenset[str]] = field(default_factory=dict)
+    ruled_out: tuple[tuple[Scheme, str], ...] = ()
 
 
 def mixture_options(
@@ -38,7 +42,9 @@ def mixture_options(
     Args:
         engine: Name of the engine.
         hardware: The device.
-        linears: The model's modules; with them, schemes that no module fits are left out.
+        linears: The model's modules; with them, schemes that no module fits are left out, and
+            of the others the modules are named that they do not fit. A group size is judged on the
+            modules that it divides: in a mixture the others take another scheme.
 
     Raises:
         InputError: The engine reads no mixtures on this platform.
@@ -48,18 +54,46 @@ def mixture_options(
     for mixture in profile.mixtures:
         if platform not in mixture.platforms:
             continue
-        schemes = []
+        schemes: list[Scheme] = []
+        unfit: dict[Scheme, frozenset[str]] = {}
+        ruled_out: list[tuple[Scheme, str]] = []
+        divided = _Divided(linears)
         for name in mixture.schemes:
             scheme = parse_scheme(name)
             carried = mixture.format if scheme.is_quantized else None
-            found = verdict(engine, scheme, hardware, linears, checkpoint_format=carried)
-            if found.support != "none":
-                schemes.append(scheme)
-        return MixtureOptions(mixture.format, tuple(schemes))
+            fitting, others = divided.by(scheme)
+            judged = fitting or linears  # where it divides none, the verdict says so
+            found = verdict(engine, scheme, hardware, judged, checkpoint_format=carried)
+            if found.support == "none":
+                ruled_out.append((scheme, found.reason))
+                continue
+            schemes.append(scheme)
+            if names := others | set(found.kept_16bit):
+                unfit[scheme] = frozenset(names)
+        return MixtureOptions(mixture.format, tuple(schemes), unfit, tuple(ruled_out))
     raise InputError(
         f"{profile.title} reads no checkpoint of mixed bit widths on {hardware.name} ({platform}). "
         "Use --engine vllm or --engine transformers, or a uniform scheme."
     )
+
+
+class _Divided:
+    """Modules by the group size that divides their inputs; equal sizes share a sequence."""
+
+    def __init__(self, linears: Sequence[LinearSpec]) -> None:
+        self._linears = linears
+        self._known: dict[int, tuple[Sequence[LinearSpec], frozenset[str]]] = {}
+
+    def by(self, scheme: Scheme) -> tuple[Sequence[LinearSpec], frozenset[str]]:
+        """Return the modules that a scheme's groups divide, and the names of the others."""
+        size = (scheme.group_size or 1) if scheme.granularity == "group" else 1
+        if size not in self._known:
+            others = frozenset(m.name for m in self._linears if m.in_features % size)
+            fitting = self._linears
+            if others:
+                fitting = [linear for linear in fitting if linear.name not in others]
+            self._known[size] = fitting, others
+        return self._known[size]
 
 
 def fused_conflicts(

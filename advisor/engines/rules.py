@@ -136,6 +136,20 @@ class Mixture(Strict):
     source: str
 
 
+class OuterRule(Dated):
+    """Embeddings or heads that an engine reads quantized."""
+
+    formats: tuple[str, ...]
+    roles: tuple[Literal["embedding", "head"], ...]
+    tied: bool = False
+    """Whether also where one tensor is both."""
+    methods: tuple[str, ...] = ()
+    """Of the schemes that it takes; empty = all that the format holds."""
+    rows_multiple: int = 1
+    """The vocabulary must be a multiple of this."""
+    source: str
+
+
 class EngineProfile(Strict):
     """Everything known of one engine."""
 
@@ -155,6 +169,8 @@ class EngineProfile(Strict):
     kernels: tuple[KernelRule, ...]
     """In the order in which the engine tries them."""
     mixtures: tuple[Mixture, ...] = ()
+    outer: tuple[OuterRule, ...] = ()
+    """Quantized embeddings and heads; what no rule names stays in 16 bits."""
     serve: str
     """Command; ``{path}``, ``{context}``, ``{batch}``, ``{devices}`` and ``{dtype}`` stand open."""
     notes: tuple[str, ...] = ()
@@ -165,6 +181,7 @@ class EngineProfile(Strict):
     def _sources_exist(self) -> EngineProfile:
         used = [*(k.source for k in self.kernels), *(p.source for p in self.platforms.values())]
         used += [f.source for f in self.formats if f.source is not None]
+        used += [rule.source for rule in self.outer]
         missing = sorted({key for key in used if key not in self.sources})
         if missing:
             raise ValueError(f"sources are used but not listed: {', '.join(missing)}")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from advisor.modelspec import LinearSpec
     from advisor.schemes import Scheme
 
+_USUAL_GROUPS = (128, 64, 32, 16)
 _LARGEST_SHARE_LEFT = 0.5
 """Share of the weights that may stay in 16 bits before the scheme counts as not supported."""
 
@@ -113,10 +114,14 @@ def refusal(scheme: Scheme, placed: Placement) -> str | None:
         bad = [shape for shape in placed.shapes if shape.in_features % size]
         if bad:
             first = bad[0].linears[0]
+            sizes = {shape.in_features for shape in placed.shapes}
+            fitting = [g for g in _USUAL_GROUPS if not any(inputs % g for inputs in sizes)]
+            advice = f"group size {fitting[0]}" if fitting else "one scale per channel (-gch)"
             return (
                 f"group_size must divide in_features, but {size} does not for "
                 f"{sum(len(shape.linears) for shape in bad)} modules (first: {first.name} with "
-                f"in_features={first.in_features}); use a smaller group size"
+                f"in_features={first.in_features}); use {advice}, or `advisor tune`, which gives "
+                "each module what divides it"
             )
     if placed.share_left > _LARGEST_SHARE_LEFT:
         left = [module for module in placed.others if module.kernel is None]

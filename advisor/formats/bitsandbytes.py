@@ -77,7 +77,8 @@ def quantization_config(
         "bnb_4bit_use_double_quant": scheme.double_quantization,
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": sorted({*unquantized, HEAD}),
+        # Not even an empty list: without one, loaders keep the head as it is.
+        "llm_int8_skip_modules": sorted({*unquantized, *({HEAD} - weights.keys())}),
         "llm_int8_threshold": 6.0,
         "load_in_4bit": not eight,
         "load_in_8bit": eight,
@@ -127,8 +128,9 @@ def pack(
 
 def expects(name: str, config: Mapping[str, Any]) -> bool:
     """Return whether loaders expect a linear to be quantized."""
-    kept = config.get("llm_int8_skip_modules") or (HEAD,)
-    return name != HEAD and not any(name == part or name.endswith(f".{part}") for part in kept)
+    kept = config.get("llm_int8_skip_modules")
+    kept = (HEAD,) if kept is None else kept
+    return not any(name == part or name.endswith(f".{part}") for part in kept)
 
 
 def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:

@@ -63,7 +63,7 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
             "format": scheme_format(scheme),
             "input_activations": _input_arguments(scheme),
             "output_activations": None,
-            "targets": ["Linear"] if uniform else _targets(members[key], members),
+            "targets": _class_targets(schemes) if uniform else _targets(members[key], members),
             "weights": _weight_arguments(scheme),
         }
     formats = {group["format"] for group in groups.values()}
@@ -71,12 +71,17 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
         "config_groups": groups,
         "format": formats.pop() if len(formats) == 1 else _MIXED,
         "global_compression_ratio": None,
-        "ignore": sorted({*unquantized, HEAD}),
+        "ignore": sorted({*unquantized, *({HEAD} - schemes.keys())}),
         "kv_cache_scheme": None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "version": _VERSION,
     }
+
+
+def _class_targets(schemes: Mapping[str, Scheme]) -> list[str]:
+    """Return the targets where all linears are alike; vLLM's head is no ``Linear``, so is named."""
+    return ["Linear", *({HEAD} & schemes.keys())]
 
 
 def _targets(names: Sequence[str], members: Mapping[str, Sequence[str]]) -> list[str]:

@@ -71,6 +71,15 @@ def pack(
     raise InputError(f"{name}: a GGUF file is written whole, not module by module.")
 
 
+def main_type(weights: Mapping[str, QuantizedWeight]) -> str:
+    """Return the block type of most weights of the blocks, embedding and head not counted."""
+    counted: Counter[str] = Counter()
+    for name, weight in weights.items():
+        if name not in (EMBEDDING, HEAD):
+            counted[weight.scheme.weight] += weight.codes.numel()
+    return commonest_type(counted)
+
+
 def outer_weights(
     tensors: Iterator[tuple[str, Tensor]], weights: Mapping[str, QuantizedWeight], *, tied: bool
 ) -> Iterator[tuple[str, QuantizedWeight]]:
@@ -78,17 +87,17 @@ def outer_weights(
 
     Args:
         tensors: Name and value of the embedding's and the head's weights.
-        weights: The quantized modules, whose commonest type decides.
+        weights: The quantized modules; the commonest type of the blocks' decides. An end that is
+            among them is left out.
         tied: Whether the embedding is the head too.
 
     Yields:
         Tensor name and its quantized weight.
     """
-    counted: Counter[str] = Counter()
-    for weight in weights.values():
-        counted[weight.scheme.weight] += weight.codes.numel()
-    base = commonest_type(counted)
+    base = main_type(weights)
     for name, tensor in tensors:
+        if name.removesuffix(".weight") in weights:
+            continue
         role = "embedding" if name.startswith(EMBEDDING) else "head"
         kind = outer_type(role, base, tensor.shape[1], tied=tied)
         if kind in BLOCK_TYPES:

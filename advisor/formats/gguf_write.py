@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,11 +10,10 @@ import torch
 from advisor.errors import InputError
 from advisor.formats.base import HEAD, Stored
 from advisor.formats.folder import sync_file
-from advisor.formats.gguf import EMBEDDING, FILE, outer_weights
+from advisor.formats.gguf import EMBEDDING, FILE, main_type, outer_weights
 from advisor.formats.gguf_names import architecture_of, interleave, rotary_heads, to_gguf
 from advisor.formats.gguf_tokenizer import add_tokenizer
 from advisor.numerics.gguf_blocks import pack_blocks
-from advisor.predict.gguf_types import commonest_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +66,7 @@ def write_gguf(
         stored: The model's tensors.
         weights: Quantized modules, in GGUF block types.
         replaced: Tensors that take the place of the source's; embedding and head excepted, which
-            are quantized from the source.
+            are quantized from the source where they are not among ``weights``.
         progress: Called with tensors done and in all.
 
     Returns:
@@ -136,11 +134,8 @@ def _add_metadata(
     heads = int(config["num_attention_heads"])
     hidden = int(config["hidden_size"])
     head_size = int(config.get("head_dim") or hidden // heads)
-    counted: Counter[str] = Counter()
-    for weight in weights.values():
-        counted[weight.scheme.weight] += weight.codes.numel()
     writer.add_name(source.resolve().name)
-    writer.add_file_type(_FILE_TYPES[commonest_type(counted)] if weights else 32)
+    writer.add_file_type(_FILE_TYPES[main_type(weights)] if weights else 32)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_block_count(int(config["num_hidden_layers"]))
     writer.add_context_length(int(config["max_position_embeddings"]))

@@ -118,7 +118,7 @@ def quantization_config(
         **default,
         "checkpoint_format": version_for(weights.values()),
         "damp_percent": 0.01,
-        "lm_head": False,
+        "lm_head": HEAD in weights,
         "pack_dtype": "int32",
         "quant_method": "gptq",
         "static_groups": False,
@@ -159,9 +159,9 @@ def companions(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return quantize_config.json, which auto-gptq looks for in a folder.
 
     It passes over what it does not know, so it gets none of a checkpoint that it would misread:
-    with overrides in ``dynamic``, or with the zero points of ``gptq_v2``.
+    with a quantized head, with overrides in ``dynamic``, or with the zero points of ``gptq_v2``.
     """
-    if "dynamic" in config or config.get("checkpoint_format") != "gptq":
+    if config.get("lm_head") or "dynamic" in config or config.get("checkpoint_format") != "gptq":
         return {}
     return {"quantize_config.json": {key: value for key, value in config.items()
                                      if key != "quant_method"}}  # fmt: skip

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from advisor.engines import engine_name, load_engine
+from advisor.engines.outer import outer_problems
 from advisor.engines.releases import holds
 from advisor.formats import loader_checks as checks
 from advisor.formats.base import Planned
 from advisor.formats.registry import get_format, storage_scheme
+from advisor.modelspec.outer import outer_modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from advisor.modelspec import LinearSpec
+    from advisor.modelspec import LinearSpec, ModelSpec
     from advisor.schemes import Scheme
 
 
@@ -186,6 +188,25 @@ def loading_problems(
                     f"({rule.source})"
                 )
     return refusals, warnings
+
+
+def ends_problems(
+    engine: str, format: str, schemes: Mapping[str, Scheme], spec: ModelSpec
+) -> list[str]:
+    """Return why an engine could not read embedding or head as they are quantized.
+
+    Args:
+        engine: Name of the engine.
+        format: Name of the format.
+        schemes: Scheme of each module, embedding and head among them where they are quantized.
+        spec: The model.
+    """
+    ends = [
+        module
+        for module in outer_modules(spec)
+        if module.name in schemes and schemes[module.name].is_quantized
+    ]
+    return outer_problems(engine, format, ends)
 
 
 def storing_problems(

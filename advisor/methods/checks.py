@@ -44,11 +44,13 @@ def check_group_sizes(shapes: Mapping[str, tuple[int, int]], schemes: Sequence[S
                 offenders.setdefault(in_features, []).append(name)
         for in_features, names in offenders.items():
             fitting = [str(s) for s in _USUAL_GROUP_SIZES if in_features % s == 0]
-            advice = f"Use --group-size {' or '.join(fitting[:2])}." if fitting else ""
+            advice = "Use one scale per channel (-gch)."
+            if fitting:
+                advice = f"Use --group-size {' or '.join(fitting[:2])}."
             where = f"{len(names)} module{'s' if len(names) > 1 else ''}"
             complaints.append(
                 f"group_size must divide in_features, but got group_size={size} for {where} with "
-                f"in_features={in_features} (first: {names[0]}). {advice}".rstrip()
+                f"in_features={in_features} (first: {names[0]}). {advice}"
             )
     if complaints:
         raise InputError(join_errors(complaints))

@@ -86,6 +86,11 @@ class BlockRunner:
         config: Any = self.model.config
         return int(config.vocab_size)
 
+    @property
+    def head_module(self) -> nn.Module:
+        """The linear that gives the logits."""
+        return self._head
+
     def at_embedding(self) -> AbstractContextManager[None]:
         """Hold the token embedding ready to compute."""
         return self._alone(self._embedding)

@@ -9,6 +9,7 @@ from torch import nn
 from advisor.errors import InputError, join_errors
 from advisor.models.architectures import Architecture, get_architecture
 from advisor.modelspec import LinearSpec, build_modelspec
+from advisor.modelspec.outer import outer_modules, outer_statistics_specs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from advisor.modelspec import ModelSpec
+    from advisor.modelspec.outer import OuterModule
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -105,3 +107,18 @@ def logits_of(model: nn.Module, hidden: Tensor) -> Tensor:
 def block_linears(linears: tuple[LinearSpec, ...], block: int) -> tuple[LinearSpec, ...]:
     """Return the linears of one block, in execution order."""
     return tuple(linear for linear in linears if linear.block == block)
+
+
+def find_outer(model: nn.Module) -> tuple[OuterModule, ...]:
+    """Return embedding and head where the model holds them under the checkpoint's names."""
+    name = type(model).__name__
+    spec = build_modelspec(config_of(model), model_id=name, where=f"the configuration of {name}")
+    names = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+    return tuple(m for m in outer_modules(spec) if f"{m.name}.weight" in names)
+
+
+def outer_specs(model: nn.Module) -> tuple[LinearSpec, LinearSpec]:
+    """Return under which names the statistics of a model's head and embedding are kept."""
+    architecture = architecture_of(model)
+    rows, width = model.get_parameter(f"{architecture.head}.weight").shape
+    return outer_statistics_specs(len(find_blocks(model)), rows, width)

@@ -56,6 +56,8 @@ def dump_plan(plan: Plan) -> str:
             part.pop("slices", None)
     if not document["fallbacks"]:
         del document["fallbacks"]
+    if not document["scheme"]["outer"]:
+        del document["scheme"]["outer"]
     search = document.get("search", {})
     if not search.get("best"):
         search.pop("best", None)

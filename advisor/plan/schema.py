@@ -86,6 +86,9 @@ class SchemeChoice(Strict):
     format: str
     modules: dict[str, str] = Field(default_factory=dict)
     """Module path to scheme name; ``bf16`` keeps the module as it is."""
+    outer: dict[str, str] = Field(default_factory=dict)
+    """Embedding and head, by module path, where they were to be quantized too. Without an entry
+    they stay in 16 bits, and in a GGUF file take what llama.cpp gives them."""
 
 
 class BackendChoice(Strict):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import InputError, did_you_mean
+from advisor.engines.outer import OPTIONS, outer_problems
+from advisor.engines.rules import load_engine
+from advisor.errors import InputError, did_you_mean, join_errors
+from advisor.modelspec.outer import outer_modules
 from advisor.predict.candidate import (
     SCHEME_NAMES,
     Candidate,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from advisor.budgets import Budgets
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import ModelSpec
+    from advisor.modelspec.outer import OuterModule
 
     Maker = Callable[[Scheme, str | None], bool]
 
@@ -48,6 +52,7 @@ class Recommendation:
         tied: Feasible candidates that are no worse than the first, as far as is known.
         relaxation: Smallest changes that would do, where nothing fits.
         ladder: Largest context and batch of the first candidates.
+        ends: Embedding and head, where they were to be quantized too.
     """
 
     spec: ModelSpec
@@ -60,6 +65,7 @@ class Recommendation:
     tied: tuple[Candidate, ...]
     relaxation: tuple[Relaxation, ...] | None
     ladder: tuple[Rung, ...] = ()
+    ends: tuple[OuterModule, ...] = ()
 
     @property
     def recommended(self) -> Candidate | None:
@@ -92,6 +98,7 @@ class Recommendation:
         return tune_command(
             self.spec.id, self.hardware.id, self.engine, self.budgets,
             self.workload.context, self.workload.batch, self.prefer,
+            sorted({OPTIONS[module.role] for module in self.ends}),
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,6 +166,8 @@ def recommend(
     prefer: str = "balanced",
     schemes: Sequence[Scheme] | None = None,
     makes: Maker | None = None,
+    quantize_head: bool = False,
+    quantize_embedding: bool = False,
 ) -> Recommendation:
     """Predict and rank every scheme for a model on a device.
 
@@ -172,9 +181,12 @@ def recommend(
         prefer: ``accuracy``, ``size``, ``speed`` or ``balanced``.
         schemes: Schemes to weigh instead of the usual ones.
         makes: Whether Advisor quantizes to a scheme and writes its format; None = all of them.
+        quantize_head: The head takes each scheme too, where the engine reads that.
+        quantize_embedding: The embedding takes each scheme too, where the engine reads that.
 
     Raises:
-        InputError: Unknown engine or preference, a context or batch below 1.
+        InputError: Unknown engine or preference, a context or batch below 1, or no format in which
+            the engine reads a quantized head or embedding of this model.
     """
     workload = _workload(context, batch)
     if prefer not in PREFERENCES:
@@ -183,11 +195,12 @@ def recommend(
             f"{did_you_mean(prefer, PREFERENCES)}"
         )
     wanted = schemes if schemes is not None else [parse_scheme(name) for name in SCHEME_NAMES]
+    ends = _ends(spec, engine, quantize_head, quantize_embedding)
     baseline = baseline_speed(spec, hardware, engine, workload)
     limit = memory_limit(budgets, hardware)
     judged = [
         judge(
-            _marked(make_candidate(spec, s, hardware, engine, workload, baseline), makes),
+            _marked(make_candidate(spec, s, hardware, engine, workload, baseline, ends), makes),
             budgets,
             limit,
         )
@@ -208,7 +221,29 @@ def recommend(
         tied=tuple(ties(ranked, prefer)),
         relaxation=relaxation,
         ladder=ladder(spec, hardware, engine, ranked, workload, limit),
+        ends=ends,
     )
+
+
+def _ends(spec: ModelSpec, engine: str, head: bool, embedding: bool) -> tuple[OuterModule, ...]:
+    """Return the ends of the model that are to be quantized.
+
+    Raises:
+        InputError: The engine reads some of them quantized in no format.
+    """
+    modules = outer_modules(spec, head=head, embedding=embedding)
+    formats = [rule.format for rule in load_engine(engine).formats]
+    problems = []
+    for module in modules:
+        complaints = [outer_problems(engine, name, [module]) for name in dict.fromkeys(formats)]
+        if all(complaints):
+            # The mixtures' format, or the first that holds quantized weights.
+            usual = [mixture.format for mixture in load_engine(engine).mixtures]
+            usual += [name for name in formats if name != "safetensors"]
+            problems += outer_problems(engine, usual[0], [module])
+    if problems:
+        raise InputError(join_errors(problems))
+    return modules
 
 
 def _marked(candidate: Candidate, makes: Maker | None) -> Candidate:
@@ -228,15 +263,29 @@ def predict(
     batch: int = 1,
     budgets: Budgets | None = None,
     makes: Maker | None = None,
+    quantize_head: bool = False,
+    quantize_embedding: bool = False,
 ) -> Prediction:
     """Predict everything of one scheme, feasible or not.
 
     Raises:
-        InputError: Unknown engine, a context or batch below 1.
+        InputError: Unknown engine, a context or batch below 1, or the engine does not read the
+            head or the embedding in this scheme.
     """
     from advisor.budgets import Budgets as NoBudgets
 
-    candidate = make_candidate(spec, scheme, hardware, engine, _workload(context, batch))
+    ends = _ends(spec, engine, quantize_head, quantize_embedding)
+    workload = _workload(context, batch)
+    candidate = make_candidate(spec, scheme, hardware, engine, workload, ends=ends)
+    if left := [module for module in ends if module.name not in candidate.outer]:
+        problems = outer_problems(engine, candidate.format or "", left)
+        raise InputError(
+            join_errors(problems)
+            if problems
+            else f"{left[0].name} ({left[0].linear.out_features}x{left[0].linear.in_features}) "
+            f"takes no {scheme} on {hardware.name}. Drop {OPTIONS[left[0].role]}, or name a "
+            "weight-only scheme whose groups divide its rows."
+        )
     limits = budgets or NoBudgets()
     judged = judge(_marked(candidate, makes), limits, memory_limit(limits, hardware))
     return Prediction(spec, hardware, engine, judged)

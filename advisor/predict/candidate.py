@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from advisor.engines import Verdict, format_for, verdict
+from advisor.engines.outer import ends_taking
 from advisor.errors import InputError
 from advisor.predict.cost import CostEstimate, quantization_cost
 from advisor.predict.loss import LossEstimate, predict_loss
@@ -15,9 +16,12 @@ from advisor.predict.speed import SpeedEstimate, predict_speed
 from advisor.schemes import BF16, Scheme
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from advisor.budgets import Budgets
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import ModelSpec
+    from advisor.modelspec.outer import OuterModule
 
 HEADROOM = 0.08
 """Share of a GPU's memory that is left free when no ``--max-memory`` is given."""
@@ -82,6 +86,7 @@ class Candidate:
         cost: Minutes and memory of quantizing.
         violations: Limits that it does not keep.
         problem: Why it cannot be made for this model, else None.
+        outer: Scheme of the embedding and the head by module path, where they are quantized too.
         tunable: Whether Advisor itself makes such a checkpoint, or has nothing to make (16 bits).
     """
 
@@ -97,6 +102,7 @@ class Candidate:
     violations: tuple[Violation, ...] = ()
     problem: str | None = None
     tunable: bool = True
+    outer: Mapping[str, Scheme] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -136,6 +142,7 @@ class Candidate:
             "speedup_over_16bit": None if self.speedup is None else round(self.speedup, 3),
             "bound": self.speed.bound,
             "quantization_cost": self.cost.to_dict(),
+            "outer": {name: str(scheme) for name, scheme in self.outer.items()},
             "tunable": self.tunable,
             "feasible": self.feasible,
             "violations": [violation.to_dict() for violation in self.violations],
@@ -149,6 +156,7 @@ def make_candidate(
     engine: str,
     workload: Workload,
     baseline: SpeedEstimate | None = None,
+    ends: Sequence[OuterModule] = (),
 ) -> Candidate:
     """Predict everything of one scheme; no limit is judged yet.
 
@@ -159,10 +167,14 @@ def make_candidate(
         engine: Name of the engine.
         workload: Context and batch.
         baseline: Speed of the unquantized model; computed if it is not given.
+        ends: Embedding and head, where they take the scheme too if the engine reads that. What it
+            costs in quality no published evidence says.
     """
     decided = verdict(engine, scheme, hardware, spec.linears)
     carried = decided.format or format_for(engine, scheme)
-    size, problem = _size(spec, scheme, carried, decided)
+    taking = ends_taking(scheme, hardware, engine, carried or "", ends)
+    outer = dict.fromkeys(taking, scheme)
+    size, problem = _size(spec, scheme, carried, decided, outer)
     bare = Candidate(
         scheme=scheme,
         format=carried,
@@ -174,6 +186,7 @@ def make_candidate(
         speedup=None,
         cost=quantization_cost(spec, scheme, hardware),
         problem=problem,
+        outer=outer,
     )
     candidate = served(bare, spec, hardware, engine, workload)
     speed = candidate.speed
@@ -207,6 +220,7 @@ def served(
     speed = predict_speed(
         spec, candidate.scheme, candidate.kernel, hardware, engine,
         linear_bytes=size.quantizable_bytes, context=workload.context, batch=workload.batch,
+        head_bytes=(size.head_bytes or size.embedding_bytes) if candidate.outer else None,
     )  # fmt: skip
     return replace(candidate, memory=memory, speed=speed, speedup=None)
 
@@ -221,7 +235,11 @@ def baseline_speed(
 
 
 def _size(
-    spec: ModelSpec, scheme: Scheme, carried: str | None, decided: Verdict
+    spec: ModelSpec,
+    scheme: Scheme,
+    carried: str | None,
+    decided: Verdict,
+    outer: Mapping[str, Scheme],
 ) -> tuple[SizeEstimate | None, str | None]:
     name = _SIZED_AS.get(carried or "", carried) or _usual_format(scheme)
     kept = set(decided.kept_16bit)
@@ -229,7 +247,7 @@ def _size(
     if kept:
         schemes = {linear.name: scheme for linear in spec.linears if linear.name not in kept}
     try:
-        return checkpoint_size(spec, schemes, name), None
+        return checkpoint_size(spec, schemes, name, outer=outer), None
     except InputError as error:
         return None, str(error)
 

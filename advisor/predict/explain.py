@@ -157,7 +157,14 @@ def serve_command(
 
 
 def tune_command(
-    model: str, hardware: str, engine: str, budgets: Budgets, context: int, batch: int, prefer: str
+    model: str,
+    hardware: str,
+    engine: str,
+    budgets: Budgets,
+    context: int,
+    batch: int,
+    prefer: str,
+    options: Sequence[str] = (),
 ) -> str:
     """Return the command that measures and refines the answer."""
     parts = ["advisor", "tune", model, "--gpu", hardware, "--engine", engine]
@@ -180,7 +187,7 @@ def tune_command(
         parts += ["--batch", str(batch)]
     if prefer != "balanced":
         parts += ["--prefer", prefer]
-    return shlex.join([*parts, "-o", "plan.yaml"])
+    return shlex.join([*parts, *options, "-o", "plan.yaml"])
 
 
 def _exact(value: int) -> str:

@@ -52,8 +52,20 @@ class GgufSize:
     head_bytes: int
 
 
-def gguf_size(spec: ModelSpec, scheme: Scheme, *, before_2024: bool = False) -> GgufSize:
+def gguf_size(
+    spec: ModelSpec,
+    scheme: Scheme,
+    outer: Mapping[str, str] | None = None,
+    *,
+    before_2024: bool = False,
+) -> GgufSize:
     """Compute the size of the file that llama.cpp's quantizer writes, without an importance matrix.
+
+    Args:
+        spec: The model.
+        scheme: A GGUF type, or 16-bit.
+        outer: Block type by role (``embedding``, ``head``) where it is not llama.cpp's choice.
+        before_2024: Use the older mixture of q2_k.
 
     Raises:
         InputError: The scheme is not a GGUF type.
@@ -71,15 +83,18 @@ def gguf_size(spec: ModelSpec, scheme: Scheme, *, before_2024: bool = False) -> 
     linear_bytes = 0
     for (block_type, inputs, outputs), count in _linear_types(spec, file_type).items():
         linear_bytes += count * row_bytes(block_type, inputs) * outputs
-    return _size(spec, linear_bytes, base_type(file_type))
+    return _size(spec, linear_bytes, base_type(file_type), outer or {})
 
 
-def mixture_size(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> GgufSize:
+def mixture_size(
+    spec: ModelSpec, schemes: Mapping[str, Scheme], outer: Mapping[str, str] | None = None
+) -> GgufSize:
     """Compute the size of a file whose modules have a block type each; the others are 16-bit.
 
     Args:
         spec: The model.
         schemes: ``gguf-TYPE`` by module path.
+        outer: Block type by role (``embedding``, ``head``) where it is not llama.cpp's choice.
 
     Raises:
         InputError: A scheme is no GGUF type.
@@ -99,11 +114,11 @@ def mixture_size(spec: ModelSpec, schemes: Mapping[str, Scheme]) -> GgufSize:
         kind = stored_type(base_type(scheme.weight), linear.in_features)
         weights[kind] += linear.parameters
         linear_bytes += row_bytes(kind, linear.in_features) * linear.out_features
-    return _size(spec, linear_bytes, commonest_type(weights))
+    return _size(spec, linear_bytes, commonest_type(weights), outer or {})
 
 
-def _size(spec: ModelSpec, linear_bytes: int, base: str) -> GgufSize:
-    embedding, head, others = _outer_bytes(spec, base)
+def _size(spec: ModelSpec, linear_bytes: int, base: str, outer: Mapping[str, str]) -> GgufSize:
+    embedding, head, others = _outer_bytes(spec, base, outer)
     return GgufSize(
         tensor_bytes=linear_bytes + embedding + head + others,
         header_bytes=_header_bytes(spec),
@@ -131,7 +146,7 @@ def _linear_types(spec: ModelSpec, file_type: str) -> Counter[tuple[str, int, in
     return counted
 
 
-def _outer_bytes(spec: ModelSpec, base: str) -> tuple[int, int, int]:
+def _outer_bytes(spec: ModelSpec, base: str, outer: Mapping[str, str]) -> tuple[int, int, int]:
     """Return the bytes of the embedding, of the head, and of all that stays 32-bit."""
     sizes = {"embedding": 0, "head": 0}
     others = 0
@@ -140,6 +155,8 @@ def _outer_bytes(spec: ModelSpec, base: str) -> tuple[int, int, int]:
         if tensor.role in sizes:
             inputs = tensor.shape[1]
             kind = outer_type(tensor.role, base, inputs, tied=spec.tied_embeddings, falcon=falcon)
+            if tensor.role in outer:
+                kind = stored_type(base_type(outer[tensor.role]), inputs)
             sizes[tensor.role] += tensor.shape[0] * row_bytes(kind, inputs)
         elif not tensor.name.startswith(_VISION):
             others += 4 * tensor.parameters

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.modelspec import ModelSpec, ShapeClass
+from advisor.modelspec.outer import outer_modules
 from advisor.predict.gguf import gguf_size, mixture_size
 from advisor.predict.storage import Part, canonical_format, module_parts
 from advisor.schemes import BF16, Scheme
@@ -52,6 +53,7 @@ def checkpoint_size(
     *,
     untied: bool = False,
     head: Scheme | None = None,
+    outer: Mapping[str, Scheme] | None = None,
     gguf_before_2024: bool = False,
 ) -> SizeEstimate:
     """Compute the size of a checkpoint.
@@ -59,12 +61,14 @@ def checkpoint_size(
     Args:
         spec: The model.
         schemes: One scheme for every quantizable linear, or a scheme per module path; a module
-            that the mapping does not name stays 16-bit.
+            that the mapping does not name stays 16-bit. It may name embedding and head too.
         format: Checkpoint format: ``gptq``, ``awq``, ``compressed-tensors``, ``bitsandbytes``,
             ``safetensors``, ``gguf``, ``auto-round``, ``fp8``, ``mxfp4`` or ``hqq``.
         untied: Store a tied head a second time, as some publishers do; ours stays tied.
         head: Scheme of the head, for tools that quantize it too; ours stays 16-bit. A tied head
             is then stored beside its embedding.
+        outer: Scheme of the embedding or the head by module path, where ``schemes`` is one for
+            the linears.
         gguf_before_2024: Use llama.cpp's older mixture of q2_k.
 
     Returns:
@@ -76,10 +80,11 @@ def checkpoint_size(
             size that does not divide the in-features of some modules (all are counted).
     """
     name = canonical_format(format)
+    schemes, ends = _split(spec, schemes, outer or {})
     if name == "gguf":
-        return _gguf(spec, schemes, gguf_before_2024)
+        return _gguf(spec, schemes, ends, gguf_before_2024)
     counted = list(_uses(spec, schemes))
-    check_group_sizes(counted)
+    check_group_sizes([*counted, *ends.values()])
     entries = 0
     header = 0
     quantizable = 0
@@ -88,7 +93,13 @@ def checkpoint_size(
         quantizable += kind.count * sum(part.size_bytes for part in parts)
         header += sum(kind.count * _entry_bytes(part) + kind.name_characters for part in parts)
         entries += kind.count * len(parts)
-    others = spec.unquantized_tensors
+    others = [t for t in spec.unquantized_tensors if t.name.removesuffix(".weight") not in ends]
+    ends_bytes = {"embedding": 0, "head": 0}
+    for role, (scheme, kind) in zip(_roles(spec, ends), ends.values(), strict=True):
+        parts = module_parts(scheme, name, kind.in_features, kind.out_features)
+        ends_bytes[role] += sum(part.size_bytes for part in parts)
+        header += sum(_entry_bytes(part) + kind.name_characters for part in parts)
+        entries += len(parts)
     width = 4 if isinstance(schemes, Scheme) and schemes.weight == "fp32" else 2
     embedding = width * sum(t.parameters for t in others if t.role == "embedding")
     plain_head = width * sum(t.parameters for t in others if t.role == "head")
@@ -99,6 +110,7 @@ def checkpoint_size(
     elif untied and spec.tied_embeddings:
         head_bytes = embedding
     other = width * sum(t.parameters for t in others) - plain_head + head_bytes
+    other += sum(ends_bytes.values())
     header += sum(_entry_bytes(Part("", "BF16", t.shape)) + len(t.name) for t in others)
     weight = quantizable + other
     header = _finish_header(header, entries + len(others), weight)
@@ -108,11 +120,46 @@ def checkpoint_size(
         bits_per_weight=8 * quantizable / max(1, spec.quantizable_parameters),
         header_bytes=header,
         quantizable_bytes=quantizable,
-        embedding_bytes=embedding,
-        head_bytes=head_bytes,
+        embedding_bytes=embedding + ends_bytes["embedding"],
+        head_bytes=head_bytes + ends_bytes["head"],
         format=name,
-        decompressed_bytes=other + 2 * spec.quantizable_parameters,
+        decompressed_bytes=other
+        - sum(ends_bytes.values())
+        + 2 * sum(kind.in_features * kind.out_features for _, kind in ends.values())
+        + 2 * spec.quantizable_parameters,
     )
+
+
+Ends = Mapping[str, tuple[Scheme, ShapeClass]]
+"""Scheme and shape of embedding and head, by module path, where they are quantized."""
+
+
+def _split(
+    spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], outer: Mapping[str, Scheme]
+) -> tuple[Scheme | Mapping[str, Scheme], Ends]:
+    """Part the schemes of the linears from those of embedding and head."""
+    modules = {module.name: module for module in outer_modules(spec)}
+    if isinstance(schemes, Mapping):
+        outer = {**outer, **{name: s for name, s in schemes.items() if name in modules}}
+        schemes = {name: s for name, s in schemes.items() if name not in modules}
+    if unknown := sorted(outer.keys() - modules.keys()):
+        raise InputError(
+            f"{spec.id} has no embedding or head named {', '.join(unknown)}; it has "
+            f"{', '.join(modules)}."
+        )
+    ends = {}
+    for name, scheme in outer.items():
+        linear = modules[name].linear
+        kind = ShapeClass(linear.in_features, linear.out_features, False, 1, len(name), name)
+        if scheme.is_quantized:
+            ends[name] = scheme, kind
+    return schemes, ends
+
+
+def _roles(spec: ModelSpec, ends: Ends) -> list[str]:
+    """Return the role of each end, in their order."""
+    roles = {module.name: module.role for module in outer_modules(spec)}
+    return [roles[name] for name in ends]
 
 
 def check_group_sizes(uses: Iterable[tuple[Scheme, ShapeClass]]) -> None:
@@ -130,7 +177,9 @@ def check_group_sizes(uses: Iterable[tuple[Scheme, ShapeClass]]) -> None:
     for scheme, kinds in offenders.items():
         sizes = sorted({kind.in_features for kind in kinds})
         fitting = [g for g in (256, 128, 64, 32, 16) if not any(size % g for size in sizes)]
-        advice = f" Use group size {' or '.join(map(str, fitting[:2]))}." if fitting else ""
+        advice = " Use one scale per channel (-gch)."
+        if fitting:
+            advice = f" Use group size {' or '.join(map(str, fitting[:2]))}."
         problems.append(
             f"group_size must divide in_features, but got group_size={scheme.group_size} for "
             f"{sum(kind.count for kind in kinds)} modules with in_features="
@@ -189,12 +238,16 @@ def _finish_header(characters: int, entries: int, weight_bytes: int) -> int:
 
 
 def _gguf(
-    spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], before_2024: bool
+    spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], ends: Ends, before_2024: bool
 ) -> SizeEstimate:
+    outer = {
+        role: scheme.weight
+        for role, (scheme, _) in zip(_roles(spec, ends), ends.values(), strict=True)
+    }
     if isinstance(schemes, Mapping):
-        size = mixture_size(spec, schemes)
+        size = mixture_size(spec, schemes, outer)
     else:
-        size = gguf_size(spec, schemes, before_2024=before_2024)
+        size = gguf_size(spec, schemes, outer, before_2024=before_2024)
     return SizeEstimate(
         total_bytes=size.tensor_bytes + size.header_bytes,
         weight_bytes=size.tensor_bytes,

@@ -80,6 +80,7 @@ def predict_speed(
     linear_bytes: int,
     context: int,
     batch: int,
+    head_bytes: int | None = None,
 ) -> SpeedEstimate:
     """Predict decode and prefill speed.
 
@@ -92,6 +93,7 @@ def predict_speed(
         linear_bytes: Bytes of all quantizable linears as stored.
         context: Tokens in the cache of each sequence.
         batch: Sequences decoded together.
+        head_bytes: Bytes of the head where it is quantized; otherwise 16 bits are read.
     """
     if kernel.support == "none":
         return SpeedEstimate(None, None, None, "no kernel runs this scheme here")
@@ -100,7 +102,9 @@ def predict_speed(
     constants = coefficients.kernels[key]
     if kernel.support == "emulated":
         linear_bytes = 2 * spec.quantizable_parameters
-    work = _workload(spec, linear_bytes, context, batch)
+    if kernel.support == "emulated":
+        head_bytes = None
+    work = _workload(spec, linear_bytes, context, batch, head_bytes)
     prefill = _prefill(spec, kernel, hardware, coefficients, constants, scheme, work, context)
     bandwidth = hardware.bandwidth_gb_s
     if bandwidth is None:
@@ -119,7 +123,9 @@ def predict_speed(
     return SpeedEstimate(decode, prefill, bound, words)
 
 
-def _workload(spec: ModelSpec, linear_bytes: float, context: int, batch: int) -> _Workload:
+def _workload(
+    spec: ModelSpec, linear_bytes: float, context: int, batch: int, head_bytes: int | None
+) -> _Workload:
     experts = sum(
         kind.in_features * kind.out_features * kind.count
         for kind in spec.shape_classes
@@ -139,7 +145,7 @@ def _workload(spec: ModelSpec, linear_bytes: float, context: int, batch: int) ->
     )
     return _Workload(
         linear_bytes=linear_bytes * read,
-        other_bytes=2.0 * head,
+        other_bytes=2.0 * head if head_bytes is None else float(head_bytes),
         cache_bytes=2.0 * cache * batch,
         unpacked_bytes=4.0 * total * read,
         products=dense + experts * share + head,

@@ -43,7 +43,7 @@ def render_card(plan: Plan, modules: Mapping[str, str], files: Mapping[str, int]
         _figures(plan, files),
         _judged(plan),
         _serving(plan, files),
-        _inside(modules),
+        _inside(modules, plan.scheme.outer),
         _again(plan),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -153,11 +153,12 @@ def _serving(plan: Plan, files: Mapping[str, int]) -> str:
     return f"## Serving\n\n```sh\n{command}\n```\n\n{verdict}"
 
 
-def _inside(modules: Mapping[str, str]) -> str:
-    counted = Counter(modules.values())
+def _inside(modules: Mapping[str, str], outer: Mapping[str, str]) -> str:
+    counted = Counter(scheme for name, scheme in modules.items() if name not in outer)
     rows = [
         (name, str(count)) for name, count in sorted(counted.items(), key=lambda x: (-x[1], x[0]))
     ]
+    rows += [(scheme, name) for name, scheme in outer.items()]
     return f"## Inside\n\n{_table(('scheme', 'modules'), rows)}"
 
 

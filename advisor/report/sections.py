@@ -49,6 +49,7 @@ def treated_otherwise(plan: Plan) -> list[tuple[str, str]]:
         (f"{row.modules} as {row.scheme}", f"{row.reason} (first: {row.first})")
         for row in plan.fallbacks
     ]
+    rows += [(name, f"{scheme} (embedding or head)") for name, scheme in plan.scheme.outer.items()]
     if (seen := plan.expert_coverage) is not None:
         line = (
             f"{seen.helped} of {seen.experts} saw too few calibration tokens and were fitted with "

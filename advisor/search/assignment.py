@@ -13,7 +13,7 @@ from advisor.predict.gguf_types import module_types
 from advisor.schemes import BF16, parse_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from advisor.modelspec import LinearSpec
     from advisor.plan.schema import Plan
@@ -23,7 +23,7 @@ _SAMPLES = "samples"
 
 
 def assignment_of(plan: Plan, linears: Sequence[LinearSpec]) -> dict[str, Scheme]:
-    """Return the scheme of every quantizable module, as the plan says.
+    """Return the scheme of every quantizable module, as the plan says, and of its ends.
 
     Raises:
         InputError: The plan names a module that the model does not have, or no known scheme.
@@ -40,13 +40,13 @@ def assignment_of(plan: Plan, linears: Sequence[LinearSpec]) -> dict[str, Scheme
                 ]
             )
         )
-    parsed = {
-        name: parse_scheme(name) for name in {plan.scheme.default, *plan.scheme.modules.values()}
-    }
+    ends = plan.scheme.outer
+    written = {plan.scheme.default, *plan.scheme.modules.values(), *ends.values()}
+    parsed = {name: parse_scheme(name) for name in written}
     default = parsed[plan.scheme.default]
     chosen = plan.scheme.modules
     found = {name: parsed[chosen[name]] if name in chosen else default for name in names}
-    return by_block_type(found, linears)
+    return by_block_type(found, linears) | {name: parsed[ends[name]] for name in ends}
 
 
 def by_block_type(
@@ -101,8 +101,19 @@ def plan_settings(
     return {**known, _SAMPLES: samples}
 
 
-def scheme_choice(name: str, format_name: str, assignment: Mapping[str, Scheme]) -> SchemeChoice:
-    """Return an assignment as a plan holds it: the commonest scheme, and the modules beside it."""
+def scheme_choice(
+    name: str, format_name: str, assignment: Mapping[str, Scheme], ends: Collection[str] = ()
+) -> SchemeChoice:
+    """Return an assignment as a plan holds it: the commonest scheme, and the modules beside it.
+
+    Args:
+        name: Of the answer.
+        format_name: Checkpoint format.
+        assignment: Module path to scheme.
+        ends: Which of them are embedding and head.
+    """
+    outer = {module: str(scheme) for module, scheme in assignment.items() if module in ends}
+    assignment = {module: s for module, s in assignment.items() if module not in ends}
     counted = Counter(str(scheme) for scheme in assignment.values() if scheme.is_quantized)
     default = counted.most_common(1)[0][0] if counted else "bf16"
     others = {module: str(scheme) for module, scheme in assignment.items()}
@@ -111,4 +122,5 @@ def scheme_choice(name: str, format_name: str, assignment: Mapping[str, Scheme])
         default=default,
         format=format_name,
         modules={module: scheme for module, scheme in others.items() if scheme != default},
+        outer=outer,
     )

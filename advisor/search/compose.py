@@ -24,14 +24,18 @@ from advisor.search.families import (
     with_16_bit,
 )
 from advisor.search.mixture import Mixture
+from advisor.search.outer import outer_schemes
 from advisor.search.scores import ScoreBook, fits
 from advisor.search.space import storage_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from advisor.engines.options import MixtureOptions
     from advisor.methods.settings import QuantizationSettings
     from advisor.modelspec import LinearSpec, ModelSpec
+    from advisor.modelspec.outer import OuterModule
+    from advisor.search.outer import OuterBook
 
 _EXPERTS = "all experts"
 
@@ -43,11 +47,11 @@ class Composer:
         self,
         spec: ModelSpec,
         linears: Sequence[LinearSpec],
-        options: Sequence[Scheme],
-        format_name: str,
+        offered: MixtureOptions,
         book: ScoreBook,
         settings: QuantizationSettings,
         *,
+        outer: OuterBook | None = None,
         experts_as_one: bool = False,
     ) -> None:
         """Prepare.
@@ -55,34 +59,43 @@ class Composer:
         Args:
             spec: The model's tensors.
             linears: Its quantizable modules, fused as the engine does.
-            options: What the engine mixes in one checkpoint.
-            format_name: Checkpoint format.
+            offered: What the engine mixes in one checkpoint, and which modules that does not fit.
             book: Scores.
             settings: The methods' settings that families refine.
+            outer: Scores of embedding and head, where they are to be quantized too.
             experts_as_one: Whether the engine unpacks all experts of all layers by one scheme.
+
+        Raises:
+            InputError: Nothing that is offered fits this model; says why of each scheme.
         """
         # Quantized inputs change the output too, which weight scores do not see: such options
         # save no bytes over weight-only ones and are left to uniform candidates of their own.
-        self.options = tuple(s for s in with_16_bit(options) if s.activation is None)
+        self.options = tuple(s for s in with_16_bit(offered.schemes) if s.activation is None)
         if not any(scheme.is_quantized for scheme in self.options):
-            raise InputError(
-                f"the engine offers no weight-only scheme in format {format_name!r} that fits this "
-                "model: choose another --engine."
-            )
+            raise InputError(_nothing_fits(offered))
         self.linears = tuple(linears)
         self._experts_as_one = experts_as_one and any(linear.is_expert for linear in linears)
         if self._experts_as_one:
             self.options = tuple(s for s in self.options if s.symmetric is not False)
         self.settings = settings
-        self.format_name = format_name
+        self.format_name = offered.format
+        self._unfit = {_storage(scheme): names for scheme, names in offered.unfit.items()}
         self._spec = spec
         self._book = book
+        self._outer = outer
+        self.outer = () if outer is None else outer.modules
         self._cost = lru_cache(maxsize=None)(self._cost_of)
+        self._outer_cost = lru_cache(maxsize=None)(self._outer_cost_of)
 
     def size(self, assignment: Mapping[str, Scheme]) -> SizeEstimate:
         """Return the exact size of a checkpoint."""
         quantized = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
         return checkpoint_size(self._spec, quantized, self.format_name)
+
+    def takes(self, scheme: Scheme, members: Iterable[LinearSpec]) -> bool:
+        """Whether a scheme's groups divide all of these modules and a kernel runs each."""
+        unfit = self._unfit.get(_storage(scheme), frozenset())
+        return all(fits(scheme, m) and m.name not in unfit for m in members)
 
     def schemes(self, family: Family) -> tuple[Scheme, ...]:
         """Return every scheme whose scores a family needs."""
@@ -134,7 +147,8 @@ class Composer:
         for key, members in self._ties(family).items():
             options = []
             for scheme in schemes:
-                if not all(linear.name in scores[scheme] for linear in members):
+                known = all(linear.name in scores[scheme] for linear in members)
+                if not known or not self.takes(scheme, members):
                     continue
                 if self._must_be_quantized(members) and not expert_scheme_fits(scheme):
                     continue
@@ -144,7 +158,24 @@ class Composer:
                 score = sum(scores[scheme][linear.name].kl for linear in members)
                 options.append(Option(str(scheme), cost, score))
             result[key] = options
+        for module in self.outer:
+            result[module.name] = self._outer_options(module, family)
         return result
+
+    def _outer_options(self, module: OuterModule, family: Family) -> list[Option]:
+        """Return what an embedding or a head may take."""
+        settings = family.settings(self.settings)
+        options = []
+        for scheme in self._outer_schemes(module, family):
+            score = 0.0
+            if self._outer is not None:
+                score = self._outer.score(module, scheme, settings, family.samples).kl
+            options.append(Option(str(scheme), self._outer_cost(module, scheme), score))
+        return options
+
+    def _outer_schemes(self, module: OuterModule, family: Family) -> list[Scheme]:
+        schemes = outer_schemes(module, self.schemes(family))
+        return [scheme for scheme in schemes if self.takes(scheme, [module.linear])]
 
     def mixture(self, family: Family, max_bytes: int, *, or_smallest: bool = False) -> Mixture:
         """Return the best mixture within a size.
@@ -189,7 +220,7 @@ class Composer:
             storage: As :func:`advisor.search.space.storage_name` prints it.
         """
         schemes = [s for s in self.schemes(family) if storage_name(s) == storage]
-        found = [s for s in schemes if all(fits(s, linear) for linear in self.linears)]
+        found = [s for s in schemes if self.takes(s, self.linears)]
         if not found:
             return None
         candidates = [self._uniform(family, scheme) for scheme in found]
@@ -198,7 +229,7 @@ class Composer:
     def uniform_size(self, family: Family, storage: str) -> int | None:
         """Return the bytes of a uniform candidate without scoring it; None where it fits not."""
         for scheme in self.schemes(family):
-            if storage_name(scheme) == storage and all(fits(scheme, m) for m in self.linears):
+            if storage_name(scheme) == storage and self.takes(scheme, self.linears):
                 assignment = dict.fromkeys((linear.name for linear in self.linears), scheme)
                 return self.size(assignment).total_bytes
         return None
@@ -225,12 +256,16 @@ class Composer:
         least: dict[str, Scheme] = {}
         most: dict[str, Scheme] = {}
         for members in self._ties(Family(BEST)).values():
-            fitting = [s for s in schemes if all(fits(s, linear) for linear in members)] or [BF16]
+            fitting = [s for s in schemes if self.takes(s, members)] or [BF16]
             width = (members[0].in_features, members[0].out_features, len(members[0].name))
             low = min(fitting, key=lambda s: self._cost(s, *width))
             high = max(fitting, key=lambda s: self._cost(s, *width))
             least |= {linear.name: low for linear in members}
             most |= {linear.name: high for linear in members}
+        for module in self.outer:
+            fitting = self._outer_schemes(module, Family(BEST)) or [BF16]
+            least[module.name] = min(fitting, key=lambda s: self._outer_cost(module, s))
+            most[module.name] = max(fitting, key=lambda s: self._outer_cost(module, s))
         return self.size(least), self.size(most)
 
     def _uniform(self, family: Family, scheme: Scheme) -> Mixture:
@@ -248,8 +283,12 @@ class Composer:
         for key, members in self._ties(family).items():
             for linear in members:
                 assignment[linear.name] = schemes[allocation.choice[key]]
+        for module in self.outer:
+            known = {str(scheme): scheme for scheme in self._outer_schemes(module, family)}
+            assignment[module.name] = known[allocation.choice[module.name]]
         size = self.size(assignment)
-        used = set(assignment.values())
+        ends = {module.name for module in self.outer}
+        used = {s for name, s in assignment.items() if s.is_quantized or name not in ends}
         name = str(used.pop()) if len(used) == 1 else f"mixed-{size.bits_per_weight:.2f}bpw"
         return Mixture(
             name, family, assignment, size.total_bytes, size.bits_per_weight, allocation.score
@@ -277,9 +316,22 @@ class Composer:
         return self._experts_as_one and members[0].is_expert
 
     def _base_bytes(self) -> int:
-        """Return the bytes of the checkpoint beside the quantizable modules."""
-        largest = checkpoint_size(self._spec, {}, self.format_name)
-        return largest.total_bytes - sum(2 * linear.parameters for linear in self.linears)
+        """Return the bytes of the checkpoint beside what is allocated."""
+        kept = {m.name: self._outer_schemes(m, Family(BEST))[0] for m in self.outer}
+        whole = checkpoint_size(self._spec, kept, self.format_name)
+        beside = sum(self._outer_cost(m, kept[m.name]) for m in self.outer)
+        return whole.total_bytes - beside - sum(2 * linear.parameters for linear in self.linears)
+
+    def _outer_cost_of(self, module: OuterModule, scheme: Scheme) -> int:
+        """Return what an embedding or a head adds to the file."""
+        linear = module.linear
+        if not scheme.is_quantized:
+            return 2 * linear.parameters
+        if scheme.method == "gguf":
+            return linear.out_features * row_bytes(scheme.weight, linear.in_features)
+        plain = checkpoint_size(self._spec, {}, self.format_name).total_bytes
+        changed = checkpoint_size(self._spec, {module.name: scheme}, self.format_name).total_bytes
+        return max(0, 2 * linear.parameters + changed - plain)
 
     def _cost_of(self, scheme: Scheme, inputs: int, outputs: int, characters: int) -> int:
         """Return what a module of this shape and length of name adds to the file."""
@@ -295,3 +347,21 @@ class Composer:
         plain = checkpoint_size(self._spec, {}, self.format_name).total_bytes
         changed = checkpoint_size(self._spec, {linear.name: scheme}, self.format_name).total_bytes
         return max(0, 2 * inputs * outputs + changed - plain)
+
+
+def _storage(scheme: Scheme) -> tuple[object, ...]:
+    """Return what kernels see of a weight-only scheme: everything but who chose its codes."""
+    return scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric
+
+
+def _nothing_fits(offered: MixtureOptions) -> str:
+    """Say of every weight-only scheme why it does not fit."""
+    whys: dict[str, list[str]] = {}
+    for scheme, reason in offered.ruled_out:
+        if scheme.activation is None:
+            whys.setdefault(reason, []).append(str(scheme))
+    listed = "; ".join(f"{', '.join(names)}: {why}" for why, names in whys.items())
+    return (
+        f"the engine offers no weight-only scheme in format {offered.format!r} that fits this "
+        f"model: choose another --engine{f' ({listed})' if listed else ''}."
+    )

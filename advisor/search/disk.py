@@ -14,7 +14,10 @@ from advisor.errors import InputError
 from advisor.evaluation.reference import Reference, reference_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from advisor.calibration.mixing import Statistics
+    from advisor.modelspec.outer import OuterModule
     from advisor.search.planning import Task
 
 _CODE_BYTES = 1.35
@@ -67,13 +70,19 @@ class DiskUse:
         )
 
 
-def predict_disk(task: Task, store: Statistics, limit: int | None = None) -> DiskUse:
+def predict_disk(
+    task: Task,
+    store: Statistics,
+    limit: int | None = None,
+    ends: Sequence[OuterModule] = (),
+) -> DiskUse:
     """Return what a search will write, what is on disk already left out.
 
     Args:
         task: What is asked.
         store: Of its statistics.
         limit: The most that is allowed.
+        ends: Embedding and head, where candidates quantize them.
     """
     loaded = task.loaded
     config: Any = loaded.model.config
@@ -85,7 +94,8 @@ def predict_disk(task: Task, store: Statistics, limit: int | None = None) -> Dis
         if part is not None and not Reference.exists(loaded, part, cache_root()):
             references += reference_bytes(part, int(config.vocab_size))
     states = 2 * tokens * int(config.hidden_size) * dtype_bytes(str(loaded.dtype)[6:])
-    codes = int(_CODE_BYTES * task.spec.quantizable_parameters)
+    weights = task.spec.quantizable_parameters + sum(m.linear.parameters for m in ends)
+    codes = int(_CODE_BYTES * weights)
     use = DiskUse(collecting, kept, references, codes + states, 0, limit)
     # Codes are kept where there is room beside all the rest: they save work and nothing else.
     room = free_bytes(cache_root()) if limit is None else limit

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from advisor.calibration.tokens import TokenSequences
+    from advisor.engines.options import MixtureOptions
     from advisor.hardware.profile import HardwareProfile
     from advisor.models.load import LoadedModel
     from advisor.modelspec import LinearSpec
@@ -24,10 +25,10 @@ def shape_fallbacks(
     engine: str,
     hardware: HardwareProfile,
     linears: Sequence[LinearSpec],
-    offered: Sequence[Scheme],
+    offered: MixtureOptions,
     assignment: Mapping[str, Scheme],
 ) -> tuple[Fallback, ...]:
-    """Return the modules that no offered group size divides, by what they got instead.
+    """Return the modules that groups or blocks do not divide, by what they got instead.
 
     Args:
         engine: Name of the engine.
@@ -36,27 +37,35 @@ def shape_fallbacks(
         offered: What was offered for this model; schemes that no module fits are not among it.
         assignment: The answer.
     """
-    options = (*offered, *mixture_options(engine, hardware).schemes)
+    every = mixture_options(engine, hardware).schemes
+    options = [s for s in (*offered.schemes, *every) if s.is_quantized and s.activation is None]
     grouped = [s for s in options if s.granularity == "group" and s.group_size]
-    if not grouped:
-        return ()
     sizes = ", ".join(map(str, sorted({int(s.group_size or 0) for s in grouped})))
-    found: dict[tuple[int, str], list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for linear in linears:
         scheme = assignment[linear.name]
-        if not any(fits(option, linear) for option in grouped) and not (
-            scheme.granularity == "group" and fits(scheme, linear)
+        reason = None
+        if not scheme.is_quantized and not any(_takes(offered, s, linear) for s in options):
+            reason = f"no offered scheme takes {linear.out_features}x{linear.in_features}"
+            if all(option.method == "gguf" for option in options):
+                reason = f"GGUF blocks of 32 do not divide in_features={linear.in_features}"
+        elif (
+            grouped
+            and not any(fits(option, linear) for option in grouped)
+            and not (scheme.granularity == "group" and fits(scheme, linear))
         ):
-            found.setdefault((linear.in_features, str(scheme)), []).append(linear.name)
+            reason = f"no offered group size ({sizes}) divides in_features={linear.in_features}"
+        if reason is not None:
+            found.setdefault((reason, str(scheme)), []).append(linear.name)
     return tuple(
-        Fallback(
-            modules=len(names),
-            first=names[0],
-            scheme=scheme,
-            reason=f"no offered group size ({sizes}) divides in_features={in_features}",
-        )
-        for (in_features, scheme), names in found.items()
+        Fallback(modules=len(names), first=names[0], scheme=scheme, reason=reason)
+        for (reason, scheme), names in found.items()
     )
+
+
+def _takes(offered: MixtureOptions, scheme: Scheme, linear: LinearSpec) -> bool:
+    """Whether a scheme's groups divide a module and a kernel runs it."""
+    return fits(scheme, linear) and linear.name not in offered.unfit.get(scheme, frozenset())
 
 
 def coverage_row(

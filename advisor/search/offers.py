@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from advisor.engines.outer import ends_taking
 from advisor.engines.verdict import verdict
 from advisor.errors import AdvisorError
 from advisor.formats.layouts import engine_problems, layout_problems
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from advisor.engines.options import MixtureOptions
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import LinearSpec, ModelSpec
+    from advisor.modelspec.outer import OuterModule
     from advisor.search.finalists import Finalist
 
 _OTHER_WAYS = ("gguf", "hqq")
@@ -48,6 +50,7 @@ def uniform_offers(
     hardware: HardwareProfile,
     engine: str,
     offered: MixtureOptions,
+    ends: Sequence[OuterModule] = (),
 ) -> list[Mixture]:
     """Return one candidate per kind (method and activations), least published loss first.
 
@@ -61,6 +64,7 @@ def uniform_offers(
         hardware: The device.
         engine: Name of the engine.
         offered: What one checkpoint may mix; its schemes with quantized activations come too.
+        ends: Embedding and head that take the scheme too where the engine reads that.
 
     Returns:
         Candidates, several sizes of a kind among them; see :func:`best_of_kinds`.
@@ -74,6 +78,8 @@ def uniform_offers(
         assignment = {linear.name: scheme for linear in linears}
         if carried is None or _unread(spec, carried, engine, assignment):
             continue
+        taking = ends_taking(scheme, hardware, engine, carried, ends)
+        assignment |= dict.fromkeys(taking, scheme)
         try:
             size = checkpoint_size(spec, assignment, carried)
         except AdvisorError:  # the format has no way to store the scheme for these shapes

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import advisor
 from advisor.engines.verdict import verdict
+from advisor.modelspec.outer import outer_modules
 from advisor.plan.hashing import hash_model
 from advisor.plan.schema import (
     Accuracy,
@@ -130,7 +131,12 @@ def build_plan(
         engine=Engine(name=task.engine, kernel=_kernel(task, chosen)),
         serving=Serving(context=task.context, batch=task.batch),
         budgets=BudgetLimits(**task.budgets.to_dict()),  # type: ignore[arg-type]
-        scheme=scheme_choice(chosen.name, task.format_name, chosen.assignment),
+        scheme=scheme_choice(
+            chosen.name,
+            task.format_name,
+            chosen.assignment,
+            [module.name for module in outer_modules(task.spec)],
+        ),
         settings=plan_settings(chosen.family.settings(task.settings), chosen.family.samples),
         calibration=_text(task.calibration, None),
         calibration_fit=None if fit is None else CalibrationFit(**fit.to_dict()),

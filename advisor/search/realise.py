@@ -14,8 +14,10 @@ from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.formats.gguf import outer_weights
 from advisor.methods.registry import quantize
 from advisor.models.allocator import give_back
+from advisor.models.inspect import find_outer
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.search.codes import codes_key
+from advisor.search.outer_codes import check_ends, quantize_outer
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
 from advisor.search.scores import fits, module_weight
 from advisor.search.sequential import QuantizedPrefix, can_be_sequential
@@ -68,7 +70,8 @@ def realise(
 
     Args:
         loaded: The 16-bit model; not modified.
-        assignment: Module path to scheme; modules that are absent or 16-bit stay as they are.
+        assignment: Module path to scheme; modules that are absent or 16-bit stay as they are. It
+            may name embedding and head too; of a GGUF file without, llama.cpp's rules decide.
         settings: The methods' settings.
         store: Complete statistics; None where no scheme needs any.
         samples: Prefix of the calibration sequences to use; None for all.
@@ -81,7 +84,11 @@ def realise(
         InputError: A module does not exist, a group size does not divide, the linears that share
             an input are only in part AWQ or SmoothQuant, or codes cannot be sequential.
     """
+    outer = {module.name: module for module in find_outer(loaded.model)}
+    ends = {name: scheme for name, scheme in assignment.items() if name in outer}
+    assignment = {name: scheme for name, scheme in assignment.items() if name not in outer}
     _check(loaded, assignment)
+    check_ends(ends, outer, settings)
     if store is not None:
         store = of_mix(store, settings.calibration_mix)
     chosen = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
@@ -159,6 +166,17 @@ def realise(
     if rotation is not None:
         dtype = stored_dtype(loaded)
         replaced |= {name: tensor.to(dtype) for name, tensor in rotation.outer().items()}
+    for name, scheme in ends.items():
+        if not scheme.is_quantized:
+            continue
+        key = codes_key([name], scheme, settings, samples)
+        if stored is not None and stored.find([name], key):
+            continue
+        found = quantize_outer(loaded, outer[name], scheme, settings, store, samples)
+        if stored is None:
+            kept[name] = found
+        else:
+            stored.add(name, key, found)
     replaced |= _gguf_outer(loaded, weights)
     return Realised(weights, replaced)
 

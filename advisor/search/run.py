@@ -25,6 +25,7 @@ from advisor.search.limits import size_limit
 from advisor.search.measuring import Measurer
 from advisor.search.memory import check_memory, predict_memory
 from advisor.search.offers import uniform_offers
+from advisor.search.outer import OuterBook
 from advisor.search.outside import measure_outsiders
 from advisor.search.planning import Stopped, Task, build_plan
 from advisor.search.refine import Refiner
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from advisor.calibration.mixing import Statistics
     from advisor.engines.options import MixtureOptions
+    from advisor.modelspec.outer import OuterModule
     from advisor.search.mixture import Mixture
     from advisor.search.outcomes import TrialRecord
     from advisor.search.outside import Outside
@@ -95,6 +97,7 @@ class Run:
     study: str = "none"
     outsiders: Callable[[int | None], Iterable[Outside]] | None = None
     max_disk_bytes: int | None = None
+    outer: tuple[OuterModule, ...] = ()
 
     def search(
         self, *, trials: int, seed: int, storage: str | None, study_name: str | None, prefer: str
@@ -105,15 +108,16 @@ class Run:
         check_memory(memory)
         self.report(SearchEvent("Memory", 1, 1, memory.describe()))
         store = open_statistics(task.loaded, task.calibration)
-        disk = predict_disk(task, store, self.max_disk_bytes)
+        disk = predict_disk(task, store, self.max_disk_bytes, self.outer)
         check_disk(disk)
         self.report(SearchEvent("Disk", 1, 1, disk.describe()))
         self.workdir.mkdir(parents=True, exist_ok=True)
         url = storage_url(storage, self.workdir)
         book = ScoreBook(task.loaded, store, cache_root() / "scores")
         composer = Composer(
-            task.spec, task.loaded.linears, self.offered.schemes, self.offered.format, book,
-            task.settings, experts_as_one=experts_as_one(task.engine, self.offered.format),
+            task.spec, task.loaded.linears, self.offered, book, task.settings,
+            outer=self._outer_book(store, book),
+            experts_as_one=experts_as_one(task.engine, self.offered.format),
         )  # fmt: skip
         goal, space = self._aim(composer, prefer)
         scorer = Scorer(
@@ -149,6 +153,9 @@ class Run:
         )  # fmt: skip
         goal = goal_of(task.budgets, prefer, limit.max_bytes)
         high = largest.bits_per_weight
+        if self.outer:  # what embedding and head may take more is counted as the linears'
+            more = largest.total_bytes - smallest.total_bytes + smallest.quantizable_bytes
+            high = 8 * more / task.spec.quantizable_parameters
         if goal.max_bytes is not None:
             beside = smallest.total_bytes - smallest.quantizable_bytes
             quantizable = task.spec.quantizable_parameters
@@ -160,9 +167,18 @@ class Run:
             mixes=mixes(task.calibration), rotations=self._rotations(),
         )  # fmt: skip
 
+    def _outer_book(self, store: Statistics, book: ScoreBook) -> OuterBook | None:
+        """Return the scores of embedding and head, where they are to be quantized."""
+        if not self.outer:
+            return None
+        folder = cache_root() / "scores"
+        return OuterBook(self.task.loaded, store, folder, self.outer, book.fitted_samples)
+
     def _rotations(self) -> tuple[str, ...]:
         """Return the rotations that the model and the format allow; a tied head allows none."""
         problem = rotation_problem(self.task.loaded.model)
+        if problem is None and self.outer:
+            problem = "embedding or head are to be quantized"
         if problem is not None or self.offered.format == "gguf":
             _logger.info("the residual stream is not rotated: %s", problem or "GGUF")
             return (NONE,)
@@ -181,6 +197,8 @@ class Run:
         }
         if self.sampler != "tpe":
             content["sampler"] = self.sampler
+        if self.outer:
+            content["outer"] = [module.name for module in self.outer]
         return f"advisor-{sha256_json(content)[:16]}"
 
     def _trials(self, scorer: Scorer, space: Space, url: str, trials: int, seed: int) -> None:
@@ -226,7 +244,9 @@ class Run:
         )
         refiner.run()
         refiner.measure_offers(
-            uniform_offers(task.spec, task.loaded.linears, task.hardware, task.engine, self.offered)
+            uniform_offers(
+                task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
+            )
         )
         refiner.settle()
         if self.sequential:
@@ -266,7 +286,7 @@ class Run:
             scored=scored, fit=self.fit, sampler=self.sampler,
             coverage=coverage_row(task.loaded, task.calibration, chosen.family.samples),
             fallbacks=shape_fallbacks(
-                task.engine, task.hardware, task.loaded.linears, self.offered.schemes,
+                task.engine, task.hardware, task.loaded.linears, self.offered,
                 chosen.assignment,
             ),
             best=best_so_far(self.records),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from advisor.search.families import Family, schemes_of
 from advisor.search.mixture import Mixture
 from advisor.search.outcomes import Outcome, TrialRecord
-from advisor.search.scores import fits
 from advisor.search.space import Proposal, Space, Suggester, suggest
 
 if TYPE_CHECKING:
@@ -214,7 +213,7 @@ def fallback(composer: Composer, max_bytes: int | None) -> Mixture | None:
     for option in composer.options:
         family = Family("rtn", option.symmetric is not False)
         for scheme in schemes_of(family, [option], "rtn"):
-            if not scheme.is_quantized or not all(fits(scheme, m) for m in composer.linears):
+            if not scheme.is_quantized or not composer.takes(scheme, composer.linears):
                 continue
             assignment = dict.fromkeys(names, scheme)
             size = composer.size(assignment)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from advisor.calibration.tokens import check_disjoint
 from advisor.engines.options import MixtureOptions, mixture_options
+from advisor.engines.outer import outer_problems, with_ends
 from advisor.errors import InputError, join_errors
 from advisor.formats.layouts import engine_problems
 from advisor.methods.settings import QuantizationSettings
+from advisor.modelspec.outer import outer_modules
 from advisor.search.judges import Judges
 from advisor.search.planning import Task
 from advisor.search.results import SearchEvent, TuneResult
@@ -58,6 +60,8 @@ def tune(
     sampler: str = "tpe",
     outsiders: Callable[[int | None], Iterable[Outside]] | None = None,
     max_disk_bytes: int | None = None,
+    quantize_head: bool = False,
+    quantize_embedding: bool = False,
     progress: Callable[[SearchEvent], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TuneResult:
@@ -89,12 +93,15 @@ def tune(
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
         outsiders: Makes candidates of other libraries of at most so many bytes.
         max_disk_bytes: The most that statistics, references and candidates may add to the disk.
+        quantize_head: Let the head take fewer bits too.
+        quantize_embedding: Let the embedding take fewer bits too.
         progress: Called with events.
         stop: Asked before every step; True ends the search as Ctrl-C does.
 
     Raises:
         InputError: The texts overlap, the engine offers nothing, the storage cannot be opened,
-            an accuracy budget has no benchmark, or the disk is too small.
+            an accuracy budget has no benchmark, the disk is too small, or the engine reads no
+            quantized head or embedding of this model.
     """
     if trials < 1:
         raise InputError(f"--trials must be at least 1, but got {trials}.")
@@ -108,8 +115,11 @@ def tune(
     for text in judges.slices.values():
         check_disjoint(calibration, text)
     offered = options or mixture_options(engine, hardware, spec.linears)
-    if problems := engine_problems(spec.architecture, offered.format, engine):
+    ends = outer_modules(spec, head=quantize_head, embedding=quantize_embedding)
+    problems = engine_problems(spec.architecture, offered.format, engine)
+    if problems := problems + outer_problems(engine, offered.format, ends):
         raise InputError(join_errors(problems))
+    offered, ends = with_ends(engine, hardware, offered, ends)
     base = settings or QuantizationSettings(
         scale_steps=_SCALE_STEPS, descent=_DESCENT, output_feedback=OUTPUT_FEEDBACK
     )
@@ -122,7 +132,7 @@ def tune(
     run = Run(
         task, offered, workdir, report, clock, overlap, sequential=sequential, sampler=sampler,
         outsiders=outsiders,
-        max_disk_bytes=max_disk_bytes,
+        max_disk_bytes=max_disk_bytes, outer=ends,
     )  # fmt: skip
     return run.search(
         trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer

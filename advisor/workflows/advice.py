@@ -25,6 +25,8 @@ def recommend(
     context: int = 4096,
     batch: int = 1,
     prefer: str = "balanced",
+    quantize_head: bool = False,
+    quantize_embedding: bool = False,
 ) -> Recommendation:
     """Rank every scheme for a model on a device, from arithmetic and published evidence.
 
@@ -36,6 +38,8 @@ def recommend(
         context: Tokens of context when serving, at least 1.
         batch: Sequences served at once, at least 1.
         prefer: What breaks ties: accuracy, size, speed or balanced.
+        quantize_head: The head takes each scheme too, where the engine reads that.
+        quantize_embedding: The embedding takes each scheme too, where the engine reads that.
 
     Raises:
         InputError: A name is unknown or a value breaks its rule.
@@ -56,6 +60,8 @@ def recommend(
         batch=batch,
         prefer=prefer,
         makes=_makes,
+        quantize_head=quantize_head,
+        quantize_embedding=quantize_embedding,
     )
 
 
@@ -75,6 +81,8 @@ def predict(
     engine: str = "auto",
     context: int = 4096,
     batch: int = 1,
+    quantize_head: bool = False,
+    quantize_embedding: bool = False,
 ) -> Prediction:
     """Predict size, memory, speed, loss and cost of one scheme, feasible or not.
 
@@ -98,6 +106,8 @@ def predict(
         context=context,
         batch=batch,
         makes=_makes,
+        quantize_head=quantize_head,
+        quantize_embedding=quantize_embedding,
     )
     if prediction.candidate.problem is not None:  # asked for by name, and it cannot exist
         raise InputError(prediction.candidate.problem)
@@ -113,6 +123,8 @@ def compare_gpus(
     context: int = 4096,
     batch: int = 1,
     prefer: str = "balanced",
+    quantize_head: bool = False,
+    quantize_embedding: bool = False,
 ) -> dict[str, Any]:
     """Recommend for several devices; each row holds the device and its best candidate.
 
@@ -131,7 +143,8 @@ def compare_gpus(
     for gpu in gpus:
         document = recommend(
             model, gpu=gpu, engine=engine, budgets=budgets,
-            context=context, batch=batch, prefer=prefer,
+            context=context, batch=batch, prefer=prefer, quantize_head=quantize_head,
+            quantize_embedding=quantize_embedding,
         ).to_dict()  # fmt: skip
         name = document["recommended"]
         best = next((row for row in document["candidates"] if row["name"] == name), None)

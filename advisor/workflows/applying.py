@@ -156,7 +156,7 @@ def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: Lists every rule broken, with the number of modules that break it.
     """
-    from advisor.formats.loaders import loading_problems, storing_problems
+    from advisor.formats.loaders import ends_problems, loading_problems, storing_problems
     from advisor.predict.models import load_modelspec
     from advisor.search.assignment import assignment_of, settings_of
 
@@ -170,6 +170,7 @@ def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
         plan.engine.name, plan.scheme.format, schemes, spec.linears,
         heads=heads if isinstance(heads, int) else None, devices=plan.hardware.count,
     )  # fmt: skip
+    refusals += ends_problems(plan.engine.name, plan.scheme.format, schemes, spec)
     if problems + refusals:
         raise InputError(join_errors(problems + refusals))
     return tuple(warnings)

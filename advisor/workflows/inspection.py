@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class Inspection:
         hardware: Device that the kernels were judged for.
         refusals: Why the engine could not load it.
         warnings: Why later releases of the engine could not.
+        outer: Scheme of embedding and head, by module path.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Inspection:
     hardware: str
     refusals: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    outer: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``advisor inspect --json``."""
@@ -95,6 +97,7 @@ class Inspection:
                 for row in self.schemes
             ],
             "modules": self.modules,
+            "outer": self.outer,
             "faults": list(self.faults),
             "refusals": list(self.refusals),
             "warnings": list(self.warnings),
@@ -155,7 +158,24 @@ def inspect(
         hardware=hardware.name,
         refusals=tuple(refusals),
         warnings=tuple(warnings),
+        outer=_outer(checkpoint, spec),
     )
+
+
+def _outer(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, str]:
+    """Return how embedding and head are stored; a tied model has one of both."""
+    from advisor.modelspec.outer import outer_modules
+
+    found = {}
+    for module in outer_modules(spec):
+        header = checkpoint.stored.headers.get(f"{module.name}.weight")
+        if module.name in checkpoint.modules:
+            found[module.name] = str(checkpoint.modules[module.name])
+        elif header is not None:
+            kind = header.dtype.lower()
+            plain = kind in ("f32", "f16", "bf16")
+            found[module.name] = kind if plain else f"{checkpoint.format}-{kind}"
+    return found
 
 
 def _modelspec(path: Path) -> ModelSpec:
@@ -216,13 +236,14 @@ def _loading(
     checkpoint: Checkpoint, spec: ModelSpec, engine: str, devices: int
 ) -> tuple[list[str], list[str]]:
     """Return why the engine could not load the checkpoint, or its later releases could not."""
-    from advisor.formats.loaders import loading_problems
+    from advisor.formats.loaders import ends_problems, loading_problems
 
     heads = spec.text_config.get("num_attention_heads")
-    return loading_problems(
+    refusals, warnings = loading_problems(
         engine, checkpoint.format, checkpoint.modules, spec.linears,
         heads=heads if isinstance(heads, int) else None, devices=devices,
     )  # fmt: skip
+    return refusals + ends_problems(engine, checkpoint.format, checkpoint.modules, spec), warnings
 
 
 def _bits_per_weight(checkpoint: Checkpoint, spec: ModelSpec) -> float:

@@ -100,6 +100,8 @@ def tune(
     sampler: str = "tpe",
     backends: Sequence[str] = (),
     max_disk: str | int | None = None,
+    quantize_head: bool = False,
+    quantize_embedding: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Tuning:
     """Find the quantization that meets the budgets best, measure it, and write its plan.
@@ -131,6 +133,8 @@ def tune(
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
         backends: Other libraries, whose best uniform candidates are measured with the finalists.
         max_disk: The most that the search may add to the disk: ``20GB``, or bytes.
+        quantize_head: Let the head take fewer bits too, where the engine reads that.
+        quantize_embedding: Let the embedding take fewer bits too, where the engine reads that.
         progress: Called with events.
 
     Raises:
@@ -210,6 +214,8 @@ def tune(
         sampler=sampler,
         outsiders=offers if chosen else None,
         max_disk_bytes=max_disk_bytes,
+        quantize_head=quantize_head,
+        quantize_embedding=quantize_embedding,
         progress=_forward(report),
     )
     result = _with_backend(result, offers)
@@ -265,6 +271,11 @@ def _finalist(row: Finalist, plan: Plan) -> dict[str, Any]:
         "size_bytes": row.mixture.size_bytes,
         "bits_per_weight": row.mixture.bits_per_weight,
         "predicted_kl": row.mixture.predicted_kl,
+        "outer": {
+            name: str(row.mixture.assignment[name])
+            for name in plan.scheme.outer
+            if name in row.mixture.assignment
+        },
         "kl": measured.kl.model_dump(),
         "loss": measured.loss.model_dump(),
         "top1_agreement": measured.top1.model_dump(),

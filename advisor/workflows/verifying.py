@@ -185,13 +185,14 @@ def _schemes(plan: Plan, checkpoint: Checkpoint, loaded: LoadedModel) -> Check:
     for name, scheme in assigned.items():
         expected = str(stored.storage_scheme(scheme)) if scheme.is_quantized else "bf16"
         found = str(checkpoint.modules.get(name, parse_scheme("bf16")))
+        if name in plan.scheme.outer and checkpoint.format == "gguf":
+            header = checkpoint.stored.headers.get(f"{name}.weight")
+            found = "missing" if header is None else f"gguf-{header.dtype.lower()}"
         if found != expected:
             wrong.append(f"{name} is {found}, the plan says {expected}")
-    unknown = checkpoint.modules.keys() - {linear.name for linear in loaded.linears}
+    unknown = checkpoint.modules.keys() - assigned.keys()
     wrong += [f"{name} is quantized, but no linear of the model" for name in sorted(unknown)]
-    return Check(
-        "schemes", not wrong, _list(wrong) or f"all {len(loaded.linears)} modules as planned"
-    )
+    return Check("schemes", not wrong, _list(wrong) or f"all {len(assigned)} modules as planned")
 
 
 def _weights(

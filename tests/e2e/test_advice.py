@@ -87,6 +87,24 @@ def test_words_and_document_say_the_same(advisor):
     assert "nothing here was measured" in " ".join(outcome.out.split())
 
 
+def test_a_quantized_head_is_counted_where_the_engine_reads_it(advisor):
+    plain = recommend(advisor, "--json").document["candidates"]
+    found = recommend(advisor, "--quantize-head", "--json").document
+    sizes = {row["name"]: row["size_bytes"] for row in plain}
+    taking = {row["name"]: row for row in found["candidates"] if row["outer"]}
+    assert "gptq-int4-g128-sym" in taking
+    assert "rtn-fp8-gch-afp8" not in taking  # inputs are rounded there
+    assert "awq-int4-g128-asym" not in taking  # its format keeps the head
+    # 128256 x 4096 weights at 4 bits and a scale, zero point and index instead of 16.
+    saved = sizes["gptq-int4-g128-sym"] - taking["gptq-int4-g128-sym"]["size_bytes"]
+    assert saved == pytest.approx(128256 * 4096 * (16 - 4.16) / 8, rel=0.005)
+    assert "--quantize-head" in found["tune"]
+    faster = {row["name"]: row["decode_tokens_per_s"]["expected"] for row in plain
+              if row["decode_tokens_per_s"]}  # fmt: skip
+    row = taking["gptq-int4-g128-sym"]
+    assert row["decode_tokens_per_s"]["expected"] > 1.05 * faster["gptq-int4-g128-sym"]
+
+
 def test_nothing_fits_is_three_with_the_smallest_changes(advisor):
     outcome = recommend(advisor, "--max-size", "1GB", "--max-loss", "0.1%")
     assert outcome.code == 3

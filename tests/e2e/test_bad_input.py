@@ -51,6 +51,32 @@ def case(message):
     return register
 
 
+# Embedding and head
+
+
+@case(r"model\.embed_tokens is embedding and head in one.*Drop --quantize-head and")
+def quantized_head_of_a_tied_model(work):
+    return tune(work, "--quantize-head")
+
+
+@case(r"vLLM is not known to read a quantized embedding.*Drop --quantize-embedding")
+def quantized_embedding_for_vllm(work):
+    return recommend("--engine", "vllm", "--quantize-embedding")
+
+
+@case(r"lm_head \(128256x4096\) takes no rtn-int8-gch-sym-aint8.*name a weight-only scheme")
+def quantized_head_with_rounded_inputs(work):
+    return [
+        "predict", CATALOGUE, "--gpu", "rtx-4090", "--engine", "vllm", "--quantize-head",
+        "--scheme", "rtn-int8-gch-sym-aint8",
+    ]  # fmt: skip
+
+
+@case(r"model\.embed_tokens is embedding and head in one.*reads from a compressed-tensors")
+def plan_with_a_quantized_tied_embedding(work):
+    return apply(work.plan(scheme__outer={"model.embed_tokens": "gptq-int4-g32-sym"}))
+
+
 # The model
 
 

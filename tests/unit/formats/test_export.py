@@ -8,12 +8,17 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from advisor.errors import InputError
 from advisor.formats import export, folder
 from advisor.formats.export import write_checkpoint
 from advisor.formats.read import read_checkpoint
+from advisor.formats.registry import get_format, storage_scheme
+from advisor.methods.registry import quantize
+from advisor.methods.settings import QuantizationSettings
 from advisor.models.checkpoint import read_tensor, tensor_names
+from advisor.schemes import parse_scheme
 
 
 def _files(path):
@@ -187,3 +192,70 @@ def test_outputs_in_use_and_wrong_names_are_refused(bf16_folder, quantized, tmp_
         write_checkpoint(tmp_path / "out", tmp_path / "again", format="gptq", weights={})
     with pytest.raises(InputError, match="Did you mean 'gptq'"):
         write_checkpoint(bf16_folder, tmp_path / "x", format="gtpq", weights=weights)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    """A folder with one linear and a head of its own."""
+    folder = tmp_path_factory.mktemp("untied") / "source"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"model.layers.0.mlp.down_proj": (64, 96), "lm_head": (160, 64)}
+    tensors = {
+        f"{name}.weight": torch.randn(shape, generator=generator).to(torch.bfloat16)
+        for name, shape in shapes.items()
+    }
+    tensors["model.embed_tokens.weight"] = torch.ones(160, 64, dtype=torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16",
+              "tie_word_embeddings": False}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _with_head(folder, linear, head):
+    """Quantize the linear, and the head where a scheme is given for it."""
+    found = {}
+    for name, scheme in {"model.layers.0.mlp.down_proj": linear, "lm_head": head}.items():
+        if scheme is not None:
+            weight = read_tensor(folder, f"{name}.weight").float()
+            found[name] = quantize(weight, None, parse_scheme(scheme), QuantizationSettings())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "linear", "head"),
+    [
+        ("gptq", "rtn-int4-g32-sym", "rtn-int4-g32-sym"),
+        ("gptq", "rtn-int4-g32-sym", "rtn-int8-gch-sym"),
+        ("compressed-tensors", "rtn-int4-g32-asym", "rtn-int4-g32-asym"),
+        ("compressed-tensors", "rtn-int4-g32-asym", "rtn-int8-gch-sym"),
+        ("bitsandbytes", "bnb-nf4", "bnb-nf4"),
+        ("bitsandbytes", "llm.int8", "llm.int8"),
+    ],
+)
+def test_a_quantized_head_says_so_where_loaders_look(untied, tmp_path, name, linear, head):
+    weights = _with_head(untied, linear, head)
+    write_checkpoint(untied, tmp_path / "head", format=name, weights=weights)
+    checkpoint = read_checkpoint(tmp_path / "head")
+    assert checkpoint.modules["lm_head"] == storage_scheme(parse_scheme(head), name)
+    assert torch.equal(checkpoint.weight("lm_head").dequantize(), weights["lm_head"].dequantize())
+    assert get_format(name).expects("lm_head", checkpoint.config)
+    plain = _with_head(untied, linear, None)
+    write_checkpoint(untied, tmp_path / "plain", format=name, weights=plain)
+    other = read_checkpoint(tmp_path / "plain")
+    assert "lm_head" not in other.modules
+    assert not get_format(name).expects("lm_head", other.config)
+    keys = {
+        "gptq": ("lm_head", True, False),
+        "compressed-tensors": ("ignore", [], ["lm_head"]),
+        "bitsandbytes": ("llm_int8_skip_modules", [], ["lm_head"]),
+    }
+    key, with_head, without = keys[name]
+    assert (checkpoint.config[key], other.config[key]) == (with_head, without)
+    if name == "compressed-tensors":
+        # vLLM's head is of no class called Linear.
+        targets = [t for g in checkpoint.config["config_groups"].values() for t in g["targets"]]
+        assert "lm_head" in targets
+    # auto-gptq passes over a head that is quantized.
+    assert not (tmp_path / "head" / "quantize_config.json").exists()
