@@ -61,7 +61,7 @@ class StatisticsStore(StoreFiles):
         Args:
             linear: Which one.
             samples: Use only the first samples; one of :attr:`prefixes`, None for all. Gradients
-                are always those of all samples: they serve scores, never codes.
+                are always those of all samples.
             gradients: False leaves them out, which saves reading them.
 
         Raises:

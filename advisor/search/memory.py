@@ -11,7 +11,8 @@ the largest block, T the tokens that run together:
                                                      token; an expert's share), sums of inputs and
                                                      output gradients
     quantizing  8·P + 20·Σ in² + 24·max in²          a block's weights, its sums behind quantized
-                                                     blocks, Cholesky factors in float64
+                + max(20·in·out + 16·out²)           blocks, Cholesky factors in float64; one linear
+                                                     on its way, with feedback among its outputs
 
 Nothing grows with the number of blocks, nor V with the tokens. Where the weights cannot be mapped,
 all of them are there too, in the type that is computed in.
@@ -149,7 +150,16 @@ def predicted_use(
         dense = {
             linear.input_group: linear.in_features**2 for linear in members if not linear.is_expert
         }
-        quantizing = max(quantizing, 8 * size + 20 * sum(dense.values()) + 24 * largest)
+        coupled = max(
+            (
+                20 * linear.in_features * linear.out_features + 16 * linear.out_features**2
+                for linear in members
+                if keeps_full_gradient(linear, "full")
+            ),
+            default=0,
+        )
+        fixed = 20 * sum(dense.values()) + 24 * largest + coupled
+        quantizing = max(quantizing, 8 * size + fixed)
     return MemoryUse(_PROCESS_BYTES, weights, head, collecting, quantizing)
 
 

@@ -37,7 +37,8 @@ def test_what_each_stage_takes():
     seen = 2 * (64 + 192)
     values = 12 * 1024 * (seen + 32 * 4)
     assert found.collecting == 4 * weights + values + 12 * inputs + 8 * inputs
-    assert found.quantizing == 8 * weights + 20 * inputs + 24 * 192**2
+    coupled = 20 * 64 * 192 + 16 * 192**2
+    assert found.quantizing == 8 * weights + 20 * inputs + 24 * 192**2 + coupled
     assert found.peak == found.process + max(found.head, found.collecting, found.quantizing)
 
 
