@@ -216,10 +216,7 @@ class Grid:
 
         spec = load_modelspec(self.given.model)
         offered = mixture_options(engine, resolve_hardware(self.given.gpu), spec.linears)
-        composer = Composer(
-            spec, self.loaded.linears, offered.schemes, offered.format,
-            None, QuantizationSettings(),
-        )  # fmt: skip
+        composer = Composer(spec, self.loaded.linears, offered, None, QuantizationSettings())
         return composer.smallest_and_largest()[0].total_bytes
 
     def _measured(self, folder: Path) -> dict[str, list[float]]:

@@ -85,7 +85,7 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     store = open_statistics(loaded, texts["calibration"])
     collect(loaded, texts["calibration"], store, lambda done, total: None)
     book = ScoreBook(loaded, store, cache_root() / "scores")
-    composer = Composer(spec, loaded.linears, offered.schemes, offered.format, book, settings)
+    composer = Composer(spec, loaded.linears, offered, book, settings)
     with cost() as spent:
         goal, space = run._aim(composer, "balanced")
         further = len(space.mixes) + len(space.rotations) - 2

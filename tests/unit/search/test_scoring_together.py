@@ -7,6 +7,7 @@ import torch
 
 from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.tokens import TokenSequences, hash_tokens
+from advisor.engines.options import MixtureOptions
 from advisor.methods.settings import QuantizationSettings
 from advisor.predict.models import load_modelspec
 from advisor.schemes import parse_scheme
@@ -39,10 +40,9 @@ def compose(random_llama, random_llama_folder, store, tmp_path):
     def make(name):
         book = ScoreBook(random_llama, store, tmp_path / name)
         spec = load_modelspec(str(random_llama_folder))
-        return Composer(
-            spec, random_llama.linears, tuple(map(parse_scheme, NAMES)), "compressed-tensors",
-            book, QuantizationSettings(scale_steps=4),
-        )  # fmt: skip
+        offered = MixtureOptions("compressed-tensors", tuple(map(parse_scheme, NAMES)))
+        settings = QuantizationSettings(scale_steps=4)
+        return Composer(spec, random_llama.linears, offered, book, settings)
 
     return make
 
