@@ -171,6 +171,12 @@ def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[s
     finishing: dict[str, list[float]] = {}
     if settings.descent:
         finishing["descent"] = [settings.descent, settings.descent_damping]
-    if settings.output_feedback:
+    if couples_outputs(scheme, settings):
         finishing["output_feedback"] = [settings.output_feedback, settings.output_damping]
     return finishing
+
+
+def couples_outputs(scheme: Scheme, settings: QuantizationSettings) -> bool:
+    """Whether a linear's codes depend on its own output gradients: each is quantized alone then."""
+    plain = scheme.method == "gptq" and scheme.is_integer and scheme.activation != "fp8"
+    return plain and settings.output_feedback > 0

@@ -17,6 +17,7 @@ from advisor.models.allocator import give_back
 from advisor.models.inspect import find_outer
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.search.codes import codes_key
+from advisor.search.families import couples_outputs
 from advisor.search.outer_codes import check_ends, quantize_outer
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
 from advisor.search.scores import fits, module_weight
@@ -146,7 +147,7 @@ def realise(
         for key, same in units:
             originals = [folded.weight(linear) for linear in same]
             scheme = chosen[same[0].name]
-            if settings.output_feedback and scheme.method == "gptq" and statistics is not None:
+            if statistics is not None and couples_outputs(scheme, settings):
                 each = [_with_gradient(store, statistics, rotation, folded, one) for one in same]
                 results = tuple(
                     quantize(weight, own, scheme, settings)

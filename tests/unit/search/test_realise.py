@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -184,3 +186,42 @@ def test_scores_come_from_disk_the_second_time(random_llama, store, tmp_path):
     four, eight, none = (found[scheme] for scheme in schemes)
     for linear in random_llama.linears:
         assert four[linear.name].kl > eight[linear.name].kl > none[linear.name].kl == 0
+
+
+FED = replace(SETTINGS, output_feedback=0.9, descent=1)
+
+
+def test_each_linear_is_fitted_to_its_own_output_gradients(random_llama, store):
+    scheme = parse_scheme("gptq-int4-g32-asym")
+    assignment = {linear.name: scheme for linear in random_llama.linears}
+    found = realise(random_llama, assignment, FED, store)
+    linear = next(one for one in random_llama.linears if one.name.endswith("up_proj"))
+    weight = random_llama.tensor(f"{linear.name}.weight").float()
+    alone = quantize(weight, store.layer(linear), scheme, FED)
+    assert torch.equal(found.weights[linear.name].codes, alone.codes)
+    without = realise(random_llama, assignment, replace(FED, output_feedback=0.0), store)
+    assert not torch.equal(found.weights[linear.name].codes, without.weights[linear.name].codes)
+
+
+def test_schemes_that_share_a_scale_are_still_quantized_together(random_llama, store):
+    scheme = parse_scheme("gptq-fp8-gtensor-afp8")
+    assignment = {linear.name: scheme for linear in random_llama.linears}
+    fed = realise(random_llama, assignment, FED, store)
+    plain = realise(random_llama, assignment, SETTINGS, store)
+    for name, weight in plain.weights.items():
+        assert torch.equal(weight.codes, fed.weights[name].codes)
+        assert torch.equal(weight.scales, fed.weights[name].scales)
+
+
+def test_outputs_that_took_up_scales_are_fitted_as_independent(random_llama, store):
+    def chosen(name):
+        scaled = name.endswith("down_proj")
+        return parse_scheme("awq-int4-g32-asym" if scaled else "gptq-int4-g32-asym")
+
+    assignment = {linear.name: chosen(linear.name) for linear in random_llama.linears}
+    fed = realise(random_llama, assignment, FED, store)
+    plain = realise(random_llama, assignment, replace(FED, output_feedback=0.0), store)
+    up = next(linear.name for linear in random_llama.linears if linear.name.endswith("up_proj"))
+    gate = up.replace("up_proj", "gate_proj")
+    assert torch.equal(fed.weights[up].codes, plain.weights[up].codes)
+    assert not torch.equal(fed.weights[gate].codes, plain.weights[gate].codes)
