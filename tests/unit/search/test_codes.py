@@ -11,9 +11,9 @@ from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
-from advisor.search import realise as module
 from advisor.search.codes import CodePool
 from advisor.search.realise import realise
+from advisor.search.walk import Walk
 
 SETTINGS = QuantizationSettings(descent=1)
 G32, G16 = parse_scheme("gptq-int4-g32-asym"), parse_scheme("gptq-int4-g16-asym")
@@ -36,13 +36,13 @@ def store(random_llama, sequences, tmp_path):
 def made(monkeypatch):
     """Count the linears that are really quantized."""
     counted = []
-    real = module._quantize
+    real = Walk._quantize
 
-    def count(weights, *rest):
-        counted.append(len(weights))
-        return real(weights, *rest)
+    def count(walk, same, statistics):
+        counted.append(len(same))
+        return real(walk, same, statistics)
 
-    monkeypatch.setattr(module, "_quantize", count)
+    monkeypatch.setattr(Walk, "_quantize", count)
 
     def take():
         total = sum(counted)
