@@ -51,7 +51,7 @@ def library_cost(
         environment = {key: value for key, value in os.environ.items() if key not in _HIDDEN}
         done = subprocess.run(
             command, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
-            check=False,
+            check=False, cwd=work,
         )  # fmt: skip
         if done.returncode != 0:
             raise SystemExit(f"{library} failed:\n{done.stderr[-3000:]}")
