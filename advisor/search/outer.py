@@ -38,7 +38,8 @@ from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
 from advisor.search.families import relevant_settings
 from advisor.search.outer_codes import fitting_statistics, outer_weight, role_statistics
-from advisor.search.scores import Score, fits, score_change
+from advisor.search.score import Score, score_change
+from advisor.search.scores import fits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

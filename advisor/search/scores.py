@@ -43,8 +43,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from advisor.calibration.coverage import FittedStatistics
@@ -52,14 +51,15 @@ from advisor.calibration.mixing import of_mix
 from advisor.calibration.rotating import rotated
 from advisor.models.folding import foldable_groups
 from advisor.models.rotation import rotation_of
-from advisor.numerics.linear_algebra import half_product
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
 from advisor.predict.gguf_types import base_type, stored_type
 from advisor.search.families import relevant_settings
+from advisor.search.score import ModuleScores, Score, score_change
 from advisor.search.stacking import quantize_group
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -76,52 +76,6 @@ _VERSION = 3
 _CLIP_STEPS = 10
 """Ranges tried in a clip search for scores; final codes try all of the settings'."""
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What one option does to one module.
-
-    Attributes:
-        kl: Predicted effect on the model, nats per token.
-        error: Mean squared change of the module's output rows, tr(ΔW H ΔWᵀ) per weighted token.
-    """
-
-    kl: float
-    error: float
-
-
-ModuleScores = Mapping[str, Score]
-"""Module path to score, for one scheme under one setting; modules it does not fit are absent."""
-
-
-def score_change(
-    delta: Tensor, statistics: LayerStatistics, *, independent_rows: bool = False
-) -> Score:
-    """Return the score of a changed weight.
-
-    Args:
-        delta: Changed minus original weight, float32 [out, in].
-        statistics: Of the module; without gradients, every output counts as much as another.
-        independent_rows: Take the errors of rows as uncorrelated where there are more outputs than
-            inputs, so that G's diagonal says it all.
-    """
-    half = half_product(delta, statistics.second_moment)
-    rows = (half * delta).sum(1).mul_(2.0)
-    seen = statistics.rows if statistics.rows > 0 else 1.0
-    error = float(rows.sum()) / seen
-    gradient = statistics.gradient_moment
-    if gradient is None:
-        return Score(0.5 * error, error)
-    if independent_rows and gradient.ndim == 2 and len(delta) > delta.shape[1]:
-        gradient = gradient.diagonal()
-    if gradient.ndim == 1:
-        total = float((gradient * rows).sum())
-    else:
-        total = 2.0 * float((half.mul_(gradient @ delta)).sum())
-    samples = seen * max(1, statistics.gradient_tokens)
-    # tr(G ΔW H ΔWᵀ) is not negative; a tiny negative sum is rounding.
-    return Score(max(0.0, 0.5 * total / samples), max(0.0, error))
 
 
 def fits(scheme: Scheme, linear: LinearSpec) -> bool:

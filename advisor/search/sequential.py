@@ -31,20 +31,18 @@ Differs from the papers: the target is a damped least squares fit, applied in pa
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor.calibration.moments import SecondMoment, unpack_moment
 from advisor.calibration.passes import BATCH_TOKENS
 from advisor.calibration.spill import Spill
-from advisor.calibration.statistics import LayerStatistics
 from advisor.calibration.tapes import LatestInputs
 from advisor.evaluation.runtime import quantized_model
 from advisor.models.allocator import drop_pages
 from advisor.models.blocks import BlockRunner
 from advisor.models.inspect import block_linears
+from advisor.search.prefix_inputs import PrefixInputs, PrefixSums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,70 +70,6 @@ def can_be_sequential(assignment: Mapping[str, Scheme]) -> bool:
     """
     methods = {scheme.method for scheme in assignment.values() if scheme.is_quantized}
     return bool(methods & SEQUENTIAL_METHODS) and "smoothquant" not in methods
-
-
-class PrefixInputs:
-    """Inputs x̂ of linears behind quantized blocks, beside the inputs x of the unquantized model.
-
-    Attributes:
-        statistics: Of x̂; no gradients, which serve scores alone.
-    """
-
-    def __init__(self, statistics: LayerStatistics, cross: Tensor, damping: float) -> None:
-        """Keep the sums.
-
-        Args:
-            statistics: Of x̂.
-            cross: Σ x x̂ᵀ, float32 [in, in].
-            damping: Added to the diagonals, as a share of the mean diagonal of Σ x̂ x̂ᵀ.
-        """
-        self.statistics = statistics
-        self._cross = cross
-        self._damping = damping
-
-    def forget(self) -> None:
-        """Drop what targets were solved with, which is computed again where it is needed."""
-        for name in self.__dict__.keys() - {"statistics", "_cross", "_damping"}:
-            del self.__dict__[name]
-
-    def target(self, weight: Tensor, correction: float) -> Tensor:
-        """Return the weight, moved towards the one that gives W x from x̂.
-
-        That one, W', minimises Σ ‖W x - W' x̂‖² + λ‖W - W'‖²: W' (H + λI) = W (C + λI) for
-        H = Σ x̂ x̂ᵀ and C = Σ x x̂ᵀ.
-
-        Args:
-            weight: W, float32 [out, in]; not modified.
-            correction: Share of the way from W to W', in [0, 1].
-        """
-        if correction == 0:
-            return weight
-        factor, shift = self._solver
-        values = weight.float()
-        if len(weight) < len(shift):
-            moved = torch.cholesky_solve((values @ shift).T, factor).T
-        else:
-            moved = values @ self._whole_shift
-        return torch.add(values, moved, alpha=correction).to(weight.dtype)
-
-    @cached_property
-    def _whole_shift(self) -> Tensor:
-        """Return (C - H)(H + λI)^-1, what weights of many rows are multiplied by."""
-        factor, shift = self._solver
-        return torch.cholesky_solve(shift.T, factor).T.contiguous()
-
-    @cached_property
-    def _solver(self) -> tuple[Tensor, Tensor]:
-        """Return the Cholesky factor of H + λI, and C - H, both float32.
-
-        W' = W (C + λI)(H + λI)^-1 = W + W (C - H)(H + λI)^-1; the second part is small, so its
-        rounding is too. Only the factorization takes float64.
-        """
-        moment = self.statistics.second_moment.to(torch.float64, copy=True)
-        shift = (self._cross.double() - moment).float()
-        mean = float(moment.diagonal().mean())
-        moment.diagonal().add_(self._damping * (mean if mean > 0 else 1.0))
-        return torch.linalg.cholesky(moment).float(), shift
 
 
 class QuantizedPrefix:
@@ -225,7 +159,9 @@ class QuantizedPrefix:
         loaded = self._loaded
         own = block_linears(loaded.linears, self._block)
         linears = [linear for linear in own if not linear.is_expert]
-        sums = {linear.input_group: _Sums(linear.in_features, loaded.device) for linear in linears}
+        sums = {
+            linear.input_group: PrefixSums(linear.in_features, loaded.device) for linear in linears
+        }
         readers = {linear.input_group: linear for linear in linears}
         weights = {group: self._weights(linear) for group, linear in readers.items()}
         turned = self._turned()
@@ -280,43 +216,3 @@ class QuantizedPrefix:
                 hidden = self._quantized[part].to(loaded.device)
                 self._quantized[part] = self._runner.run(self._block, hidden).cpu()
                 drop_pages(self._quantized[part])
-
-
-class _Sums:
-    """Sums over the two streams of one input group."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._moment = SecondMoment(size, device)
-        self._cross = torch.zeros(size, size, device=device)
-        self._maximum = torch.zeros(size, device=device)
-        self._absolute_sum = torch.zeros(size, device=device)
-        self._tokens = 0
-        self._weight = 0.0
-
-    def add(self, exact: Tensor, quantized: Tensor, weights: Tensor) -> None:
-        """Add rows [tokens, in] of the unquantized model and of the quantized one.
-
-        Args:
-            exact: Of the unquantized model.
-            quantized: Behind the quantized blocks.
-            weights: How much each row counts, [tokens].
-        """
-        magnitudes = quantized.abs()
-        torch.maximum(self._maximum, magnitudes.amax(0), out=self._maximum)
-        self._absolute_sum += magnitudes.sum(0)
-        roots = weights.sqrt()[:, None]
-        self._moment.add(quantized * roots)
-        self._cross.addmm_((exact * roots).T, quantized * roots)
-        self._tokens += len(quantized)
-        self._weight += float(weights.sum(dtype=torch.float64))
-
-    def finish(self, damping: float) -> PrefixInputs:
-        """Return the sums."""
-        statistics = LayerStatistics(
-            tokens=self._tokens,
-            second_moment=unpack_moment(self._moment.take(), self._moment.size),
-            absolute_maximum=self._maximum.cpu(),
-            absolute_sum=self._absolute_sum.cpu(),
-            moment_weight=self._weight,
-        )
-        return PrefixInputs(statistics, self._cross.cpu(), damping)

@@ -14,15 +14,13 @@ from advisor.workflows.checking import (
     disk_bytes_of,
     seconds_of,
 )
+from advisor.workflows.finalist_documents import finalist_document, in_order, is_answer, why
 from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
 from advisor.workflows.resolve import check_model_name, resolve_model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from advisor.evaluation.tasks import TaskMeasurement
-    from advisor.plan.schema import Plan
-    from advisor.search.finalists import Finalist
     from advisor.search.tune import SearchEvent, TuneResult
     from advisor.workflows.backend_offers import BackendOffers
 
@@ -55,10 +53,10 @@ class Tuning:
             "schema_version": 1,
             "feasible": result.feasible,
             "chosen": plan.scheme.name,
-            "why": _why(result),
+            "why": why(result),
             "plan_path": str(self.plan_path),
             "plan": plan.model_dump(mode="json"),
-            "finalists": [_finalist(row, plan) for row in _in_order(result)],
+            "finalists": [finalist_document(row, plan) for row in in_order(result)],
             "relaxation": [change.to_dict() for change in result.relaxation],
             "search": {
                 "study": plan.search.study if plan.search else None,
@@ -225,7 +223,7 @@ def tune(
 
 def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:
     """Return the result with the library in its plan, where another library's candidate won."""
-    answer = next((row for row in result.finalists if _is_answer(row, result.plan)), None)
+    answer = next((row for row in result.finalists if is_answer(row, result.plan)), None)
     if answer is None or answer.mixture.backend is None:
         return result
     return replace(result, plan=offers.planned(result.plan, answer.mixture.backend))
@@ -243,80 +241,3 @@ def _forward(report: ProgressCallback) -> Any:
         report(ProgressEvent(event.stage, event.done, event.total, event.note))
 
     return forward
-
-
-def _in_order(result: TuneResult) -> list[Finalist]:
-    """The answer first, then those that pass, by measured KL."""
-    return sorted(
-        result.finalists,
-        key=lambda row: (not _is_answer(row, result.plan), not row.passes, row.measured_kl),
-    )
-
-
-def _is_answer(row: Finalist, plan: Plan) -> bool:
-    """Whether a finalist is what the plan describes; names may repeat, measurements do not."""
-    expected = plan.expected
-    return (row.measurement.kl, row.mixture.size_bytes) == (expected.kl, expected.size_bytes)
-
-
-def _finalist(row: Finalist, plan: Plan) -> dict[str, Any]:
-    measured = row.measurement
-    return {
-        "name": row.name,
-        "method": row.mixture.family.method,
-        "sequential": row.mixture.family.sequential,
-        "backend": row.mixture.backend,
-        "chosen": _is_answer(row, plan),
-        "settings": "" if row.mixture.backend else row.mixture.family.describe(),
-        "size_bytes": row.mixture.size_bytes,
-        "bits_per_weight": row.mixture.bits_per_weight,
-        "predicted_kl": row.mixture.predicted_kl,
-        "outer": {
-            name: str(row.mixture.assignment[name])
-            for name in plan.scheme.outer
-            if name in row.mixture.assignment
-        },
-        "kl": measured.kl.model_dump(),
-        "loss": measured.loss.model_dump(),
-        "top1_agreement": measured.top1.model_dump(),
-        "perplexity": measured.perplexity,
-        "sequences": measured.sequences,
-        "stopped_early": not row.in_full,
-        "slices": {
-            name: {"kl": text.kl.model_dump(), "loss": text.loss.model_dump()}
-            for name, text in row.slices.items()
-        },
-        "accuracy": None if row.task is None else _accuracy(row.task),
-        "verdict": row.decision.verdict,
-        "reason": row.decision.reason,
-    }
-
-
-def _accuracy(task: TaskMeasurement) -> dict[str, Any]:
-    return {
-        "task": task.name,
-        "questions": len(task.scores),
-        "value": task.accuracy,
-        "reference": task.reference_accuracy,
-        "drop": task.drop.model_dump(),
-    }
-
-
-def _why(result: TuneResult) -> str:
-    """Say in a sentence why this is the answer."""
-    plan = result.plan
-    if not result.finalists:
-        return "the best predicted candidate: the search was stopped before anything was measured"
-    uniform = [row for row in result.finalists if row.mixture.is_uniform and row.in_full]
-    best = min(uniform, key=lambda row: row.measured_kl, default=None)
-    aim = (
-        "the smallest that meets the budgets"
-        if result.goal.smallest
-        else "the least loss that fits"
-    )
-    if plan.expected.kl is None or best is None or best.name == plan.scheme.name:
-        return f"{aim}, of {len(result.finalists)} that were measured"
-    ratio = plan.expected.kl.value / max(best.measured_kl, 1e-12)
-    more = plan.expected.size_bytes / best.mixture.size_bytes - 1
-    bytes_ = f"{abs(more):.1%} {'more' if more > 0 else 'fewer'} bytes"
-    return f"{aim}: {ratio:.2f} times the KL of the best uniform one ({best.name}) with {bytes_}"

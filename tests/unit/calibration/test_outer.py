@@ -14,7 +14,7 @@ from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.models.inspect import find_outer, outer_specs
 from advisor.models.load import load_model
 from advisor.search.outer_codes import fitting_statistics, role_statistics
-from advisor.search.scores import score_change
+from advisor.search.score import score_change
 
 PREFIXES = [4, 8]
 

@@ -17,7 +17,8 @@ from advisor.methods.settings import QuantizationSettings
 from advisor.models.load import load_model
 from advisor.schemes import parse_scheme
 from advisor.search.realise import realise
-from advisor.search.scores import ScoreBook, score_change
+from advisor.search.score import score_change
+from advisor.search.scores import ScoreBook
 from advisor.search.stacking import quantize_group
 
 SETTINGS = QuantizationSettings(scale_steps=5)

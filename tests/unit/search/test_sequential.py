@@ -15,8 +15,9 @@ from advisor.evaluation.runtime import quantized_model
 from advisor.methods.awq import search_scales
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
+from advisor.search.prefix_inputs import PrefixInputs
 from advisor.search.realise import realise
-from advisor.search.sequential import PrefixInputs, QuantizedPrefix, can_be_sequential
+from advisor.search.sequential import QuantizedPrefix, can_be_sequential
 
 SETTINGS = QuantizationSettings(sequential=True)
 INT3 = parse_scheme("gptq-int3-g32-sym")
