@@ -10,28 +10,9 @@ import torch
 from advisor.calibration import passes
 from advisor.calibration import settings as settings_module
 from advisor.calibration.collect import collect_statistics, open_store
-from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.errors import AdvisorError, InputError
 from advisor.models.inspect import outer_specs
 from advisor.models.load import load_model
-
-
-def sequences_of(tokens):
-    return TokenSequences(tokens, "test", "0" * 64, 0, hash_tokens(tokens))
-
-
-@pytest.fixture(scope="module")
-def sequences():
-    generator = torch.Generator().manual_seed(3)
-    return sequences_of(torch.randint(0, 300, (6, 24), generator=generator))
-
-
-@pytest.fixture(scope="module")
-def store(random_llama, sequences, tmp_path_factory):
-    root = tmp_path_factory.mktemp("store")
-    store = open_store(random_llama, sequences, root=root, prefixes=[2, 3])
-    collect_statistics(random_llama, sequences, store, prefixes=[2, 3])
-    return store
 
 
 def explicit(loaded, sequences, seed=0):

@@ -11,29 +11,10 @@ import torch
 
 from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.merging import collect_part, merge_parts
-from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.errors import AdvisorError, InputError
 from advisor.models.load import load_model
 
 FIELDS = ("second_moment", "absolute_maximum", "absolute_sum", "gradient_moment")
-
-
-def sequences_of(tokens):
-    return TokenSequences(tokens, "test", "0" * 64, 0, hash_tokens(tokens))
-
-
-@pytest.fixture(scope="module")
-def sequences():
-    generator = torch.Generator().manual_seed(3)
-    return sequences_of(torch.randint(0, 300, (6, 24), generator=generator))
-
-
-@pytest.fixture(scope="module")
-def store(random_llama, sequences, tmp_path_factory):
-    root = tmp_path_factory.mktemp("store")
-    store = open_store(random_llama, sequences, root=root, prefixes=[2, 3])
-    collect_statistics(random_llama, sequences, store, prefixes=[2, 3])
-    return store
 
 
 # Two blocks of three batches: steps 1 to 6 are forward, 7 to 12 backward (last block first).

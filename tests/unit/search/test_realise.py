@@ -34,15 +34,6 @@ def _statistics(inputs, outputs, *, full=True):
     ), x, g  # fmt: skip
 
 
-@pytest.fixture
-def store(random_llama, tmp_path):
-    tokens = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))
-    sequences = TokenSequences(tokens, "random", "0" * 8, 0, hash_tokens(tokens))
-    found = open_store(random_llama, sequences, root=tmp_path)
-    collect_statistics(random_llama, sequences, found)
-    return found
-
-
 def test_independent_rows_of_a_tall_linear_count_by_the_diagonal_of_gradients():
     statistics, x, g = _statistics(4, 6)
     delta = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
