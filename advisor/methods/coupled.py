@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from advisor.methods.descent import ColumnState, damped_moment, descend
+from advisor.methods.descent import ColumnState, Couplings, damped_moment, descend
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.grids import choose_grid
 from advisor.numerics.affine import grid_levels
@@ -121,7 +121,7 @@ def descend_coupled(
         settings: ``descent`` passes and their damping, rounding of scales.
     """
     state = ColumnState.of(found, bits)
-    damped = damped_moment(second_moment, settings)
+    couplings = Couplings(damped_moment(second_moment, settings), len(found.scales))
     change = state.weight() - columns
     size = max(DESCENT_ROWS, -(-columns.shape[1] // DESCENT_BLOCKS))
     blocks = [(rows, _feedback(metric, rows)) for rows in _spans(columns.shape[1], size)]
@@ -129,7 +129,7 @@ def descend_coupled(
         for rows, feedback in blocks:
             target = columns[:, rows] - change @ feedback.t()
             own = state.rows(rows)
-            descend(target, own, damped, settings, 1)
+            descend(target, own, couplings, settings, 1)
             state.put(rows, own)
             change[:, rows] = own.weight() - columns[:, rows]
     return state.codes()
@@ -270,13 +270,14 @@ def _columns(
     """
     steps, errors = torch.empty_like(current), torch.empty_like(current)
     low, high = -zero, levels - zero
-    for column in range(len(current)):
-        nearest = (current[column] / scale[column]).round_()
-        torch.clamp(nearest, low[column], high[column], out=steps[column])
-        error = torch.sub(current[column], steps[column] * scale[column], out=errors[column])
-        if column + 1 < len(current):
-            weights = factor[:, column, column + 1 :].t().unsqueeze(2)
-            current[column + 1 :].addcmul_(weights, error.unsqueeze(0), value=-1)
+    later = factor.permute(1, 2, 0).unsqueeze(3).contiguous()
+    tensors = (current, scale, low, high, steps, errors)
+    for column, rows in enumerate(zip(*(tensor.unbind() for tensor in tensors), strict=True)):
+        value, unit, least, most, step, error = rows
+        torch.div(value, unit, out=step).round_()
+        torch.clamp(step, least, most, out=step)
+        torch.addcmul(value, step, unit, value=-1, out=error)
+        current[column + 1 :].addcmul_(later[column, column + 1 :], error, value=-1)
     return steps, errors
 
 
@@ -286,7 +287,8 @@ def _feedback(metric: Tensor, rows: slice) -> Tensor:
     tr(G ΔW H ΔWᵀ) as a function of the block b alone is least for ΔW_b = -G_bb⁻¹ G_b,others
     ΔW_others. The block's own columns are zero.
     """
-    feedback: Tensor = torch.linalg.solve(metric[rows, rows], metric[rows])
+    lower = torch.linalg.cholesky(metric[rows, rows])
+    feedback = torch.cholesky_inverse(lower) @ metric[rows]
     feedback[:, rows] = 0
     return feedback
 

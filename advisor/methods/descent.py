@@ -20,6 +20,8 @@ from advisor.methods.gptq_columns import ColumnCodes
 from advisor.numerics.affine import grid_levels
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from advisor.methods.settings import QuantizationSettings
@@ -93,7 +95,8 @@ def improve(
         settings: ``descent`` passes, ``descent_damping``, rounding of scales.
     """
     state = ColumnState.of(found, bits)
-    descend(columns, state, damped_moment(second_moment, settings), settings, settings.descent)
+    couplings = Couplings(damped_moment(second_moment, settings), len(found.scales))
+    descend(columns, state, couplings, settings, settings.descent)
     return state.codes()
 
 
@@ -104,10 +107,40 @@ def damped_moment(second_moment: Tensor, settings: QuantizationSettings) -> Tens
     return second_moment + added * torch.eye(len(second_moment), device=second_moment.device)
 
 
+class Couplings:
+    """H as the descent reads it: what a change of one column means for the others.
+
+    Attributes:
+        diagonal: Of H, float32 [columns, 1].
+        shares: H with every row divided by its diagonal, float32 [columns, columns].
+    """
+
+    def __init__(self, second_moment: Tensor, groups: int) -> None:
+        """Prepare.
+
+        Args:
+            second_moment: H, damped, float32 [columns, columns]; not modified.
+            groups: Of consecutive columns.
+        """
+        self.diagonal = second_moment.diagonal().unsqueeze(1)
+        self.shares = second_moment / self.diagonal
+        self.blocks = list(_blocks(len(second_moment) // groups))
+        self._later: dict[int, list[Tensor]] = {}
+
+    def later(self, block: slice) -> list[Tensor]:
+        """Return for each of some columns what it means for those of them after it, [rest, 1]."""
+        known = self._later.get(block.start)
+        if known is None:
+            inside = self.shares[block, block]
+            known = [inside[i + 1 :, i : i + 1] for i in range(len(inside))]
+            self._later[block.start] = known
+        return known
+
+
 def descend(
     weight: Tensor,
     state: ColumnState,
-    second_moment: Tensor,
+    couplings: Couplings,
     settings: QuantizationSettings,
     passes: int,
 ) -> None:
@@ -120,7 +153,7 @@ def descend(
     Args:
         weight: W, float32 [columns, rows].
         state: Changed.
-        second_moment: H, damped, float32 [columns, columns].
+        couplings: Of a damped H, for the state's groups.
         settings: Rounding of scales.
         passes: Times over all columns.
 
@@ -131,71 +164,77 @@ def descend(
     columns = weight.shape[0]
     width = columns // state.scales.shape[0]
     error = weight - state.weight()
-    inverse_diagonal = second_moment.diagonal().reciprocal().tolist()
+    work = _Work(width, weight, couplings.blocks)
     for _ in range(passes):
         for group, start in enumerate(range(0, columns, width)):
             span = slice(start, start + width)
-            # What the error of all columns means for these: no other group's is needed now, and
-            # one product for a group costs half of what keeping all of them up to date does.
-            residual = second_moment[span] @ error
-            moment = second_moment[span, span]
-            _rescale(state, residual, moment, settings, group, span)
-            scale = state.scales[group]
-            for first in range(0, width, _BLOCK):
-                last = min(first + _BLOCK, width)
-                block = slice(start + first, start + last)
-                change = _choose_codes(
-                    state,
-                    group,
-                    block,
-                    residual[first:last],
-                    moment[first:last, first:last],
-                    inverse_diagonal[block],
+            # Where the error would be least, in weights from here: what the error of all columns
+            # means for these. No other group's is needed now, and one product for a group costs
+            # half of what keeping all of them up to date does.
+            torch.mm(couplings.shares[span], error, out=work.distance)
+            _rescale(state, work.distance, couplings, settings, group, span)
+            _choose_codes(state, couplings, work, group, span)
+            torch.mul(state.steps[span], state.scales[group], out=error[span])
+            torch.sub(weight[span], error[span], out=error[span])
+
+
+class _Work:
+    """Tensors of a group, [width, rows], that all groups use in turn, with views of their rows."""
+
+    def __init__(self, width: int, like: Tensor, blocks: list[slice]) -> None:
+        self.distance, self.after, self.fallen = (
+            like.new_empty(width, like.shape[1]) for _ in range(3)
+        )
+        self.rows = [
+            list(
+                zip(
+                    self.distance[block].unbind(),
+                    self.after[block].unbind(),
+                    self.fallen[block].unbind(),
+                    [self.distance[row + 1 : block.stop] for row in range(block.start, block.stop)],
+                    strict=True,
                 )
-                if last < width:
-                    residual[last:].addmm_(moment[last:, first:last], change)
-            torch.sub(weight[span], state.steps[span] * scale, out=error[span])
+            )
+            for block in blocks
+        ]
 
 
 def _choose_codes(
-    state: ColumnState,
-    group: int,
-    block: slice,
-    residual: Tensor,
-    moment: Tensor,
-    inverse_diagonal: list[float],
-) -> Tensor:
-    """Choose the codes of some columns of a group in turn; return how much each weight fell.
+    state: ColumnState, couplings: Couplings, work: _Work, group: int, span: slice
+) -> None:
+    """Choose the codes of a group's columns in turn.
+
+    Within a group a row has one scale, so that all is counted in its steps.
 
     Args:
         state: Changed.
-        group: Whose scale and limits they have.
-        block: The columns.
-        residual: H times the error, of these columns, float32 [block, rows]; overwritten.
-        moment: H within the block.
-        inverse_diagonal: Of H, of these columns.
+        couplings: Of all columns.
+        work: ``distance`` holds, for every weight, how far it should move.
+        group: Which one.
+        span: Its columns.
     """
-    scale, low, high = state.scales[group], state.low[group], state.high[group]
-    per_step = scale.reciprocal()
-    before = state.steps[block]
-    after = torch.empty_like(before)
-    change = torch.empty_like(before)
-    for index, inverse in enumerate(inverse_diagonal):
-        best, fallen = after[index], change[index]
-        torch.addcmul(before[index], residual[index], per_step, value=inverse, out=best)
-        best.round_()
-        torch.clamp(best, low, high, out=best)
-        torch.sub(before[index], best, out=fallen)
-        fallen.mul_(scale)
-        residual[index + 1 :].addcmul_(moment[index + 1 :, index : index + 1], fallen)
-    state.steps[block] = after
-    return change
+    low, high = state.low[group], state.high[group]
+    before = state.steps[span]
+    work.distance.mul_(state.scales[group].reciprocal())
+    for block, rows in zip(couplings.blocks, work.rows, strict=True):
+        place = slice(span.start + block.start, span.start + block.stop)
+        for old, (distance, new, fallen, rest), later in zip(
+            before[block].unbind(), rows, couplings.later(place), strict=True
+        ):
+            torch.add(old, distance, out=new).round_()
+            torch.clamp(new, low, high, out=new)
+            torch.sub(old, new, out=fallen)
+            rest.addcmul_(later, fallen)
+        if place.stop < span.stop:
+            far = slice(place.stop, span.stop)
+            work.distance[block.stop :].addmm_(couplings.shares[far, place], work.fallen[block])
+    state.steps[span] = work.after
 
 
 def _rescale(
     state: ColumnState,
-    residual: Tensor,
-    moment: Tensor,
+    distance: Tensor,
+    couplings: Couplings,
     settings: QuantizationSettings,
     group: int,
     span: slice,
@@ -204,16 +243,18 @@ def _rescale(
 
     Args:
         state: Changed.
-        residual: H times the error, of the group's columns, float32 [width, rows]; kept up to date.
-        moment: H within the group.
+        distance: The rows of ``couplings.shares`` times the error, of the group's columns, float32
+            [width, rows]; kept up to date.
+        couplings: Of all columns.
         settings: Rounding of scales.
         group: Which one.
         span: Its columns.
     """
     steps = state.steps[span]
-    products = moment @ steps
-    curvature = (steps * products).sum(0)
-    slope = (steps * residual).sum(0)
+    products = couplings.shares[span, span] @ steps
+    weighted = steps * couplings.diagonal[span]
+    curvature = (weighted * products).sum(0)
+    slope = (weighted * distance).sum(0)
     old = state.scales[group]
     best = old + slope / curvature.clamp_min(1e-30)
     new = settings.round_scales(best)
@@ -222,4 +263,10 @@ def _rescale(
     )
     change = torch.where(better, old - new, torch.zeros_like(old))
     state.scales[group] = old - change
-    residual.addcmul_(products, change)
+    distance.addcmul_(products, change)
+
+
+def _blocks(width: int) -> Iterator[slice]:
+    """Cut a group's columns into blocks."""
+    for first in range(0, width, _BLOCK):
+        yield slice(first, min(first + _BLOCK, width))

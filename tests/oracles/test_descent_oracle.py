@@ -9,7 +9,7 @@ import torch
 
 from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
-from advisor.methods.descent import ColumnState, descend
+from advisor.methods.descent import ColumnState, Couplings, descend
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
@@ -73,7 +73,7 @@ def test_one_pass_is_the_oracles():
     state = _start(weight)
     steps, scales = _oracle(weight, state.steps, state.scales, -8, 7, moment)
     before = state.steps.clone()
-    descend(weight, state, moment, SETTINGS, 1)
+    descend(weight, state, Couplings(moment, len(state.scales)), SETTINGS, 1)
     assert (state.steps != before).sum() > 10
     assert torch.equal(state.steps.double(), steps)
     torch.testing.assert_close(state.scales.double(), scales, rtol=1e-5, atol=1e-7)
@@ -87,7 +87,7 @@ def test_no_pass_raises_the_error(dtype):
     state.scales = settings.round_scales(state.scales)
     errors = [_error(weight, state.weight(), moment)]
     for _ in range(4):
-        descend(weight, state, moment, settings, 1)
+        descend(weight, state, Couplings(moment, len(state.scales)), settings, 1)
         errors.append(_error(weight, state.weight(), moment))
         assert torch.equal(settings.round_scales(state.scales), state.scales)
     assert errors[1] < 0.8 * errors[0]
