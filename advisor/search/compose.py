@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -245,10 +246,14 @@ class Composer:
         """Return all uniform candidates of a family, by rising size."""
         if family.method == BEST:
             return []
-        storages = [storage_name(s) for s in self.schemes(family) if s.is_quantized]
-        found = [self.uniform(family, storage) for storage in dict.fromkeys(storages)]
-        present = [candidate for candidate in found if candidate is not None]
-        return sorted(present, key=lambda candidate: candidate.size_bytes)
+        present: dict[str, Mixture] = {}
+        for symmetric in (True, False) if family.symmetric is None else (family.symmetric,):
+            own = replace(family, symmetric=symmetric)
+            storages = [storage_name(s) for s in self.schemes(own) if s.is_quantized]
+            for storage in dict.fromkeys(storages):
+                if (candidate := self.uniform(own, storage)) is not None:
+                    present.setdefault(candidate.name, candidate)
+        return sorted(present.values(), key=lambda candidate: candidate.size_bytes)
 
     def smallest_and_largest(self) -> tuple[SizeEstimate, SizeEstimate]:
         """Return the sizes of the smallest checkpoint, and of the largest quantized one."""

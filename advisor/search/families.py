@@ -30,7 +30,8 @@ class Family:
     Attributes:
         method: ``rtn``, ``gptq``, ``awq``, or ``best``: of the three, per fused group, the one
             of least score.
-        symmetric: Grid of the integer options.
+        symmetric: Grid of the integer options. None: each module of a mixture takes either under
+            GPTQ; of the other methods, whose scores would cost as much again, the symmetric one.
         clip: ``none`` or ``mse``: search the range of each group.
         damping: GPTQ's damping; ignored by the others.
         activation_order: GPTQ's act-order; ignored by the others.
@@ -43,7 +44,7 @@ class Family:
     """
 
     method: str
-    symmetric: bool = True
+    symmetric: bool | None = True
     clip: str = "none"
     damping: float = USUAL_DAMPING
     activation_order: bool = False
@@ -76,7 +77,8 @@ class Family:
 
     def describe(self) -> str:
         """Return the choices as a person reads them."""
-        parts = [self.method, "sym" if self.symmetric else "asym"]
+        grids = {True: "sym", False: "asym", None: "sym or asym"}
+        parts = [self.method, grids[self.symmetric]]
         if self.activation_order:
             parts.append("actorder")
         if self.static_groups:
@@ -112,16 +114,25 @@ def schemes_of(family: Family, options: Sequence[Scheme], method: str) -> tuple[
         options: What the engine mixes in one checkpoint.
         method: One of the family's methods.
     """
+    grids = _grids(family, options, method)
     found: list[Scheme] = []
     for option in options:
         if not is_searchable(option):
             found.append(option)
             continue
         ordered = family.activation_order and method == "gptq"
-        if option.symmetric != family.symmetric or option.activation_order != ordered:
+        if option.symmetric not in grids or option.activation_order != ordered:
             continue
         found.append(replace(option, method=method, activation_order=ordered))
     return tuple(dict.fromkeys(found))
+
+
+def _grids(family: Family, options: Sequence[Scheme], method: str) -> set[bool | None]:
+    """Return the grids, symmetric or not, that a method of a family may use."""
+    if family.symmetric is not None:
+        return {family.symmetric}
+    offered = {option.symmetric for option in options if is_searchable(option)}
+    return offered if method == "gptq" or True not in offered else {True}
 
 
 def with_16_bit(options: Sequence[Scheme]) -> tuple[Scheme, ...]:

@@ -143,7 +143,10 @@ def build_space(
 def suggest(trial: Suggester, space: Space) -> Proposal:
     """Ask for one proposal; choices that an earlier one rules out are not asked for."""
     method = str(_choose(trial, "method", space.methods))
-    symmetric = bool(_choose(trial, "symmetric", tuple(space.storages)))
+    is_mixture = _choose(trial, "allocation", ("mixture", "uniform")) == "mixture"
+    symmetric = _grid_of_mixtures(method, space) if is_mixture else True
+    if symmetric is not None:
+        symmetric = bool(_choose(trial, "symmetric", tuple(space.storages)))
     clip = str(_choose(trial, "clip", space.clips))
     damping, ordered, static = USUAL_DAMPING, False, False
     if method in ("gptq", BEST):
@@ -162,11 +165,18 @@ def suggest(trial: Suggester, space: Space) -> Proposal:
     if method in ROTATABLE:
         rotation = str(_choose(trial, "rotation", space.rotations))
     family = Family(method, symmetric, clip, damping, ordered, static, samples, mix, rotation)
-    if _choose(trial, "allocation", ("mixture", "uniform")) == "uniform":
+    if not is_mixture:
         name = "uniform_symmetric" if symmetric else "uniform_asymmetric"
-        return Proposal(family, str(_choose(trial, name, space.storages[symmetric])), None)
+        return Proposal(family, str(_choose(trial, name, space.storages[bool(symmetric)])), None)
     bits = trial.suggest_float("target_bits", space.low_bits, space.high_bits)
     return Proposal(family, None, bits)
+
+
+def _grid_of_mixtures(method: str, space: Space) -> bool | None:
+    """Return the grid of a method's mixtures: None for either, module by module."""
+    if method in ("gptq", BEST) and len(space.storages) > 1:
+        return None
+    return next(iter(space.storages))
 
 
 def _choose(trial: Suggester, name: str, choices: Sequence[Choice]) -> Choice:
@@ -179,10 +189,11 @@ def parameters_of(proposal: Proposal, space: Space) -> dict[str, Choice]:
     family = proposal.family
     wanted: dict[str, Choice] = {
         "method": family.method,
-        "symmetric": family.symmetric,
-        "clip": family.clip,
         "allocation": "mixture" if proposal.uniform is None else "uniform",
+        "clip": family.clip,
     }
+    if family.symmetric is not None:
+        wanted["symmetric"] = family.symmetric
     if family.method in ("gptq", BEST):
         wanted["damping"] = family.damping
         if space.ordered:
@@ -205,34 +216,35 @@ def parameters_of(proposal: Proposal, space: Space) -> dict[str, Choice]:
 def priors(space: Space) -> list[Proposal]:
     """Return what an expert would try first: mixtures at the edge, then uniform candidates.
 
-    Every method is tried with all samples and its usual settings (GPTQ on every grid), as a
-    mixture at the largest size allowed, GPTQ also on every mix of the calibration's sources
-    and rotated; the best-of-methods family also at a few smaller ones; the storages that exist as
-    uniform candidates, largest first, for every method.
+    Every method is tried with all samples and its usual settings as a mixture at the largest size
+    allowed, GPTQ also on every mix of the calibration's sources and rotated; the best-of-methods
+    family also at a few smaller ones; the storages that exist as uniform candidates, largest first,
+    for every method (GPTQ on every grid).
     """
     everything = space.samples[-1] if space.samples else None
-    grids = list(space.storages)
-    families = []
+    usual = []
     for method in space.methods:
-        for symmetric in grids if method == "gptq" else grids[:1]:
-            samples = None if method == "rtn" else everything
-            static = method in ("gptq", BEST)
-            families.append(
-                Family(method, symmetric, "none", USUAL_DAMPING, False, static, samples)
-            )
-    usual = tuple(families)
-    gptq = next((family for family in families if family.method == "gptq"), None)
+        samples = None if method == "rtn" else everything
+        static = method in ("gptq", BEST)
+        grid = _grid_of_mixtures(method, space)
+        usual.append(Family(method, grid, "none", USUAL_DAMPING, False, static, samples))
+    families = list(usual)
+    gptq = next((family for family in usual if family.method == "gptq"), None)
     if gptq is not None:
         families += [replace(gptq, mix=mix) for mix in space.mixes[1:]]
         families += [replace(gptq, rotation=rotation) for rotation in space.rotations[1:]]
-    span = space.high_bits - space.low_bits
     found = [Proposal(family, None, space.high_bits) for family in families]
-    for family in families:
-        if family.method == BEST or family not in usual:
+    for family in usual:
+        if family.method == BEST:
             continue
-        storages = [name for name in space.storages[family.symmetric] if name]
-        found += [Proposal(family, name, None) for name in storages[::-1][:_MOST_UNIFORM_PRIORS]]
-    best = [family for family in families if family.method == BEST] or families[:1]
+        for symmetric in space.storages if family.symmetric is None else (family.symmetric,):
+            storages = [name for name in space.storages[symmetric] if name]
+            found += [
+                Proposal(replace(family, symmetric=symmetric), name, None)
+                for name in storages[::-1][:_MOST_UNIFORM_PRIORS]
+            ]
+    best = [family for family in usual if family.method == BEST] or usual[:1]
+    span = space.high_bits - space.low_bits
     if span > 0:
         found += [
             Proposal(family, None, space.low_bits + share * span)

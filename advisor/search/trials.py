@@ -41,22 +41,29 @@ def scoring_allowance(parameters: int, further: int = 0) -> int:
 
 def scoring_cost(family: Family, known: Sequence[Family]) -> int:
     """Return the units of scoring a family, less what it shares with known ones."""
-    paid = {_shared(other, method) for other in known for method in other.methods}
+    paid = {part for other in known for part in _parts(other)}
     return sum(
         _UNITS[method] + (_CLIP_UNITS[method] if family.clip != "none" else 0)
-        for method in family.methods
-        if _shared(family, method) not in paid
+        for method, choices in _parts(family)
+        if (method, choices) not in paid
     )
 
 
-def _shared(family: Family, method: str) -> tuple[object, ...]:
-    """Return those choices that a method's scores depend on."""
-    own: tuple[object, ...] = (method, family.symmetric, family.clip, family.rotation)
-    if method == "gptq":
-        own += (family.damping, family.activation_order, family.static_groups)
-    if method == "rtn" and family.clip == "none":
-        return own
-    return (*own, family.samples, family.mix)
+def _parts(family: Family) -> list[tuple[str, tuple[object, ...]]]:
+    """Return what of a family is scored by itself: methods, and the choices their scores heed."""
+    found = []
+    for method in family.methods:
+        grids: tuple[bool | None, ...] = (family.symmetric,)
+        if family.symmetric is None:
+            grids = (True, False) if method == "gptq" else (True,)
+        for symmetric in grids:
+            own: tuple[object, ...] = (symmetric, family.clip, family.rotation)
+            if method == "gptq":
+                own += (family.damping, family.activation_order, family.static_groups)
+            if method != "rtn" or family.clip != "none":
+                own += (family.samples, family.mix)
+            found.append((method, own))
+    return found
 
 
 @dataclass(slots=True)
