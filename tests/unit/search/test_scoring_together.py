@@ -20,6 +20,7 @@ FAMILIES = (
     Family("awq", True, samples=8),
     Family("best", True, static_groups=True, samples=8),
 )
+EITHER = Family("gptq", None, static_groups=True, samples=8)
 OTHER = Family("gptq", True, damping=0.2, samples=8)
 
 
@@ -47,3 +48,30 @@ def test_one_walk_gives_the_scores_of_many(compose):
     walks.clear()
     together.score_together(FAMILIES, lambda done, total: walks.append(True))
     assert not walks
+
+
+def test_mixtures_of_either_grid_are_no_worse_than_those_of_one(compose):
+    composer = compose("either")
+    one_grid = [
+        Family("gptq", symmetric, static_groups=True, samples=8) for symmetric in (True, False)
+    ]
+    smallest, largest = composer.smallest_and_largest()
+    gained = False
+    for share in (0.2, 0.4, 0.6, 0.8):
+        limit = int(smallest.total_bytes + share * (largest.total_bytes - smallest.total_bytes))
+        either = composer.mixture(EITHER, limit)
+        others = [composer.mixture(family, limit, or_smallest=True) for family in one_grid]
+        fitting = [other.predicted_kl for other in others if other.size_bytes <= limit]
+        # The header's offsets have a few digits more or fewer: a hair of the budget.
+        assert either.predicted_kl <= min(fitting) * 1.001
+        grids = {scheme.symmetric for scheme in either.assignment.values()}
+        gained |= either.predicted_kl < 0.99 * min(fitting) and {True, False} <= grids
+    assert gained, "int8 is symmetric here, and asymmetric int4 the better one"
+
+
+def test_uniform_candidates_of_either_grid_are_those_of_both(compose):
+    composer = compose("uniforms")
+    found = composer.uniforms(EITHER)
+    assert {candidate.name for candidate in found} == set(NAMES)
+    assert all(candidate.family.symmetric is not None for candidate in found)
+    assert [c.size_bytes for c in found] == sorted(c.size_bytes for c in found)

@@ -16,6 +16,7 @@ from advisor.search.families import Family, relevant_settings, schemes_of
 from advisor.search.outcomes import Outcome
 from advisor.search.space import Proposal, build_space, parameters_of, priors, suggest
 from advisor.search.study import run_study
+from advisor.search.trials import scoring_cost
 from advisor.search.workers import storage_url
 
 OPTIONS = tuple(
@@ -226,8 +227,6 @@ def test_scores_are_shared_across_settings_that_do_not_matter():
 
 
 def test_scoring_is_paid_once_for_what_families_share():
-    from advisor.search.trials import scoring_cost
-
     gptq = Family("gptq", samples=16)
     assert scoring_cost(gptq, []) == 2
     assert scoring_cost(gptq, [gptq]) == 0
@@ -235,6 +234,15 @@ def test_scoring_is_paid_once_for_what_families_share():
     assert scoring_cost(best, []) == 5
     assert scoring_cost(best, [gptq, Family("rtn")]) == 2, "only awq is new"
     assert scoring_cost(Family("best", damping=0.1, samples=16), [best]) == 2, "only gptq is new"
+
+
+def test_a_mixture_of_either_grid_pays_for_gptq_on_both():
+    one, either = Family("gptq", True, samples=8), Family("gptq", None, samples=8)
+    assert scoring_cost(either, []) == 2 * scoring_cost(one, [])
+    assert scoring_cost(either, [one]) == scoring_cost(one, [])
+    assert scoring_cost(one, [either]) == 0
+    rest = scoring_cost(Family("best", None, samples=8), [either])
+    assert rest == scoring_cost(Family("best", True, samples=8), [one]), "the others: one grid"
 
 
 def test_no_deprecated_or_experimental_warning_reaches_the_user(tmp_path):
