@@ -21,12 +21,12 @@ s of CPU against 57 in the second row).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from advisor.methods.descent import ColumnState, Couplings, damped_moment, descend
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.grids import choose_grid
 from advisor.numerics.affine import grid_levels
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 ROW_BLOCK = 32
 """Rows that are quantized together, without feedback among them."""
-DESCENT_ROWS, DESCENT_BLOCKS = 192, 8
-"""The least rows of a block in the descent, whose blocks take turns, and the most blocks: each is
-a loop over all columns, which on large weights is most of the time."""
 _WIDEST_STEP = 64
 """Columns of a step, where groups do not say otherwise."""
 
@@ -74,18 +71,19 @@ def quantize_coupled(
     grid: ColumnGrid,
     settings: QuantizationSettings,
     importance: Tensor,
-    metric: Tensor,
+    metrics: Sequence[Tensor],
     order: Tensor | None = None,
 ) -> ColumnCodes:
     """Choose every code once, making up for the errors of the columns before and the rows above.
 
     Args:
-        columns: W, float32 [columns, rows], groups of consecutive columns; not modified.
+        columns: W, float32 [columns, rows], groups of consecutive columns; not modified. Linears
+            that share their inputs may lie side by side, as one loop serves them all.
         factor: U with UᵀU = H⁻¹, float32 [columns, columns].
         grid: Of the codes.
         settings: Clip search, rounding of scales.
         importance: H's diagonal, [columns], for a clip search.
-        metric: G of :func:`output_metric`, float32 [rows, rows].
+        metrics: G of :func:`output_metric` of each linear, float32 [rows of it, rows of it].
         order: Columns in the order of work; scales are then chosen from the weights before any
             update. None for their own order, in which a group's scale is chosen as it is reached.
 
@@ -94,45 +92,24 @@ def quantize_coupled(
     Differs from the papers: blocks of rows, without feedback among the rows of one; G's
     off-diagonals are shrunk.
     """
-    front = _Front(columns, grid, settings, importance, metric)
+    front = _Front(columns, grid, settings, importance, metrics)
     normalised = (factor / factor.diagonal().unsqueeze(1)).contiguous()
     return front.run(normalised, order)
 
 
-def descend_coupled(
-    columns: Tensor,
-    found: ColumnCodes,
-    bits: int,
-    second_moment: Tensor,
-    metric: Tensor,
-    settings: QuantizationSettings,
-) -> ColumnCodes:
-    """Return better codes and scales for a weight, by tr(G ΔW H ΔWᵀ); zero points stay.
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows that are quantized together.
 
-    Blocks of rows take turns: each descends as :func:`advisor.methods.descent.descend` does,
-    towards its weights less what the errors of all other rows mean for it.
-
-    Args:
-        columns: W, float32 [columns, rows], groups of consecutive columns; not modified.
-        found: Codes to start from; not modified.
-        bits: Width of a code.
-        second_moment: H, float32 [columns, columns], not damped.
-        metric: G of :func:`output_metric`, float32 [rows, rows].
-        settings: ``descent`` passes and their damping, rounding of scales.
+    Attributes:
+        first: Place of the first block of the same linear.
+        turn: Blocks of that linear before this one.
+        feedback: What the errors of the rows above mean for these, float32 [rows, rows above].
     """
-    state = ColumnState.of(found, bits)
-    couplings = Couplings(damped_moment(second_moment, settings), len(found.scales))
-    change = state.weight() - columns
-    size = max(DESCENT_ROWS, -(-columns.shape[1] // DESCENT_BLOCKS))
-    blocks = [(rows, _feedback(metric, rows)) for rows in _spans(columns.shape[1], size)]
-    for _ in range(settings.descent):
-        for rows, feedback in blocks:
-            target = columns[:, rows] - change @ feedback.t()
-            own = state.rows(rows)
-            descend(target, own, couplings, settings, 1)
-            state.put(rows, own)
-            change[:, rows] = own.weight() - columns[:, rows]
-    return state.codes()
+
+    first: int
+    turn: int
+    feedback: Tensor
 
 
 class _Front:
@@ -140,7 +117,8 @@ class _Front:
 
     A block of rows works on a block of columns as soon as the rows above are done with that one;
     so blocks of rows follow each other like a wave front, and one step of Python serves all that
-    are under way. Tensors are [row blocks, columns, rows of a block]; the last block is filled up.
+    are under way. Tensors are [row blocks, columns, rows of a block]; a linear's last block is
+    filled up.
     """
 
     def __init__(
@@ -149,22 +127,19 @@ class _Front:
         grid: ColumnGrid,
         settings: QuantizationSettings,
         importance: Tensor,
-        metric: Tensor,
+        metrics: Sequence[Tensor],
     ) -> None:
         self._grid = grid
         self._settings = settings
         self._importance = importance
-        self._rows = columns.shape[1]
-        self._blocks = -(-self._rows // ROW_BLOCK)
+        self._heights = [len(metric) for metric in metrics]
+        self._blocks: list[_Block] = []
+        for metric in metrics:
+            self._blocks += _row_blocks(metric, first=len(self._blocks))
         self._weight = self._split(columns)
-        missing = self._blocks * ROW_BLOCK - self._rows
-        padded = torch.nn.functional.pad(metric, (0, missing) * 2)
-        padded.diagonal()[self._rows :] = 1
-        spans = _spans(len(padded), ROW_BLOCK)
-        self._feedback = [_feedback(padded, rows)[:, : rows.start] for rows in spans]
         self._levels = grid_levels(grid.bits, device=columns.device)
         self._steps = torch.zeros_like(self._weight)
-        shape = (self._blocks, columns.shape[0] // grid.width, ROW_BLOCK)
+        shape = (len(self._blocks), columns.shape[0] // grid.width, ROW_BLOCK)
         self._scales, self._zeros = columns.new_ones(shape), columns.new_zeros(shape)
 
     def run(self, factor: Tensor, order: Tensor | None) -> ColumnCodes:
@@ -205,19 +180,27 @@ class _Front:
         )
 
     def _split(self, columns: Tensor) -> Tensor:
-        """Return [columns, rows] as blocks of rows, filled up with zeros."""
-        padded = torch.nn.functional.pad(columns, (0, self._blocks * ROW_BLOCK - self._rows))
-        return padded.view(columns.shape[0], self._blocks, ROW_BLOCK).transpose(0, 1).contiguous()
+        """Return [columns, rows] as blocks of rows, each linear's filled up with zeros."""
+        parts = []
+        for part in torch.split(columns, self._heights, dim=1):
+            padded = torch.nn.functional.pad(part, (0, -part.shape[1] % ROW_BLOCK))
+            parts.append(padded.view(columns.shape[0], -1, ROW_BLOCK))
+        return torch.cat(parts, 1).transpose(0, 1).contiguous()
 
     def _join(self, blocks: Tensor) -> Tensor:
         """Undo :meth:`_split`."""
-        joined = blocks.transpose(0, 1).reshape(blocks.shape[1], -1)
-        return joined[:, : self._rows].contiguous()
+        counts = [-(-height // ROW_BLOCK) for height in self._heights]
+        parts = [
+            part.transpose(0, 1).reshape(blocks.shape[1], -1)[:, :height]
+            for part, height in zip(torch.split(blocks, counts), self._heights, strict=True)
+        ]
+        return torch.cat(parts, 1)
 
-    def _shift(self, change: Tensor, block: int, span: slice) -> Tensor:
+    def _shift(self, change: Tensor, place: int, span: slice) -> Tensor:
         """Return what the errors of the rows above mean for a block, [columns, rows]."""
-        above = change[:block, span].transpose(0, 1).reshape(span.stop - span.start, -1)
-        return above @ self._feedback[block].t()
+        block = self._blocks[place]
+        above = change[block.first : place, span].transpose(0, 1)
+        return above.reshape(span.stop - span.start, -1) @ block.feedback.t()
 
     def _choose(self, values: Tensor, active: Sequence[int], spans: Sequence[slice]) -> None:
         """Choose the scales of the groups that are reached, from values [columns, blocks, rows]."""
@@ -250,10 +233,13 @@ class _Front:
     def _waves(self, columns: int, size: int) -> Iterator[tuple[list[int], list[slice]]]:
         """Yield the blocks of rows that are under way, and the columns that each is to take."""
         steps = columns // size
-        for wave in range(self._blocks + steps - 1):
-            active = list(range(max(0, wave - steps + 1), min(self._blocks, wave + 1)))
-            starts = [(wave - block) * size for block in active]
-            yield active, [slice(start, start + size) for start in starts]
+        for wave in range(max(block.turn for block in self._blocks) + steps):
+            active = {
+                place: (wave - block.turn) * size
+                for place, block in enumerate(self._blocks)
+                if 0 <= wave - block.turn < steps
+            }
+            yield list(active), [slice(start, start + size) for start in active.values()]
 
 
 def _columns(
@@ -281,7 +267,18 @@ def _columns(
     return steps, errors
 
 
-def _feedback(metric: Tensor, rows: slice) -> Tensor:
+def _row_blocks(metric: Tensor, first: int) -> list[_Block]:
+    """Return a linear's blocks of rows, the first of which has that place."""
+    missing = -len(metric) % ROW_BLOCK
+    padded = torch.nn.functional.pad(metric, (0, missing) * 2)
+    padded.diagonal()[len(metric) :] = 1
+    return [
+        _Block(first, turn, feedback_of(padded, rows)[:, : rows.start])
+        for turn, rows in enumerate(row_spans(len(padded), ROW_BLOCK))
+    ]
+
+
+def feedback_of(metric: Tensor, rows: slice) -> Tensor:
     """Return what the errors of all rows mean for a block of rows, float32 [block, rows].
 
     tr(G ΔW H ΔWᵀ) as a function of the block b alone is least for ΔW_b = -G_bb⁻¹ G_b,others
@@ -293,7 +290,7 @@ def _feedback(metric: Tensor, rows: slice) -> Tensor:
     return feedback
 
 
-def _spans(rows: int, size: int) -> list[slice]:
+def row_spans(rows: int, size: int) -> list[slice]:
     """Cut rows into blocks."""
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 

@@ -64,12 +64,12 @@ class ColumnState:
         codes = (self.steps - self._spread(self.low)).to(torch.uint8)
         return ColumnCodes(codes, self.scales, -self.low)
 
-    def rows(self, rows: slice) -> ColumnState:
-        """Return a copy of some rows."""
+    def rows(self, rows: Tensor) -> ColumnState:
+        """Return a copy of some rows, int64."""
         parts = (self.steps, self.scales, self.low, self.high)
-        return ColumnState(*(part[:, rows].contiguous() for part in parts))
+        return ColumnState(*(part[:, rows] for part in parts))
 
-    def put(self, rows: slice, state: ColumnState) -> None:
+    def put(self, rows: Tensor, state: ColumnState) -> None:
         """Take up the steps and scales of some rows."""
         self.steps[:, rows], self.scales[:, rows] = state.steps, state.scales
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from advisor.errors import InputError
 from advisor.methods.checks import group_width, prepare_weight, require_statistics
-from advisor.methods.coupled import descend_coupled, output_metric, quantize_coupled
+from advisor.methods.coupled import output_metric, quantize_coupled
+from advisor.methods.coupled_descent import descend_coupled
 from advisor.methods.descent import improve
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid, blocks_of, quantize_columns
 from advisor.methods.grids import check_scales
 from advisor.numerics.linear_algebra import InverseCholesky, inverse_cholesky
-from advisor.numerics.quantized_weight import QuantizedWeight
+from advisor.numerics.quantized_weight import QuantizedWeight, split_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,10 +96,45 @@ def quantize_many(
             f"output_feedback needs the gradients of this weight's {len(values)} outputs, but got "
             f"those of {len(metric)}: quantize linears that share an input one by one."
         )
+    metrics = [] if metric is None else [metric]
     for together in (natural, ordered):
         if together:
-            done.update(_quantize_in_order(values, second_moment, metric, together, settings))
+            done.update(_quantize_in_order(values, second_moment, metrics, together, settings))
     return [done[scheme] for scheme in schemes]
+
+
+def quantize_each(
+    weights: Sequence[Tensor],
+    statistics: Sequence[LayerStatistics],
+    scheme: Scheme,
+    settings: QuantizationSettings,
+) -> list[QuantizedWeight]:
+    """Quantize linears that share their inputs, each with feedback among its own outputs.
+
+    One Cholesky factor and one loop serve them all.
+
+    Args:
+        weights: Shapes [out_i, in], any floating type; not modified.
+        statistics: Of each linear: the same inputs, and its own output gradients.
+        scheme: Of all of them.
+        settings: See :func:`quantize_many`.
+
+    Raises:
+        InputError: A weight, the statistics, a setting or the scheme cannot be used.
+    """
+    metrics = [output_metric(own, settings) for own in statistics]
+    if any(metric is None for metric in metrics):  # they keep G's diagonal alone, or none
+        return [
+            quantize(weight, own, scheme, settings)
+            for weight, own in zip(weights, statistics, strict=True)
+        ]
+    values = torch.cat([prepare_weight(weight, [scheme]) for weight in weights])
+    found = require_statistics(statistics[0], values.shape[1], "gptq")
+    _check([scheme], settings)
+    second_moment = found.second_moment.to(device=values.device, dtype=torch.float32)
+    known = [metric for metric in metrics if metric is not None]
+    result = _quantize_in_order(values, second_moment, known, [scheme], settings)[scheme]
+    return list(split_rows(result, [len(weight) for weight in weights]))
 
 
 def activation_order(second_moment: Tensor) -> Tensor:
@@ -109,7 +145,7 @@ def activation_order(second_moment: Tensor) -> Tensor:
 def _quantize_in_order(
     values: Tensor,
     second_moment: Tensor,
-    metric: Tensor | None,
+    metrics: Sequence[Tensor],
     schemes: list[Scheme],
     settings: QuantizationSettings,
 ) -> dict[Scheme, QuantizedWeight]:
@@ -139,7 +175,7 @@ def _quantize_in_order(
         columns = columns[order]
     permutation = order if static_order is None else None
     moment = second_moment if permutation is not None else unordered
-    if metric is None:
+    if not metrics:
         codes = _loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
         if settings.descent:
             codes = [
@@ -149,13 +185,13 @@ def _quantize_in_order(
     else:
         codes = [
             quantize_coupled(
-                columns, factor.factor, grid, settings, importance, metric, static_order
+                columns, factor.factor, grid, settings, importance, metrics, static_order
             )
             for grid in grids
         ]
         if settings.descent:
             codes = [
-                descend_coupled(columns, found, grid.bits, moment, metric, settings)
+                descend_coupled(columns, found, grid.bits, moment, metrics, settings)
                 for found, grid in zip(codes, grids, strict=True)
             ]
     return {

@@ -64,6 +64,20 @@ class BatchedMethod(Method, Protocol):
         ...
 
 
+class OutputMethod(Method, Protocol):
+    """A quantizer that heeds what its outputs do to the model."""
+
+    def quantize_each(
+        self,
+        weights: Sequence[Tensor],
+        statistics: Sequence[LayerStatistics],
+        scheme: Scheme,
+        settings: QuantizationSettings,
+    ) -> list[QuantizedWeight]:
+        """Return the codes of linears that share their inputs."""
+        ...
+
+
 def method_names() -> tuple[str, ...]:
     """Return the names of the methods that quantize here, without importing them."""
     return tuple(_MODULES)
@@ -154,3 +168,28 @@ def quantize_many(
             results = [method.quantize(weight, statistics, scheme, settings) for scheme in members]
         done.update(zip(members, results, strict=True))
     return [_with_inputs(done[scheme], statistics, settings) for scheme in schemes]
+
+
+def quantize_each(
+    weights: Sequence[Tensor],
+    statistics: Sequence[LayerStatistics],
+    scheme: Scheme,
+    settings: QuantizationSettings,
+) -> list[QuantizedWeight]:
+    """Quantize linears that share their inputs, with what is known of each one's outputs.
+
+    Args:
+        weights: Shapes [out_i, in].
+        statistics: Of each linear.
+        scheme: Of all of them; of a method that heeds outputs
+            (:func:`advisor.search.families.couples_outputs`).
+        settings: Shared by all.
+
+    Raises:
+        InputError: The method, a weight or the statistics cannot be used.
+    """
+    method = cast("OutputMethod", _implementation(scheme))
+    found = method.quantize_each(weights, statistics, scheme, settings)
+    return [
+        _with_inputs(weight, own, settings) for weight, own in zip(found, statistics, strict=True)
+    ]

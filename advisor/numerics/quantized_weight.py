@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from advisor.numerics.int4_fp8 import dequantize_int4_fp8
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from advisor.schemes import Scheme
 
@@ -93,3 +93,21 @@ class QuantizedWeight:
             return torch.full((), half, dtype=values.dtype, device=values.device)
         zero_points = self.zero_points.to(values.dtype)
         return zero_points if index is None else zero_points[:, index]
+
+
+def split_rows(stacked: QuantizedWeight, heights: Sequence[int]) -> tuple[QuantizedWeight, ...]:
+    """Undo the stacking of weights with one scale row per output channel, or one for all."""
+    if len(heights) == 1:
+        return (stacked,)
+    codes = torch.split(stacked.codes, list(heights))
+    shared = stacked.scheme.granularity == "tensor"
+    scales: Sequence[Tensor] = [stacked.scales] * len(heights)
+    if not shared:
+        scales = torch.split(stacked.scales, list(heights))
+    zeros: Sequence[Tensor | None] = [None] * len(heights)
+    if stacked.zero_points is not None:
+        zeros = torch.split(stacked.zero_points, list(heights))
+    return tuple(
+        replace(stacked, codes=code.contiguous(), scales=scale.contiguous(), zero_points=zero)
+        for code, scale, zero in zip(codes, scales, zeros, strict=True)
+    )

@@ -12,12 +12,12 @@ from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.methods.awq import search_scales
 from advisor.methods.checks import require_statistics
 from advisor.methods.registry import quantize, quantize_many
+from advisor.numerics.quantized_weight import QuantizedWeight, split_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from advisor.methods.settings import QuantizationSettings
-    from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
 
 _SEARCHED_ROWS = 512
@@ -150,21 +150,3 @@ def is_stackable(scheme: Scheme) -> bool:
     if scheme.weight in ("mxfp4", "mxfp8", "nvfp4") or scheme.granularity == "tensor":
         return True
     return scheme.is_integer and scheme.granularity in ("channel", "group")
-
-
-def split_rows(stacked: QuantizedWeight, heights: Sequence[int]) -> tuple[QuantizedWeight, ...]:
-    """Undo the stacking of weights with one scale row per output channel, or one for all."""
-    if len(heights) == 1:
-        return (stacked,)
-    codes = torch.split(stacked.codes, list(heights))
-    shared = stacked.scheme.granularity == "tensor"
-    scales: Sequence[Tensor] = [stacked.scales] * len(heights)
-    if not shared:
-        scales = torch.split(stacked.scales, list(heights))
-    zeros: Sequence[Tensor | None] = [None] * len(heights)
-    if stacked.zero_points is not None:
-        zeros = torch.split(stacked.zero_points, list(heights))
-    return tuple(
-        replace(stacked, codes=code.contiguous(), scales=scale.contiguous(), zero_points=zero)
-        for code, scale, zero in zip(codes, scales, zeros, strict=True)
-    )

@@ -15,7 +15,7 @@ from advisor.calibration.mixing import of_mix, sequence_weights
 from advisor.calibration.rotating import rotated
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError
-from advisor.methods.registry import quantize
+from advisor.methods.registry import quantize, quantize_each
 from advisor.models.allocator import give_back
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.search.codes import codes_key
@@ -240,10 +240,7 @@ class Walk:
         weights = [self._folded.weight(linear) for linear in same]
         if statistics is not None and couples_outputs(scheme, settings):
             each = [self._with_gradient(statistics, linear) for linear in same]
-            return [
-                quantize(weight, own, scheme, settings)
-                for weight, own in zip(weights, each, strict=True)
-            ]
+            return quantize_each(weights, each, scheme, settings)
         if not is_stackable(scheme):
             return [quantize(weight, statistics, scheme, settings) for weight in weights]
         return quantize_group(weights, statistics, [scheme], settings, foldable=False)[0].weights

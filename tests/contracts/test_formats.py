@@ -18,9 +18,9 @@ from advisor.formats.read import read_checkpoint
 from advisor.formats.registry import format_names, get_format, storage_scheme
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
+from advisor.numerics.quantized_weight import split_rows
 from advisor.predict.storage import module_parts
 from advisor.schemes import parse_scheme
-from advisor.search.stacking import split_rows
 
 _PATH = Path(__file__).parents[1] / "oracles" / "checkpoint_readers.py"
 _SPEC = importlib.util.spec_from_file_location("checkpoint_readers", _PATH)

@@ -1,0 +1,93 @@
+"""Coordinate descent for rows that make up for each other's errors (see ``coupled``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from advisor.methods.coupled import feedback_of, row_spans
+from advisor.methods.descent import ColumnState, Couplings, damped_moment, descend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from advisor.methods.gptq_columns import ColumnCodes
+    from advisor.methods.settings import QuantizationSettings
+
+DESCENT_ROWS, DESCENT_BLOCKS = 192, 8
+"""The least rows of a block, and the most blocks of a linear: each is a loop over all columns,
+which on large weights is most of the time."""
+
+
+def descend_coupled(
+    columns: Tensor,
+    found: ColumnCodes,
+    bits: int,
+    second_moment: Tensor,
+    metrics: Sequence[Tensor],
+    settings: QuantizationSettings,
+) -> ColumnCodes:
+    """Return better codes and scales for a weight, by tr(G ΔW H ΔWᵀ); zero points stay.
+
+    Blocks of rows take turns: each descends as :func:`advisor.methods.descent.descend` does,
+    towards its weights less what the errors of all other rows mean for it. Linears side by side
+    take theirs together.
+
+    Args:
+        columns: W, float32 [columns, rows], groups of consecutive columns; not modified.
+        found: Codes to start from; not modified.
+        bits: Width of a code.
+        second_moment: H, float32 [columns, columns], not damped.
+        metrics: G of :func:`advisor.methods.coupled.output_metric` of each linear, float32 [rows of
+            it, rows of it].
+        settings: ``descent`` passes and their damping, rounding of scales.
+    """
+    state = ColumnState.of(found, bits)
+    couplings = Couplings(damped_moment(second_moment, settings), len(found.scales))
+    change = state.weight() - columns
+    turns = _turns(metrics)
+    for _ in range(settings.descent):
+        for parts in turns:
+            rows = torch.cat([part.rows for part in parts]).to(columns.device)
+            pull = [change[:, part.linear] @ part.feedback.t() for part in parts]
+            own = state.rows(rows)
+            descend(columns[:, rows] - torch.cat(pull, 1), own, couplings, settings, 1)
+            state.put(rows, own)
+            change[:, rows] = own.weight() - columns[:, rows]
+    return state.codes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One linear's part of a turn.
+
+    Attributes:
+        linear: The linear's rows in the weight.
+        rows: Those whose turn it is, int64.
+        feedback: What the errors of the linear's rows mean for these, float32.
+    """
+
+    linear: slice
+    rows: Tensor
+    feedback: Tensor
+
+
+def _turns(metrics: Sequence[Tensor]) -> list[list[_Part]]:
+    """Return whose turn it is, in order."""
+    turns: list[list[_Part]] = []
+    first = 0
+    for metric in metrics:
+        height = len(metric)
+        linear = slice(first, first + height)
+        size = max(DESCENT_ROWS, -(-height // DESCENT_BLOCKS))
+        for turn, span in enumerate(row_spans(height, size)):
+            if turn == len(turns):
+                turns.append([])
+            rows = torch.arange(first + span.start, first + span.stop)
+            turns[turn].append(_Part(linear, rows, feedback_of(metric, span)))
+        first += height
+    return turns
