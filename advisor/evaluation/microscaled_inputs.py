@@ -13,9 +13,8 @@ from advisor.numerics.microscaling import (
     MX_WIDTH,
     NVFP4_WIDTH,
     decode_e8m0,
-    e2m1_codebook,
-    encode_e2m1,
     local_scales,
+    round_e2m1,
     shared_exponents,
 )
 
@@ -65,7 +64,7 @@ def simulate_mxfp4(inputs: Tensor) -> Tensor:
     up = (mantissa >= 0.875).to(torch.int32)
     exponents = (shared_exponents(maxima, "mxfp4") + up).clamp(-E8M0_BIAS, E8M0_BIAS)
     scales = decode_e8m0(exponents + E8M0_BIAS)
-    rounded = e2m1_codebook(inputs.device)[encode_e2m1(groups / scales).long()] * scales
+    rounded = round_e2m1(groups / scales) * scales
     return rounded.flatten(-2).to(inputs.dtype)
 
 
@@ -101,7 +100,7 @@ def simulate_nvfp4(inputs: Tensor, input_global_scale: Tensor) -> Tensor:
     groups = _split(inputs, NVFP4_WIDTH, "nvfp4")
     global_ = input_global_scale.to(inputs.device)
     scales = local_scales(groups.abs().amax(-1, keepdim=True), global_) / global_
-    rounded = e2m1_codebook(inputs.device)[encode_e2m1(groups / scales).long()] * scales
+    rounded = round_e2m1(groups / scales) * scales
     return rounded.flatten(-2).to(inputs.dtype)
 
 

@@ -18,6 +18,7 @@ from advisor.numerics.microscaling import (
     encode_e2m1,
     global_scale,
     local_scales,
+    round_e2m1,
     shared_exponents,
 )
 from advisor.numerics.quantized_weight import QuantizedWeight
@@ -104,11 +105,9 @@ def encode_elements(values: Tensor, weight: str) -> Tensor:
     return encode_e4m3(values) if weight == "mxfp8" else encode_e2m1(values)
 
 
-def decode_elements(codes: Tensor, weight: str) -> Tensor:
-    """Return the float32 values of bit patterns, the inverse of :func:`encode_elements`."""
-    if weight == "mxfp8":
-        return decode_e4m3(codes)
-    return e2m1_codebook(codes.device)[codes.long()]
+def round_elements(values: Tensor, weight: str) -> Tensor:
+    """Return the float32 values that the bit patterns of :func:`encode_elements` stand for."""
+    return decode_e4m3(encode_e4m3(values)) if weight == "mxfp8" else round_e2m1(values)
 
 
 def _mx_scales(groups: Tensor, weight: str, settings: QuantizationSettings) -> list[Tensor]:
@@ -149,9 +148,8 @@ def _least_error(
     least: Tensor | None = None
     for scales in candidates:
         spread = scales.unsqueeze(-1)
-        error = decode_elements(encode_elements(groups / spread, weight), weight) * spread
-        error = (error - groups).square()
-        found = (error if importance is None else error * importance).sum(-1)
+        error = round_elements(groups / spread, weight).mul_(spread).sub_(groups).square_()
+        found = (error if importance is None else error.mul_(importance)).sum(-1)
         if least is None:
             least = found
             continue

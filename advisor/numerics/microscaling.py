@@ -40,6 +40,17 @@ def encode_e2m1(values: Tensor) -> Tensor:
     return codes | (torch.signbit(values).to(torch.uint8) << 3)
 
 
+def round_e2m1(values: Tensor) -> Tensor:
+    """Return the E2M1 value nearest to each: what :func:`encode_e2m1`'s patterns stand for.
+
+    Neighbours lie 0.5 apart below 2, 1 below 4 and 2 from there on, and an even pattern is an even
+    multiple of that.
+    """
+    magnitude = values.abs().clamp_(max=E2M1_LARGEST)
+    steps = torch.where(magnitude < 2.0, 0.5, torch.where(magnitude < 4.0, 1.0, 2.0))
+    return torch.copysign((magnitude / steps).round_().mul_(steps), values)
+
+
 def e2m1_codebook(device: torch.device | str = "cpu") -> Tensor:
     """Return E2M1's values by bit pattern, float32, shape [16]."""
     return torch.tensor(E2M1_VALUES, dtype=torch.float32, device=device)

@@ -73,16 +73,20 @@ class QuantizedWeight:
             size = self.scheme.group_size or 1
             scales = self.scales.repeat_interleave(size, 0).repeat_interleave(size, 1)
             return (values * scales[:out_features, :in_features]).to(dtype)
-        groups = self.scales.shape[1]
-        index = self.group_index
-        if index is None:
-            width = in_features // groups
-            index = torch.arange(in_features, device=self.codes.device) // width
-        index = index.long()
-        result = (values - self._zero(values, index)) * self.scales[:, index]
-        if "minimums" in self.extras:
-            result = result - self.extras["minimums"][:, index]
-        return result.to(dtype)
+        minimums = self.extras.get("minimums")
+        if self.group_index is not None:
+            index = self.group_index.long()
+            scales, zeros = self.scales[:, index], self._zero(values, index)
+            minimums = None if minimums is None else minimums[:, index]
+        else:
+            values = values.view(out_features, self.scales.shape[1], -1)
+            scales, zeros = self.scales.unsqueeze(2), self._zero(values)
+            zeros = zeros.unsqueeze(2) if zeros.ndim else zeros
+            minimums = None if minimums is None else minimums.unsqueeze(2)
+        result = values.sub_(zeros).mul_(scales)
+        if minimums is not None:
+            result.sub_(minimums)
+        return result.view(out_features, in_features).to(dtype)
 
     def _zero(self, values: Tensor, index: Tensor | None = None) -> Tensor:
         """Zero point of every weight, or a scalar."""

@@ -16,9 +16,11 @@ from advisor.numerics.codebooks import decode_e4m3
 from advisor.numerics.microscaling import (
     E2M1_VALUES,
     decode_e8m0,
+    e2m1_codebook,
     encode_e2m1,
     encode_e8m0,
     pack_e2m1,
+    round_e2m1,
     unpack_e2m1,
 )
 from advisor.schemes import parse_scheme
@@ -198,3 +200,12 @@ def test_groups_must_divide_and_inputs_need_statistics(weight):
         quantize(weight[:, :80], None, parse_scheme("mxfp4"), QuantizationSettings())
     with pytest.raises(InputError, match="needs calibration statistics"):
         quantize(weight, None, parse_scheme("nvfp4-anvfp4"), QuantizationSettings())
+
+
+def test_rounding_to_e2m1_is_encoding_and_decoding():
+    steps = torch.arange(-2000, 2001) / 250  # all ties are among them
+    values = torch.cat([steps, torch.randn(4096) * 3, torch.tensor([-0.0, 1e9, -1e9, 1e-30])])
+    expected = e2m1_codebook()[encode_e2m1(values).long()]
+    found = round_e2m1(values)
+    assert torch.equal(found, expected)
+    assert torch.equal(found.signbit(), expected.signbit())
