@@ -32,6 +32,9 @@ MOST_GROWTHS = 6
 """Times that an undecided candidate is measured on more text."""
 _WITHIN_REACH = 1.3
 """How many times the answer's KL sequential codes may start from: they gain about a seventh."""
+_FAR_BEHIND = 2.0
+"""Scores of one method err by up to 1.5 times more than another's (see ``scores``): a mixture whose
+score is this many times the best one's is not measured."""
 _AIM = 0.96
 _GOOD_ENOUGH = 0.9
 _SMALLEST_STRAIN = 1e-3
@@ -161,7 +164,7 @@ class Refiner:
         """Measure the mixtures of each method at the edge of the size budget, then uniform ones."""
         limit = self._limit()
         mixtures = self._at_size(limit)
-        for mixture in mixtures[:MOST_MIXTURES]:
+        for mixture in _not_far_behind(mixtures, mixtures[:1])[:MOST_MIXTURES]:
             self._measure(mixture)
         # Measured mixtures say how far each method's scores are off, here of all places.
         self._measure_uniform([m for m in self._uniforms() if m.size_bytes <= limit], most=2)
@@ -171,7 +174,8 @@ class Refiner:
         first = self._smallest_for(self.families, self.goal.target_kl * 0.8)
         if first is None:
             return
-        started = [first, *self._at_size(first.size_bytes, without=first.family.method)]
+        others = self._at_size(first.size_bytes, without=first.family.method)
+        started = [first, *_not_far_behind(others, [first])]
         measured = [self._measure(mixture) for mixture in started[:MOST_MIXTURES]]
         known = [finalist for finalist in measured if finalist is not None]
         if not known:
@@ -266,6 +270,12 @@ class Refiner:
 
     def _uniforms(self) -> list[Mixture]:
         return [mixture for family in self.families for mixture in self.composer.uniforms(family)]
+
+
+def _not_far_behind(mixtures: Sequence[Mixture], leaders: Sequence[Mixture]) -> list[Mixture]:
+    """Return the mixtures whose scores come near the leaders'."""
+    least = min((mixture.predicted_kl for mixture in leaders), default=0.0)
+    return [mixture for mixture in mixtures if mixture.predicted_kl <= _FAR_BEHIND * least]
 
 
 def next_target(points: Sequence[tuple[float, float]]) -> float:
