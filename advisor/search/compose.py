@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import partial
 from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError, InputError
 from advisor.formats.layouts import expert_scheme_fits
-from advisor.predict.gguf_types import row_bytes
-from advisor.predict.size import SizeEstimate, checkpoint_size
 from advisor.schemes import BF16, Scheme
 from advisor.search.allocation import (
     Allocation,
@@ -26,8 +24,10 @@ from advisor.search.families import (
 )
 from advisor.search.mixture import Mixture
 from advisor.search.outer import outer_schemes
+from advisor.search.prices import Prices
 from advisor.search.scores import ScoreBook, fits
 from advisor.search.space import storage_name
+from advisor.search.ties import tied_modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
     from advisor.modelspec import LinearSpec, ModelSpec
     from advisor.modelspec.outer import OuterModule
+    from advisor.predict.size import SizeEstimate
     from advisor.search.outer import OuterBook
-
-_EXPERTS = "all experts"
 
 
 class Composer:
@@ -79,19 +78,15 @@ class Composer:
         if self._experts_as_one:
             self.options = tuple(s for s in self.options if s.symmetric is not False)
         self.settings = settings
-        self.format_name = offered.format
         self._unfit = {_storage(scheme): names for scheme, names in offered.unfit.items()}
-        self._spec = spec
+        self._prices = Prices(spec, offered.format, self.linears)
         self._book = book
         self._outer = outer
         self.outer = () if outer is None else outer.modules
-        self._cost = lru_cache(maxsize=None)(self._cost_of)
-        self._outer_cost = lru_cache(maxsize=None)(self._outer_cost_of)
 
     def size(self, assignment: Mapping[str, Scheme]) -> SizeEstimate:
         """Return the exact size of a checkpoint."""
-        quantized = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
-        return checkpoint_size(self._spec, quantized, self.format_name)
+        return self._prices.checkpoint(assignment)
 
     def takes(self, scheme: Scheme, members: Iterable[LinearSpec]) -> bool:
         """Whether a scheme's groups divide all of these modules and a kernel runs each."""
@@ -153,9 +148,7 @@ class Composer:
                     continue
                 if self._must_be_quantized(members) and not expert_scheme_fits(scheme):
                     continue
-                cost = sum(
-                    self._cost(scheme, m.in_features, m.out_features, len(m.name)) for m in members
-                )
+                cost = sum(self._prices.module(linear, scheme) for linear in members)
                 score = sum(scores[scheme][linear.name].kl for linear in members)
                 options.append(Option(str(scheme), cost, score))
             result[key] = options
@@ -171,7 +164,7 @@ class Composer:
             score = 0.0
             if self._outer is not None:
                 score = self._outer.score(module, scheme, settings, family.samples).kl
-            options.append(Option(str(scheme), self._outer_cost(module, scheme), score))
+            options.append(Option(str(scheme), self._prices.outer(module, scheme), score))
         return options
 
     def _outer_schemes(self, module: OuterModule, family: Family) -> list[Scheme]:
@@ -191,7 +184,8 @@ class Composer:
         """
         groups = self.groups(family)
         cheapest = sum(min(option.cost for option in options) for options in groups.values())
-        limit = max_bytes - self._base_bytes()
+        kept = {m.name: self._outer_schemes(m, Family(BEST))[0] for m in self.outer}
+        limit = max_bytes - self._prices.beside(kept, self.outer)
         while limit > cheapest:
             found = self._named(family, allocate(groups, limit))
             excess = found.size_bytes - max_bytes
@@ -262,15 +256,15 @@ class Composer:
         most: dict[str, Scheme] = {}
         for members in self._ties(Family(BEST)).values():
             fitting = [s for s in schemes if self.takes(s, members)] or [BF16]
-            width = (members[0].in_features, members[0].out_features, len(members[0].name))
-            low = min(fitting, key=lambda s: self._cost(s, *width))
-            high = max(fitting, key=lambda s: self._cost(s, *width))
+            price = partial(self._prices.module, members[0])
+            low, high = min(fitting, key=price), max(fitting, key=price)
             least |= {linear.name: low for linear in members}
             most |= {linear.name: high for linear in members}
         for module in self.outer:
             fitting = self._outer_schemes(module, Family(BEST)) or [BF16]
-            least[module.name] = min(fitting, key=lambda s: self._outer_cost(module, s))
-            most[module.name] = max(fitting, key=lambda s: self._outer_cost(module, s))
+            price = partial(self._prices.outer, module)
+            least[module.name] = min(fitting, key=price)
+            most[module.name] = max(fitting, key=price)
         return self.size(least), self.size(most)
 
     def _uniform(self, family: Family, scheme: Scheme) -> Mixture:
@@ -300,58 +294,10 @@ class Composer:
         )
 
     def _ties(self, family: Family) -> dict[str, list[LinearSpec]]:
-        """Return the modules that must share a scheme, by a common key.
-
-        Engines fuse some; under AWQ all that read one input share its scales. Where an engine
-        unpacks all experts by one scheme, those of all layers are one.
-        """
-        fused: dict[str, set[str]] = {}
-        for linear in self.linears:
-            fused.setdefault(linear.input_group, set()).add(linear.fused_group)
-        ties: dict[str, list[LinearSpec]] = {}
-        for linear in self.linears:
-            split = len(fused[linear.input_group]) > 1 and "awq" in family.methods
-            key = linear.input_group if split else linear.fused_group
-            if self._experts_as_one and linear.is_expert:
-                key = _EXPERTS
-            ties.setdefault(key, []).append(linear)
-        return ties
+        return tied_modules(self.linears, family, experts_as_one=self._experts_as_one)
 
     def _must_be_quantized(self, members: Sequence[LinearSpec]) -> bool:
         return self._experts_as_one and members[0].is_expert
-
-    def _base_bytes(self) -> int:
-        """Return the bytes of the checkpoint beside what is allocated."""
-        kept = {m.name: self._outer_schemes(m, Family(BEST))[0] for m in self.outer}
-        whole = checkpoint_size(self._spec, kept, self.format_name)
-        beside = sum(self._outer_cost(m, kept[m.name]) for m in self.outer)
-        return whole.total_bytes - beside - sum(2 * linear.parameters for linear in self.linears)
-
-    def _outer_cost_of(self, module: OuterModule, scheme: Scheme) -> int:
-        """Return what an embedding or a head adds to the file."""
-        linear = module.linear
-        if not scheme.is_quantized:
-            return 2 * linear.parameters
-        if scheme.method == "gguf":
-            return linear.out_features * row_bytes(scheme.weight, linear.in_features)
-        plain = checkpoint_size(self._spec, {}, self.format_name).total_bytes
-        changed = checkpoint_size(self._spec, {module.name: scheme}, self.format_name).total_bytes
-        return max(0, 2 * linear.parameters + changed - plain)
-
-    def _cost_of(self, scheme: Scheme, inputs: int, outputs: int, characters: int) -> int:
-        """Return what a module of this shape and length of name adds to the file."""
-        if not scheme.is_quantized:
-            return 2 * inputs * outputs
-        if scheme.method == "gguf":  # the embedding's type would change with a single module
-            return outputs * row_bytes(scheme.weight, inputs)
-        linear = next(
-            m
-            for m in self.linears
-            if (m.in_features, m.out_features, len(m.name)) == (inputs, outputs, characters)
-        )
-        plain = checkpoint_size(self._spec, {}, self.format_name).total_bytes
-        changed = checkpoint_size(self._spec, {linear.name: scheme}, self.format_name).total_bytes
-        return max(0, 2 * inputs * outputs + changed - plain)
 
 
 def _storage(scheme: Scheme) -> tuple[object, ...]:

@@ -1,0 +1,85 @@
+"""What options cost: the exact bytes that a module, an embedding or a head adds to a checkpoint."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from advisor.predict.gguf_types import row_bytes
+from advisor.predict.size import SizeEstimate, checkpoint_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from advisor.modelspec import LinearSpec, ModelSpec
+    from advisor.modelspec.outer import OuterModule
+    from advisor.schemes import Scheme
+
+
+class Prices:
+    """Bytes of options, for one model and format."""
+
+    def __init__(self, spec: ModelSpec, format_name: str, linears: Sequence[LinearSpec]) -> None:
+        """Prepare.
+
+        Args:
+            spec: The model's tensors.
+            format_name: Of the checkpoint.
+            linears: The model's quantizable modules.
+        """
+        self._spec = spec
+        self._format = format_name
+        self._linears = linears
+        self._shape = lru_cache(maxsize=None)(self._of_shape)
+        self._outer = lru_cache(maxsize=None)(self._of_outer)
+
+    def checkpoint(self, assignment: Mapping[str, Scheme]) -> SizeEstimate:
+        """Return the exact size of a checkpoint."""
+        quantized = {name: scheme for name, scheme in assignment.items() if scheme.is_quantized}
+        return checkpoint_size(self._spec, quantized, self._format)
+
+    def beside(self, ends: Mapping[str, Scheme], modules: Sequence[OuterModule]) -> int:
+        """Return the bytes of a checkpoint beside what is allocated.
+
+        Args:
+            ends: Schemes of embedding and head, where those are allocated too.
+            modules: They.
+        """
+        whole = checkpoint_size(self._spec, ends, self._format)
+        allocated = sum(self.outer(module, ends[module.name]) for module in modules)
+        unquantized = sum(2 * linear.parameters for linear in self._linears)
+        return whole.total_bytes - allocated - unquantized
+
+    def module(self, linear: LinearSpec, scheme: Scheme) -> int:
+        """Return what a linear adds to the file."""
+        return self._shape(scheme, linear.in_features, linear.out_features, len(linear.name))
+
+    def outer(self, module: OuterModule, scheme: Scheme) -> int:
+        """Return what an embedding or a head adds to the file."""
+        return self._outer(module, scheme)
+
+    def _of_outer(self, module: OuterModule, scheme: Scheme) -> int:
+        linear = module.linear
+        if not scheme.is_quantized:
+            return 2 * linear.parameters
+        if scheme.method == "gguf":
+            return linear.out_features * row_bytes(scheme.weight, linear.in_features)
+        return max(0, 2 * linear.parameters + self._growth(module.name, scheme))
+
+    def _of_shape(self, scheme: Scheme, inputs: int, outputs: int, characters: int) -> int:
+        """Return what a linear of this shape and length of name adds to the file."""
+        if not scheme.is_quantized:
+            return 2 * inputs * outputs
+        if scheme.method == "gguf":  # the embedding's type would change with a single module
+            return outputs * row_bytes(scheme.weight, inputs)
+        linear = next(
+            m
+            for m in self._linears
+            if (m.in_features, m.out_features, len(m.name)) == (inputs, outputs, characters)
+        )
+        return max(0, 2 * inputs * outputs + self._growth(linear.name, scheme))
+
+    def _growth(self, name: str, scheme: Scheme) -> int:
+        """Return by how many bytes a file grows, or shrinks, with one module quantized."""
+        plain = checkpoint_size(self._spec, {}, self._format).total_bytes
+        return checkpoint_size(self._spec, {name: scheme}, self._format).total_bytes - plain
