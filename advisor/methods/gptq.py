@@ -12,7 +12,8 @@ from advisor.methods.checks import group_width, prepare_weight, require_statisti
 from advisor.methods.coupled import output_metric, quantize_coupled
 from advisor.methods.coupled_descent import descend_coupled
 from advisor.methods.descent import improve
-from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid, blocks_of, quantize_columns
+from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
+from advisor.methods.gptq_loops import loop_in_parts
 from advisor.methods.grids import check_scales
 from advisor.numerics.linear_algebra import InverseCholesky, inverse_cholesky
 from advisor.numerics.quantized_weight import QuantizedWeight, split_rows
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from advisor.calibration.statistics import LayerStatistics
     from advisor.methods.settings import QuantizationSettings
     from advisor.schemes import Scheme
-
-_WORKING_BYTES = 2**28
-"""Weights updated at once; more rows than fit are done in turn, as rows are independent."""
 
 
 def quantize(
@@ -176,7 +174,7 @@ def _quantize_in_order(
     permutation = order if static_order is None else None
     moment = second_moment if permutation is not None else unordered
     if not metrics:
-        codes = _loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
+        codes = loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
         if settings.descent:
             codes = [
                 improve(columns, found, grid.bits, moment, settings)
@@ -198,61 +196,6 @@ def _quantize_in_order(
         scheme: _assemble(scheme, found, factor, permutation, settings)
         for scheme, found in zip(schemes, codes, strict=True)
     }
-
-
-def _loop_in_parts(
-    columns: Tensor,
-    factor: Tensor,
-    grids: list[ColumnGrid],
-    settings: QuantizationSettings,
-    importance: Tensor,
-    order: Tensor | None,
-) -> list[ColumnCodes]:
-    """Run the column loop over as many rows and grids at once as memory allows.
-
-    Rows are cut by the weight alone, so that a grid's codes do not depend on the other grids.
-    """
-    in_features, out_features = columns.shape
-    rows = max(1, _WORKING_BYTES // (4 * in_features))
-    results: list[list[ColumnCodes]] = [[] for _ in grids]
-    for part in torch.split(columns, rows, dim=1):
-        at_once = max(1, 4 * _WORKING_BYTES // (4 * part.numel()))
-        for members in _loops(grids, in_features, settings, static=order is not None, most=at_once):
-            chosen = [grids[member] for member in members]
-            found = quantize_columns(part.contiguous(), factor, chosen, settings, importance, order)
-            for member, codes in zip(members, found, strict=True):
-                results[member].append(codes)
-    if out_features <= rows:
-        return [parts[0] for parts in results]
-    return [
-        ColumnCodes(
-            torch.cat([p.codes for p in parts], 1),
-            torch.cat([p.scales for p in parts], 1),
-            torch.cat([p.zero_points for p in parts], 1),
-        )
-        for parts in results
-    ]
-
-
-def _loops(
-    grids: list[ColumnGrid],
-    in_features: int,
-    settings: QuantizationSettings,
-    *,
-    static: bool,
-    most: int,
-) -> list[list[int]]:
-    """Share grids out among loops: those of one loop need the same cuts of the columns."""
-    by_cuts: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for index, grid in enumerate(grids):
-        width = in_features if static else grid.width
-        blocks = blocks_of(in_features, width, settings.column_block)
-        by_cuts.setdefault(tuple(tuple(edges) for edges in blocks), []).append(index)
-    return [
-        members[first : first + most]
-        for members in by_cuts.values()
-        for first in range(0, len(members), most)
-    ]
 
 
 def _assemble(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from advisor.search.bisection import next_target
 from advisor.search.finalists import Finalist, choose, nearest, strain
-from advisor.search.refine import next_target
 from advisor.search.sequential import can_be_sequential
 
 if TYPE_CHECKING:

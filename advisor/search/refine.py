@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from advisor.errors import InfeasibleError
+from advisor.search.bisection import next_target
 from advisor.search.finalists import Finalist, choose, excess_bytes, strain
 from advisor.search.offers import beaten_already, worth_measuring
 from advisor.search.sequential import can_be_sequential
@@ -35,9 +36,7 @@ _WITHIN_REACH = 1.3
 _FAR_BEHIND = 2.0
 """Scores of one method err by up to 1.5 times more than another's (see ``scores``): a mixture whose
 score is this many times the best one's is not measured."""
-_AIM = 0.96
 _GOOD_ENOUGH = 0.9
-_SMALLEST_STRAIN = 1e-3
 
 
 @dataclass(slots=True)
@@ -276,32 +275,3 @@ def _not_far_behind(mixtures: Sequence[Mixture], leaders: Sequence[Mixture]) -> 
     """Return the mixtures whose scores come near the leaders'."""
     least = min((mixture.predicted_kl for mixture in leaders), default=0.0)
     return [mixture for mixture in mixtures if mixture.predicted_kl <= _FAR_BEHIND * least]
-
-
-def next_target(points: Sequence[tuple[float, float]]) -> float:
-    """Return the predicted KL at which the quality budget should be just met.
-
-    Measured strain follows predicted KL about as a power law: between two measurements on both
-    sides of the budget it is interpolated, beyond them extrapolated with their slope.
-
-    Args:
-        points: (predicted KL, measured strain), at least one.
-    """
-    logs = sorted(
-        (math.log(max(kl, 1e-12)), math.log(max(used, _SMALLEST_STRAIN))) for kl, used in points
-    )
-    aim = math.log(_AIM)
-    below = [point for point in logs if point[1] <= aim]
-    above = [point for point in logs if point[1] > aim]
-    if below and above:
-        (x0, y0), (x1, y1) = below[-1], above[0]
-        if x1 > x0:
-            return math.exp(x0 + (x1 - x0) * (aim - y0) / (y1 - y0))
-    nearest = min(logs, key=lambda point: abs(point[1] - aim))
-    slope = 1.0
-    if len(logs) > 1:
-        (x0, y0), (x1, y1) = logs[0], logs[-1]
-        if x1 > x0:
-            slope = min(2.0, max(0.5, (y1 - y0) / (x1 - x0)))
-    step = (aim - nearest[1]) / slope
-    return math.exp(nearest[0] + min(2.0, max(-2.0, step)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advisor.errors import InputError
-from advisor.methods import gptq, registry
+from advisor.methods import gptq, gptq_loops, registry
 from advisor.methods.errors import layer_error, row_errors
 from advisor.methods.gptq_columns import blocks_of
 from advisor.methods.settings import QuantizationSettings
@@ -238,7 +238,7 @@ def test_rows_are_independent_of_each_other(weight, statistics):
 def test_rows_in_parts_give_the_same_codes(weight, statistics, monkeypatch):
     schemes = SCHEMES[:3]
     whole = gptq.quantize_many(weight, statistics, schemes, SETTINGS)
-    monkeypatch.setattr(gptq, "_WORKING_BYTES", 4 * 192 * 32)
+    monkeypatch.setattr(gptq_loops, "_WORKING_BYTES", 4 * 192 * 32)
     parts = gptq.quantize_many(weight, statistics, schemes, SETTINGS)
     for left, right in zip(whole, parts, strict=True):
         assert left.codes.shape == right.codes.shape

@@ -11,11 +11,11 @@ from advisor.budgets import Budgets
 from advisor.evaluation.gate import decide
 from advisor.evaluation.measure import Measurement
 from advisor.schemes import parse_scheme
+from advisor.search.bisection import next_target
 from advisor.search.families import Family
 from advisor.search.finalists import Finalist, choose, is_tie, score_quality, strain
 from advisor.search.goal import Goal, goal_of
 from advisor.search.mixture import Mixture
-from advisor.search.refine import next_target
 
 INT4 = parse_scheme("gptq-int4-g64-sym")
 
