@@ -15,8 +15,8 @@ held-out tokens, for independent rows and with feedback:
 
 (The first row in descent blocks of 64 rows.) Believing all of G is worse than none of it:
 off-diagonals whole and a damping of 0.03 gave 0.0447 in the first row. A share of 0.7 and a damping
-of 0.1 were chosen on this text and not tuned further. Codes take two and a half times as long (137
-s of CPU against 57 in the second row).
+of 0.1 were chosen on this text and not tuned further. Codes take two and a half times as long (2.06
+s of CPU a block against 0.84 in the first row).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def descend_coupled(
     turns = _turns(metrics)
     for _ in range(settings.descent):
         for parts in turns:
-            rows = torch.cat([part.rows for part in parts]).to(columns.device)
+            rows = torch.cat([part.rows for part in parts])
             pull = [change[:, part.linear] @ part.feedback.t() for part in parts]
             own = state.rows(rows)
             descend(columns[:, rows] - torch.cat(pull, 1), own, couplings, settings, 1)
@@ -87,7 +87,7 @@ def _turns(metrics: Sequence[Tensor]) -> list[list[_Part]]:
         for turn, span in enumerate(row_spans(height, size)):
             if turn == len(turns):
                 turns.append([])
-            rows = torch.arange(first + span.start, first + span.stop)
+            rows = torch.arange(first + span.start, first + span.stop, device=metric.device)
             turns[turn].append(_Part(linear, rows, feedback_of(metric, span)))
         first += height
     return turns
