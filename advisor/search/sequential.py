@@ -113,7 +113,7 @@ class QuantizedPrefix:
         self._quantized = self._states(folder, "sequential-quantized")
         with self._runner.at_embedding():
             for part in self._batches:
-                embedded = self._runner.embed(tokens[part].to(loaded.device)).cpu()
+                embedded = self._runner.embed(tokens[part].to(loaded.device))
                 turned = embedded if rotation is None else rotation.stream(embedded)
                 self._exact[part], self._quantized[part] = embedded, turned
 
