@@ -199,6 +199,8 @@ class SimulatedDevice(TorchDispatchMode):
                 return given.to(wanted, options.get("dtype") or given.dtype)
             if wanted.type == "meta":
                 return original(*args, device=device, **options)
+            if device is not None or given is not None:
+                options["device"] = CPU  # where it really is
             self._explicit.append(wanted)
             try:
                 result = original(*args, **options)
