@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from advisor.calibration.passes import Collector, Progress
 from advisor.calibration.settings import collection_settings
 from advisor.calibration.store import StatisticsStore, cache_root, statistics_key
+from advisor.models.device import repeatable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,7 @@ def open_store(
         loaded, sequences, gradient=gradient, prefixes=prefixes, seed=seed,
     )  # fmt: skip
     key = statistics_key(loaded.fingerprint, sequences.sha256, settings.to_dict())
-    return StatisticsStore(root or cache_root(), key)
+    return StatisticsStore(root or cache_root(), key, loaded.device)
 
 
 def collect_statistics(
@@ -92,6 +93,6 @@ def collect_statistics(
     collector = Collector(loaded, sequences, store, settings, progress)
     collector.check_disk(max_bytes)
     collector.runner.check(sequences.tokens.to(loaded.device))
-    with store.lock():
+    with store.lock(), repeatable(loaded.device):
         if not store.complete:  # another process may have collected them meanwhile
             collector.run()

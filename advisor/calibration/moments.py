@@ -45,8 +45,12 @@ class SecondMoment:
             right = rows[:, start : start + PANEL_COLUMNS]
             panel.addmm_(rows[:, start:].T, right)
 
+    def whole(self) -> Tensor:
+        """Return the sum as a matrix, shape [size, size], where the rows are."""
+        return unpack_moment(self._values, self.size)
+
     def take(self) -> Tensor:
-        """Return the packed sum, shape [packed_length], and start again at zero."""
+        """Return the packed sum, shape [packed_length], on the CPU, and start again at zero."""
         taken = self._values.cpu().clone()
         self._values.zero_()
         return taken

@@ -88,15 +88,16 @@ class HeadSums:
 class EmbeddingSums:
     """Sums over the gradients at the first block's input, a step for each prefix."""
 
-    def __init__(self, linear: LinearSpec) -> None:
+    def __init__(self, linear: LinearSpec, device: torch.device | str = "cpu") -> None:
         """Start at zero.
 
         Args:
             linear: Name and shape of what is kept.
+            device: Where the gradients will be.
         """
         self._name = linear.name
         self._width = linear.in_features
-        self._moment = SecondMoment(linear.in_features)
+        self._moment = SecondMoment(linear.in_features, device)
         self._shares = torch.zeros(linear.out_features)
         self._tokens = 0
         self._step = 0
@@ -107,12 +108,13 @@ class EmbeddingSums:
         """Add a sequence.
 
         Args:
-            tokens: int64 [length].
+            tokens: int64 [length], on the CPU.
             gradients: Of the log-loss at their embeddings, [length, width].
         """
         rows = gradients.to(torch.float32)
         self._moment.add(rows)
-        self._shares.index_add_(0, tokens, rows.square().sum(1))
+        # On the CPU, which adds the places of a token in their order.
+        self._shares.index_add_(0, tokens, rows.square().sum(1).cpu())
         self._tokens += len(rows)
 
     def end_prefix(self) -> None:

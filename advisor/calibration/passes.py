@@ -254,9 +254,9 @@ class Collector:
         if self.store.has(name) or spec.in_features != self.hidden_size:
             return
         upstream = self._upstream(0).open()
-        sums = EmbeddingSums(spec)
+        sums = EmbeddingSums(spec, self.loaded.device)
         for index in range(len(upstream)):
-            sums.add(self.tokens[index].cpu(), upstream[index])
+            sums.add(self.tokens[index].cpu(), upstream[index].to(self.loaded.device))
             if index + 1 in self.settings.prefixes:
                 sums.end_prefix()
         sums.finish()

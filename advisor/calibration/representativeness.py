@@ -172,7 +172,8 @@ def _compare(
             for index, batch in enumerate(batches):
                 states[index] = runner.run(block, states[index])
                 if batch.stop in ends:
-                    moments.append(unpack_moment(tape.take()[key], linear.in_features))
+                    taken = tape.take()[key].to(loaded.device)
+                    moments.append(unpack_moment(taken, linear.in_features))
         first, second, other = moments
         scale = (first + second).diagonal().clamp_min(1e-12).rsqrt()
         distances.append(moment_distance(first + second, other, scale))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import safe_open
 
 from advisor.calibration.moments import unpack_moment
@@ -36,6 +37,9 @@ def statistics_key(weights_sha256: str, tokens_sha256: str, settings: Mapping[st
         weights_sha256: Hash of the model (``LoadedModel.fingerprint``).
         tokens_sha256: Hash of the token sequences.
         settings: Everything else that changes the sums; JSON values.
+
+    The device and the number of threads that add them up are no part of it: they change the order
+    of additions, and so the last bits. What was collected on one machine serves another.
     """
     return sha256_json([STORE_VERSION, weights_sha256, tokens_sha256, dict(settings)])[:32]
 
@@ -46,7 +50,21 @@ class StatisticsStore(StoreFiles):
     One file per block holds the sums of its inputs (one delta for each sample prefix) and one what
     a backward pass gives: output gradients, and the inputs' second moments, which they weigh;
     without one, these lie with the inputs. How files are kept: :class:`StoreFiles`.
+
+    Attributes:
+        device: Where what is read goes.
     """
+
+    def __init__(self, root: Path, key: str, device: torch.device | str = "cpu") -> None:
+        """Open or prepare a store; nothing is written yet.
+
+        Args:
+            root: Folder of the cache (see :func:`cache_root`).
+            key: See :func:`statistics_key`.
+            device: Where what is read goes; files do not depend on it.
+        """
+        super().__init__(root, key)
+        self.device = torch.device(device)
 
     @property
     def prefixes(self) -> tuple[int, ...]:
@@ -83,8 +101,8 @@ class StatisticsStore(StoreFiles):
         return LayerStatistics(
             tokens=self.tokens(linear, samples),
             second_moment=moment,
-            absolute_maximum=maximum,
-            absolute_sum=total,
+            absolute_maximum=maximum.to(self.device),
+            absolute_sum=total.to(self.device),
             gradient_tokens=0 if gradient is None else self.manifest["gradient_tokens"],
             gradient_moment=gradient,
             moment_weight=weight,
@@ -108,9 +126,9 @@ class StatisticsStore(StoreFiles):
         name = gradients_file(linear.block) if weighted else inputs_file(linear.block)
         group, weight = linear.input_group, 0.0
         with safe_open(str(self.verified(name)), framework="pt") as handle:
-            moment: Tensor = handle.get_tensor(f"0/{group}/moment")
+            moment: Tensor = handle.get_tensor(f"0/{group}/moment").to(self.device)
             for index in range(1, count):
-                moment += handle.get_tensor(f"{index}/{group}/moment")
+                moment += handle.get_tensor(f"{index}/{group}/moment").to(self.device)
             if weighted:
                 weights = [handle.get_tensor(f"{index}/{group}/weight") for index in range(count)]
                 weight = float(sum(weights))
@@ -155,7 +173,7 @@ class StatisticsStore(StoreFiles):
             return None
         path = self.verified(gradients_file(linear.block))
         with safe_open(str(path), framework="pt") as handle:
-            values: Tensor = handle.get_tensor(linear.name)
+            values: Tensor = handle.get_tensor(linear.name).to(self.device)
         if values.shape[0] == linear.out_features:
             return values
         return unpack_moment(values, linear.out_features)

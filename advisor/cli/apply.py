@@ -30,6 +30,7 @@ def command(
         str, typer.Option("--model", help="Where the model is now, if the plan's id has moved.")
     ] = "",
     max_shard_size: _MaxShardSize = "5GB",
+    device: opt.Device = "auto",
     json: opt.Json = False,
     verbose: opt.Verbose = False,
     debug: opt.Debug = False,
@@ -41,8 +42,9 @@ def command(
     shard = parse_size(max_shard_size, option="--max-shard-size")
     with progress() as callback:
         result = workflows.apply(
-            plan, out, model=model or None, max_shard_bytes=shard, progress=callback
-        )
+            plan, out, model=model or None, max_shard_bytes=shard, device=device,
+            progress=callback,
+        )  # fmt: skip
     output.show(result.to_dict(), _render)
 
 

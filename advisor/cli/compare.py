@@ -20,6 +20,7 @@ def command(
     evaluation: opt.EvaluationText = [],  # noqa: B006 - Typer copies defaults
     sequences: opt.EvaluationSequences = 16,
     sequence_length: opt.SequenceLength = 256,
+    device: opt.Device = "auto",
     json: opt.Json = False,
     verbose: opt.Verbose = False,
     debug: opt.Debug = False,
@@ -30,7 +31,7 @@ def command(
     with progress() as callback:
         result = workflows.compare(
             reference, other, evaluation=evaluation, evaluation_sequences=sequences,
-            sequence_length=sequence_length, progress=callback,
+            sequence_length=sequence_length, device=device, progress=callback,
         )  # fmt: skip
     output.show(result.to_dict(), _render)
 

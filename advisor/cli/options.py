@@ -39,6 +39,7 @@ def _extra_profiles(folders: Any) -> Any:
 
 
 _COMMON = "Output"
+_COMPUTE = "Computing"
 _BUDGETS = "Budgets"
 _TARGET = "Target"
 
@@ -201,6 +202,12 @@ QuantizeEmbedding = Annotated[
     typer.Option("--quantize-embedding", rich_help_panel=_TARGET,
                  help="Let the embedding (GGUF's token_embd) take fewer bits too, where the "
                  "engine reads that; of a tied model it is the head as well."),
+]  # fmt: skip
+Device = Annotated[
+    str,
+    typer.Option("--device", rich_help_panel=_COMPUTE, metavar="NAME",
+                 help="Where this command computes: auto (an accelerator of this machine with "
+                 "room for a block, else the CPU), cpu, cuda or cuda:1."),
 ]  # fmt: skip
 Sequential = Annotated[
     bool,

@@ -43,6 +43,7 @@ def command(
     sequential: opt.Sequential = True,
     backends: opt.Backends = [],  # noqa: B006
     max_disk: opt.MaxDisk = None,
+    device: opt.Device = "auto",
     quantize_head: opt.QuantizeHead = False,
     quantize_embedding: opt.QuantizeEmbedding = False,
     profiles: opt.Profiles = [],  # noqa: B006
@@ -69,7 +70,7 @@ def command(
             evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
             seed=seed, storage=storage, sequential=sequential, sampler=sampler,
             backends=backends, max_disk=max_disk, quantize_head=quantize_head,
-            quantize_embedding=quantize_embedding, progress=callback,
+            quantize_embedding=quantize_embedding, device=device, progress=callback,
         )  # fmt: skip
     document = result.to_dict()
     output.show(document, render)

@@ -20,6 +20,7 @@ def command(
     model: Annotated[
         str, typer.Option("--model", help="Where the 16-bit model is now, if it has moved.")
     ] = "",
+    device: opt.Device = "auto",
     json: opt.Json = False,
     verbose: opt.Verbose = False,
     debug: opt.Debug = False,
@@ -31,7 +32,9 @@ def command(
     from advisor import workflows
 
     with progress() as callback:
-        result = workflows.verify(plan, folder, model=model or None, progress=callback)
+        result = workflows.verify(
+            plan, folder, model=model or None, device=device, progress=callback
+        )
     output.show(result.to_dict(), _render)
     raise typer.Exit(0 if result.passed else 1)
 

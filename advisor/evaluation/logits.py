@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.models.blocks import BlockRunner, head_tokens, rows_at_once
+from advisor.models.casting import casting_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,11 +42,12 @@ def iterate_log_probabilities(
             may stop early.
 
     Yields:
-        (sequence, position of the first row, float32 [rows, vocabulary]); the rows of a sequence
-        together predict all its tokens but the first. Each chunk belongs to the caller.
+        (sequence, position of the first row, float32 [rows, vocabulary], where the model computes);
+        the rows of a sequence together predict all its tokens but the first. Each chunk belongs to
+        the caller.
     """
     runner = BlockRunner(model)
-    device = next(model.parameters()).device
+    device = casting_of(model).device
     passes = len(runner.blocks) + 1
     done = 0
 

@@ -199,7 +199,7 @@ class _Sums:
             stored: The reference's, float16 of the same shape.
             following: The text's own next tokens, int64, of which the first ``rows`` count.
         """
-        theirs = torch.log_softmax(stored.to(ours.device, torch.float32), dim=-1)
+        theirs = torch.log_softmax(stored.to(ours.device).to(torch.float32), dim=-1)
         labels = following[: len(ours)].to(ours.device)
         self._likelihood -= float(ours.gather(1, labels[:, None]).sum(dtype=torch.float64))
         self._agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())

@@ -209,8 +209,9 @@ def quantized_model(
         problems += _problems(parameters, name, tuple(tensor.shape))
     if problems:
         raise InputError(join_errors(problems))
-    values = {parameters[f"{name}.weight"]: _Dense(weights, name) for name in weights}
-    values |= {parameters[name]: _Dense(others, name) for name in others}
+    device = casting_of(model).device
+    values = {parameters[f"{name}.weight"]: _Dense(weights, name, device) for name in weights}
+    values |= {parameters[name]: _Dense(others, name, device) for name in others}
     handles = []
     try:
         for name, simulation in simulations.items():
@@ -224,14 +225,16 @@ def quantized_model(
 
 
 class _Dense:
-    """Makes one weight when it is called."""
+    """Makes one weight on a device when it is called, of codes that lie anywhere."""
 
-    def __init__(self, values: Mapping[str, Any], name: str) -> None:
+    def __init__(self, values: Mapping[str, Any], name: str, device: torch.device) -> None:
         self._values = values
         self._name = name
+        self._device = device
 
     def __call__(self) -> Tensor:
         value: QuantizedWeight | Tensor = self._values[self._name]
+        value = value.to(self._device)
         return value.dequantize() if isinstance(value, QuantizedWeight) else value
 
 

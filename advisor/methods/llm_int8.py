@@ -47,7 +47,8 @@ def quantize(
     """
     from bitsandbytes import functional
 
-    half = prepare_weight(weight, [scheme]).to(torch.float16).contiguous()
+    # Its functions for the CPU, so that codes do not depend on where the weight is.
+    half = prepare_weight(weight, [scheme]).cpu().to(torch.float16).contiguous()
     if not bool(torch.isfinite(half).all()):
         raise InputError(
             "LLM.int8() rounds weights to float16, but some are above 65504. Use rtn-int8-gch-sym."
@@ -61,4 +62,4 @@ def quantize(
         codes=(signed.to(torch.int16) + 128).to(torch.uint8),
         scales=(maxima / 127.0).unsqueeze(1),
         extras={"SCB": maxima},
-    )
+    ).to(weight.device)

@@ -65,7 +65,8 @@ def quantize(
     from bitsandbytes import functional
 
     block = block_size(scheme)
-    values = prepare_weight(weight, [scheme]).contiguous()
+    # Its functions for the CPU, so that codes do not depend on where the weight is.
+    values = prepare_weight(weight, [scheme]).cpu().contiguous()
     out_features, in_features = values.shape
     packed, state = functional.quantize_4bit(
         values,
@@ -89,9 +90,9 @@ def quantize(
         scheme=scheme,
         codes=unpack_nibbles(packed, (out_features, in_features)).contiguous(),
         scales=spread_scales(absmax, block, out_features, in_features),
-        codebook=codebook(scheme.weight).to(values.device),
+        codebook=codebook(scheme.weight),
         extras=extras,
-    )
+    ).to(weight.device)
 
 
 def block_size(scheme: Scheme) -> int:

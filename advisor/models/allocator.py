@@ -57,6 +57,8 @@ def drop_pages(tensor: Tensor) -> None:
     library = _library()
     if library is None or not hasattr(mmap, "MADV_DONTNEED") or tensor.nbytes == 0:
         return
+    if tensor.device.type != "cpu":  # its address is none of this process
+        return
     first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     length = tensor.data_ptr() + tensor.nbytes - first
     library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

@@ -19,6 +19,7 @@ from advisor.models.allocator import give_back, map_large_tensors
 from advisor.models.architectures import get_architecture
 from advisor.models.casting import casting_of, watch
 from advisor.models.checkpoint import check_weight_files
+from advisor.models.device import CPU, indexed, place
 from advisor.models.inspect import find_linears
 from advisor.models.layout import as_stored
 from advisor.models.mapping import map_model
@@ -65,15 +66,19 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model's first parameter."""
-        return next(self.model.parameters()).device
+        """Where the model computes; its stored weights stay in host memory."""
+        return casting_of(self.model).device
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return one of the model's parameters in the type that it computes in, not to be changed.
+        """Return one of the model's parameters as it computes, on its device; not to be changed.
 
         Of a mapped model nothing but what is returned stays in memory.
         """
         return casting_of(self.model).read(self.model.get_parameter(name))
+
+    def host_tensor(self, name: str) -> torch.Tensor:
+        """Return what :meth:`tensor` does, in host memory."""
+        return casting_of(self.model).read(self.model.get_parameter(name), CPU)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -137,7 +142,8 @@ def load_model(
     Args:
         folder: A Hugging Face model folder.
         dtype: Data type to compute in; float32 is the honest one for comparing weights.
-        device: Where the weights go; another device than the CPU holds them in their stored type.
+        device: Where the model computes. Weights stay in host memory, whatever it is; the device
+            gets one part at a time.
 
     Raises:
         InputError: See :func:`check_model_folder`; tensors are missing, of a wrong shape, or hold
@@ -168,8 +174,9 @@ def load_model(
         if had_bars:
             bars.enable_progress_bar()
     as_stored(model)
-    model.eval().requires_grad_(False).to(device)
-    casting = watch(model, dtype, mapped)
+    model.eval().requires_grad_(False)
+    place(model, indexed(device))
+    casting = watch(model, dtype, mapped, indexed(device))
     _check_finite(folder, model, casting)
     give_back()
     return LoadedModel(model, tokenizer, folder, find_linears(model), dtype, reason)

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advisor.errors import InputError
+from advisor.models.casting import casting_of
 from advisor.models.inspect import architecture_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 HADAMARD = "hadamard"
 NONE = "none"
 ROTATIONS = (NONE, HADAMARD)
+_VALUES_AT_ONCE = 1 << 24
 _SMALLEST_SHARE = 1e-8
 """Of the largest norm weight, below which a channel cannot be read back from the statistics."""
 
@@ -107,8 +109,9 @@ def _norms(model: nn.Module, architecture: Architecture) -> Iterator[str]:
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
-    """Return a parameter in float64 on the CPU."""
-    return model.get_parameter(name).detach().to("cpu", torch.float64)
+    """Return a parameter in float64, where the model computes."""
+    casting = casting_of(model)
+    return casting.stored(model.get_parameter(name)).to(casting.device).to(torch.float64)
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,10 @@ class Rotation:
 
     @cached_property
     def matrix(self) -> Tensor:
-        """R, float64 [hidden, hidden]; the stream x becomes x R."""
+        """R, float64 [hidden, hidden], where the model computes; the stream x becomes x R."""
         config: Any = self.model.config
-        return rotation_matrix(int(config.hidden_size), self.seed)
+        made = rotation_matrix(int(config.hidden_size), self.seed)
+        return made.to(casting_of(self.model).device)
 
     @cached_property
     def _architecture(self) -> Architecture:
@@ -160,13 +164,12 @@ class Rotation:
 
     def weight(self, linear: LinearSpec) -> Tensor:
         """Return a linear's weight in the rotated model, float32 [out, in]."""
-        original = self.model.get_parameter(f"{linear.name}.weight")
-        found = original.detach().to("cpu", torch.float64)
+        found = _parameter(self.model, f"{linear.name}.weight")
         if (norm := self._norm_of(linear)) is not None:
             found = (found * self._scale(norm)) @ self.matrix
         if self._writes(linear):
             found = self.matrix.T @ found
-        return found.to(original.device, torch.float32)
+        return found.to(torch.float32)
 
     def inputs(self, linear: LinearSpec, rows: Tensor) -> Tensor:
         """Return what a linear reads in the rotated model for what it reads in the original.
@@ -220,23 +223,28 @@ class Rotation:
             found[f"{linear.name}.weight"] = self.weight(linear)
             bias = getattr(self.model.get_submodule(linear.name), "bias", None)
             if bias is not None and self._writes(linear):
-                turned = self.matrix.T @ bias.detach().to("cpu", torch.float64)
+                turned = self.matrix.T @ _parameter(self.model, f"{linear.name}.bias")
                 found[f"{linear.name}.bias"] = turned.float()
             if (norm := self._norm_of(linear)) is not None:
                 found[f"{norm}.weight"] = self._plain_norm(norm)
         return found
 
     def outer(self) -> dict[str, Tensor]:
-        """Return embedding, final norm and head of the rotated model, float32."""
+        """Return embedding, final norm and head of the rotated model, float32, in host memory."""
         layout = self._architecture
-        embedding = _parameter(self.model, f"{layout.embedding}.weight") @ self.matrix
-        head = _parameter(self.model, f"{layout.head}.weight")
-        head = (head * self._scale(layout.final_norm)) @ self.matrix
+        embedding, head = f"{layout.embedding}.weight", f"{layout.head}.weight"
+        folded = self._scale(layout.final_norm)[:, None] * self.matrix
         return {
-            f"{layout.embedding}.weight": embedding.float(),
-            f"{layout.final_norm}.weight": self._plain_norm(layout.final_norm),
-            f"{layout.head}.weight": head.float(),
+            embedding: self._turned_rows(embedding, self.matrix),
+            f"{layout.final_norm}.weight": self._plain_norm(layout.final_norm).cpu(),
+            head: self._turned_rows(head, folded),
         }
+
+    def _turned_rows(self, name: str, turn: Tensor) -> Tensor:
+        """Return a tensor of many rows times a matrix, some rows at a time."""
+        stored = casting_of(self.model).stored(self.model.get_parameter(name))
+        parts = torch.split(stored, max(1, _VALUES_AT_ONCE // stored.shape[1]))
+        return torch.cat([(part.to(turn.device).double() @ turn).float().cpu() for part in parts])
 
     def tensors(self, linears: tuple[LinearSpec, ...]) -> dict[str, Tensor]:
         """Return every tensor of the model that the rotation changes, float32."""
@@ -248,7 +256,8 @@ class Rotation:
     def _plain_norm(self, norm: str) -> Tensor:
         """Return the stored weight of a norm that multiplies by one."""
         weight = self.model.get_parameter(f"{norm}.weight")
-        return torch.full(weight.shape, 1.0 - self._architecture.norm_offset)
+        value = 1.0 - self._architecture.norm_offset
+        return torch.full(weight.shape, value, device=self.matrix.device)
 
 
 def rotation_of(model: nn.Module, kind: str, seed: int) -> Rotation | None:

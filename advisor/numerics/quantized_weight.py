@@ -56,6 +56,22 @@ class QuantizedWeight:
         """(out_features, in_features)."""
         return (self.codes.shape[0], self.codes.shape[1])
 
+    def to(self, device: torch.device | str) -> QuantizedWeight:
+        """Return the weight with all that belongs to it on a device."""
+
+        def moved(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device)
+
+        return replace(
+            self,
+            codes=self.codes.to(device),
+            scales=self.scales.to(device),
+            zero_points=moved(self.zero_points),
+            group_index=moved(self.group_index),
+            codebook=moved(self.codebook),
+            extras={name: value.to(device) for name, value in self.extras.items()},
+        )
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight that the codes stand for, shape [out, in]."""
         out_features, in_features = self.shape

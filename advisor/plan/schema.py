@@ -215,6 +215,17 @@ class Search(Strict):
     """Rank correlation of predicted and measured KL over the finalists."""
 
 
+class ComputedOn(Strict):
+    """What the codes and figures were computed on: others add in another order."""
+
+    device: str
+    """As torch names it: ``cpu``, ``cuda:0``."""
+    name: str
+    """What it is called."""
+    threads: int | None = None
+    """Of the CPU."""
+
+
 class RunnerUp(Strict):
     """A candidate that lost, and why."""
 
@@ -251,6 +262,7 @@ class Plan(Strict):
     """Further texts that had to meet the budgets on their own, by name."""
     search: Search | None = None
     runners_up: tuple[RunnerUp, ...] = ()
+    computed_on: ComputedOn | None = None
     versions: dict[str, str]
     outputs: dict[str, str] = Field(default_factory=dict)
     """After apply: sha256 of every output tensor file."""

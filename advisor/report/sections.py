@@ -101,6 +101,9 @@ def provenance(plan: Plan) -> list[tuple[str, str]]:
         ("tokenizer", plan.model.tokenizer_sha256),
     ]
     rows.extend((f"output {name}", digest) for name, digest in plan.outputs.items())
+    if (device := plan.computed_on) is not None:
+        threads = f", {device.threads} threads" if device.threads else ""
+        rows.append(("computed on", f"{device.name} ({device.device}{threads})"))
     rows.append(("versions", ", ".join(f"{name} {value}" for name, value in plan.versions.items())))
     return rows
 

@@ -1,8 +1,9 @@
-"""Host memory of a search, predicted before it starts.
+"""Memory of a search, predicted before it starts.
 
-With mapped weights at most one of these is there at a time, beside what torch, transformers and
-the tokenizer take (``_PROCESS_BYTES``); h is the hidden size, V the vocabulary, P the weights of
-the largest block, T the tokens that run together:
+With mapped weights at most one of these is there at a time, in host memory beside what torch,
+transformers and the tokenizer take (``_PROCESS_BYTES``), or on the accelerator that computes; h is
+the hidden size, V the vocabulary, P the weights of the largest block, T the tokens that run
+together:
 
     head        4·V·(h + head_tokens(V)) + 4·h·T     the head in float32, logits, hidden states of
                                                      8192 tokens, or of 32 sequences
@@ -15,7 +16,8 @@ the largest block, T the tokens that run together:
                                                      on its way, with feedback among its outputs
 
 Nothing grows with the number of blocks, nor V with the tokens. Where the weights cannot be mapped,
-all of them are there too, in the type that is computed in.
+all of them are there too, in the type that is computed in. Where an accelerator computes, the host
+has beside these only the sums of the block that is collected, on their way to the disk.
 
 ``tests/bench/test_memory.py`` holds a whole search to it.
 """
@@ -23,7 +25,7 @@ all of them are there too, in the type that is computed in.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from advisor.calibration.passes import BATCH_TOKENS
@@ -36,19 +38,21 @@ from advisor.models.blocks import head_tokens
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from advisor.modelspec import LinearSpec
+    from advisor.modelspec import LinearSpec, ModelSpec
     from advisor.search.planning import Task
 
 _PROCESS_BYTES = 550 * 10**6
 """Resident beside tensors: 350 MB of torch and transformers, then the search's libraries, a
 tokenizer and what MKL keeps."""
+_DEVICE_BYTES = 500 * 10**6
+"""Assumed, not measured: workspaces of an accelerator's libraries, and gaps between tensors."""
 _COMPARED_SEQUENCES = 32
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes of host memory that a search takes, by what may be there at the same time.
+    """Bytes of memory that a search takes, by what may be there at the same time.
 
     Attributes:
         process: Libraries and what else does not depend on the model.
@@ -56,6 +60,8 @@ class MemoryUse:
         head: While the head, or the embedding, computes.
         collecting: While a block's statistics are collected.
         quantizing: While a block is quantized.
+        sums: Of ``collecting``, what goes to the disk.
+        device: The accelerator that computes; empty where the CPU does.
     """
 
     process: int
@@ -63,14 +69,27 @@ class MemoryUse:
     head: int
     collecting: int
     quantizing: int
+    sums: int = 0
+    device: str = ""
+
+    @property
+    def stages(self) -> int:
+        """The most that is there at once where it is computed."""
+        return max(self.head, self.collecting, self.quantizing)
 
     @property
     def peak(self) -> int:
-        """The most that is there at once."""
-        return self.process + self.weights + max(self.head, self.collecting, self.quantizing)
+        """The most that is in host memory at once."""
+        return self.process + self.weights + (self.sums if self.device else self.stages)
 
     def describe(self) -> str:
         """Say it in a line."""
+        if self.device:
+            return (
+                f"about {self.peak / 1e9:.2f} GB of host memory, and {self.stages / 1e9:.2f} GB on "
+                f"{self.device} (at its most one of: head {self.head / 1e9:.2f}, statistics of a "
+                f"block {self.collecting / 1e9:.2f}, quantizing one {self.quantizing / 1e9:.2f})"
+            )
         parts = f"head {self.head / 1e9:.2f}, statistics of a block {self.collecting / 1e9:.2f}"
         whole = f", weights that cannot be mapped {self.weights / 1e9:.2f}" if self.weights else ""
         return (
@@ -80,7 +99,7 @@ class MemoryUse:
 
 
 def predict_memory(task: Task) -> MemoryUse:
-    """Return the host memory that a search will take."""
+    """Return the memory that a search will take."""
     config: Any = task.loaded.model.config
     calibration, spec = task.calibration, task.spec
     lengths = [calibration.sequence_length]
@@ -88,7 +107,7 @@ def predict_memory(task: Task) -> MemoryUse:
     weights = 0
     if task.loaded.not_mapped:
         weights = spec.parameters * task.loaded.dtype.itemsize
-    return predicted_use(
+    use = predicted_use(
         task.loaded.linears,
         hidden_size=int(config.hidden_size),
         vocabulary=int(config.vocab_size),
@@ -98,6 +117,37 @@ def predict_memory(task: Task) -> MemoryUse:
         routed=spec.experts_per_token / spec.experts if spec.experts else 1.0,
         weights=weights,
     )
+    device = task.loaded.device
+    return use if device.type == "cpu" else replace(use, device=str(device))
+
+
+def needed_on_device(
+    spec: ModelSpec, *, length: int, sequences: int, quantizing: bool = True
+) -> int:
+    """Return the bytes that an accelerator must have free for a search of a model.
+
+    Args:
+        spec: Its tensors.
+        length: Tokens of a sequence.
+        sequences: Calibration sequences.
+        quantizing: Whether weights are also quantized, not only measured.
+    """
+    config = spec.text_config
+    use = predicted_use(
+        spec.linears,
+        hidden_size=spec.hidden_size,
+        vocabulary=spec.vocabulary_size,
+        heads=int(config.get("num_attention_heads") or config.get("n_head") or 1),
+        length=length,
+        prefixes=len(default_prefixes(sequences)),
+        routed=spec.experts_per_token / spec.experts if spec.experts else 1.0,
+    )
+    if quantizing:
+        return use.stages + _DEVICE_BYTES
+    blocks: dict[int, int] = {}
+    for linear in spec.linears:
+        blocks[linear.block] = blocks.get(linear.block, 0) + 4 * linear.parameters
+    return use.head + max(blocks.values(), default=0) + _DEVICE_BYTES
 
 
 def predicted_use(
@@ -130,7 +180,7 @@ def predicted_use(
     held = 0 if weights else 4 * vocabulary * hidden_size
     head = held + 4 * vocabulary * head_tokens(vocabulary) + states
     rows = max(BATCH_TOKENS, length)
-    collecting = quantizing = 0
+    collecting = quantizing = most_sums = 0
     for members in blocks.values():
         size = sum(linear.in_features * linear.out_features for linear in members)
         groups = {linear.input_group: linear.in_features for linear in members}
@@ -143,9 +193,9 @@ def predicted_use(
             for linear in members
         )
         values = 12 * rows * (int(seen) + length * heads)
-        collecting = max(
-            collecting, 4 * size + values + 4 * (prefixes + 1) * inputs + 8 * gradients
-        )
+        sums = 4 * (prefixes + 1) * inputs + 8 * gradients
+        most_sums = max(most_sums, sums)
+        collecting = max(collecting, 4 * size + values + sums)
         largest = max(groups.values()) ** 2
         dense = {
             linear.input_group: linear.in_features**2 for linear in members if not linear.is_expert
@@ -160,7 +210,7 @@ def predicted_use(
         )
         fixed = 20 * sum(dense.values()) + 24 * largest + coupled
         quantizing = max(quantizing, 8 * size + fixed)
-    return MemoryUse(_PROCESS_BYTES, weights, head, collecting, quantizing)
+    return MemoryUse(_PROCESS_BYTES, weights, head, collecting, quantizing, most_sums)
 
 
 def check_memory(use: MemoryUse, limit: int | None = None) -> None:

@@ -75,14 +75,14 @@ def rows_to_score(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """
     order = torch.argsort(weights, descending=True, stable=True)
     if len(order) <= most:
-        return order, torch.ones(len(order))
+        return order, torch.ones(len(order), device=order.device)
     large, small = order[: most // 2], order[most // 2 :]
     places = torch.linspace(0, len(small) - 1, most - most // 2).round().long()
-    sampled = small[places]
+    sampled = small[places.to(small.device)]
     total, seen = float(weights[small].sum()), float(weights[sampled].sum())
     factor = total / seen if seen > 0 else 1.0
     factors = torch.cat([torch.ones(len(large)), torch.full((len(sampled),), factor)])
-    return torch.cat([large, sampled]), factors
+    return torch.cat([large, sampled]), factors.to(weights.device)
 
 
 class OuterBook:
@@ -164,7 +164,7 @@ class OuterBook:
         judges = self._judges(module)
         importance = sum(
             (part.gradient_moment for part in judges if part.gradient_moment is not None),
-            torch.zeros(module.linear.out_features),
+            torch.zeros(module.linear.out_features, device=self._loaded.device),
         )
         most = max(1, _SCORED_WEIGHTS // module.linear.in_features)
         rows, factors = rows_to_score(importance, most)

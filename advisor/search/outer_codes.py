@@ -15,6 +15,7 @@ import torch
 from advisor.errors import InputError, join_errors
 from advisor.methods.registry import quantize
 from advisor.models.casting import casting_of
+from advisor.models.device import CPU
 from advisor.models.inspect import outer_specs
 from advisor.search.scores import fits
 
@@ -83,10 +84,11 @@ def fitting_statistics(parts: Sequence[LayerStatistics]) -> LayerStatistics:
 
 
 def outer_weight(loaded: LoadedModel, linear: LinearSpec, rows: Tensor | slice) -> Tensor:
-    """Return some rows of an embedding's or head's 16-bit weight, float32."""
+    """Return some rows of an embedding's or head's 16-bit weight, float32, on the device."""
     casting = casting_of(loaded.model)
     parameter = loaded.model.get_parameter(f"{linear.name}.weight")
-    found = casting.stored(parameter)[rows].float()
+    chosen = rows if isinstance(rows, slice) else rows.cpu()
+    found = casting.stored(parameter)[chosen].to(casting.device).float()
     casting.release(parameter)
     return found
 
@@ -99,7 +101,7 @@ def quantize_outer(
     store: Statistics | None,
     samples: int | None,
 ) -> QuantizedWeight:
-    """Return the codes of an embedding or a head.
+    """Return the codes of an embedding or a head, in host memory.
 
     Args:
         loaded: The 16-bit model.
@@ -119,7 +121,7 @@ def quantize_outer(
         quantize(
             outer_weight(loaded, module.linear, slice(start, start + at_once)),
             statistics, scheme, settings,
-        )
+        ).to(CPU)
         for start in range(0, height, at_once)
     ]  # fmt: skip
     return parts[0] if len(parts) == 1 else _joined(parts)

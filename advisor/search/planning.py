@@ -8,14 +8,19 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 import advisor
 from advisor.engines.verdict import verdict
+from advisor.hardware.cpu import detect_cpu
+from advisor.models.device import device_name
 from advisor.modelspec.outer import outer_modules
 from advisor.plan.hashing import hash_model
 from advisor.plan.schema import (
     Accuracy,
     BudgetLimits,
     CalibrationFit,
+    ComputedOn,
     Engine,
     Expected,
     ExpertCoverage,
@@ -158,8 +163,16 @@ def build_plan(
             score_spearman=spearman,
         ),
         runners_up=_runners_up(goal, chosen, winner, finalists),
+        computed_on=computed_on(task.loaded.device),
         versions=versions(),
     )
+
+
+def computed_on(device: torch.device) -> ComputedOn:
+    """Describe what computes."""
+    if device.type != "cpu":
+        return ComputedOn(device=str(device), name=device_name(device))
+    return ComputedOn(device="cpu", name=detect_cpu().name, threads=torch.get_num_threads())
 
 
 def _measured(winner: Finalist | None, name: str, first: int) -> int:

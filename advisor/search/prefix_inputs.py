@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor.calibration.moments import SecondMoment, unpack_moment
+from advisor.calibration.moments import SecondMoment
 from advisor.calibration.statistics import LayerStatistics
 
 if TYPE_CHECKING:
@@ -108,12 +108,12 @@ class PrefixSums:
         self._weight += float(weights.sum(dtype=torch.float64))
 
     def finish(self, damping: float) -> PrefixInputs:
-        """Return the sums."""
+        """Return the sums, where the rows were; nothing is added after."""
         statistics = LayerStatistics(
             tokens=self._tokens,
-            second_moment=unpack_moment(self._moment.take(), self._moment.size),
-            absolute_maximum=self._maximum.cpu(),
-            absolute_sum=self._absolute_sum.cpu(),
+            second_moment=self._moment.whole(),
+            absolute_maximum=self._maximum,
+            absolute_sum=self._absolute_sum,
             moment_weight=self._weight,
         )
-        return PrefixInputs(statistics, self._cross.cpu(), damping)
+        return PrefixInputs(statistics, self._cross, damping)

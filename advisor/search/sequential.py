@@ -113,7 +113,7 @@ class QuantizedPrefix:
         self._quantized = self._states(folder, "sequential-quantized")
         with self._runner.at_embedding():
             for part in self._batches:
-                embedded = self._runner.embed(tokens[part].to(loaded.device)).cpu()
+                embedded = self._runner.embed(tokens[part].to(loaded.device))
                 turned = embedded if rotation is None else rotation.stream(embedded)
                 self._exact[part], self._quantized[part] = embedded, turned
 
@@ -173,7 +173,7 @@ class QuantizedPrefix:
         ):
             for part in self._batches:
                 hidden = self._exact[part].to(loaded.device)
-                self._exact[part] = self._runner.run(self._block, hidden).cpu()
+                passed_on = self._runner.run(self._block, hidden)
                 exact = latest.take()
                 last = next(reversed(exact), "")
                 if self._rotation is not None:
@@ -186,6 +186,8 @@ class QuantizedPrefix:
                 for group, rows in latest.take().items():
                     counted = weights[group][part].reshape(-1).to(rows)
                     sums[group].add(exact[group], rows, counted)
+                # Not before: a block without a norm in front reads the states where they lie.
+                self._exact[part] = passed_on
                 drop_pages(self._exact[part])
                 drop_pages(self._quantized[part])
         self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
@@ -214,5 +216,5 @@ class QuantizedPrefix:
         ):
             for part in self._batches:
                 hidden = self._quantized[part].to(loaded.device)
-                self._quantized[part] = self._runner.run(self._block, hidden).cpu()
+                self._quantized[part] = self._runner.run(self._block, hidden)
                 drop_pages(self._quantized[part])

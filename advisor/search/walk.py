@@ -17,6 +17,7 @@ from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError
 from advisor.methods.registry import quantize, quantize_each
 from advisor.models.allocator import give_back
+from advisor.models.device import CPU
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.search.codes import codes_key
 from advisor.search.families import couples_outputs
@@ -47,7 +48,7 @@ class Walk:
 
     Attributes:
         replaced: Tensor name to its new value, for 16-bit tensors that changed, as a checkpoint
-            stores them.
+            stores them; like all codes, in host memory.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Walk:
         if self._rotation is not None:
             dtype = stored_dtype(self._loaded)
             for name, tensor in self._rotation.outer().items():
-                self.replaced[name] = tensor.to(dtype)
+                self.replaced[name] = tensor.to(CPU, dtype)
 
     def quantize_end(self, module: OuterModule, scheme: Scheme) -> None:
         """Quantize the embedding or the head."""
@@ -146,7 +147,7 @@ class Walk:
     def _keep(self, key: str, names: Sequence[str], results: Sequence[QuantizedWeight]) -> None:
         for name, result in zip(names, results, strict=True):
             if self._stored is None:
-                self._kept[name] = result
+                self._kept[name] = result.to(CPU)
             else:
                 self._stored.add(name, key, result)
 
@@ -187,7 +188,7 @@ class Walk:
         dtype = stored_dtype(self._loaded)
         for name in self._folded.names:
             if name.removesuffix(".weight") not in self.weights:
-                self.replaced[name] = self._folded.tensor(name).to(dtype)
+                self.replaced[name] = self._folded.tensor(name).to(dtype).to(CPU)
 
     def _fit_block(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,12 @@ from advisor.errors import InputError, join_errors
 from advisor.plan.files import load_plan, save_plan
 from advisor.plan.hashing import sha256_file
 from advisor.predict.size import SHARD_BYTES
+from advisor.workflows.computing import check_device_name, describe_device, device_of_plan
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
+    import torch
+
     from advisor.calibration.mixing import Statistics
     from advisor.calibration.tokens import TokenSequences
     from advisor.models.load import LoadedModel
@@ -37,6 +40,7 @@ class ApplyResult:
         files: Weight file to sha256.
         quantized_modules: Number of modules in fewer than 16 bits.
         warnings: What may make the result differ from the plan's.
+        computed_on: Where it was computed; empty where another library made it.
     """
 
     plan_path: Path
@@ -46,6 +50,7 @@ class ApplyResult:
     files: dict[str, str]
     quantized_modules: int
     warnings: tuple[str, ...]
+    computed_on: dict[str, Any] = field(default_factory=dict)
 
     @property
     def served(self) -> Path:
@@ -67,6 +72,7 @@ class ApplyResult:
             "files": self.files,
             "quantized_modules": self.quantized_modules,
             "warnings": list(self.warnings),
+            "computed_on": self.computed_on or None,
             "serve": serve_command(
                 self.plan.engine.name, str(self.served), self.plan.serving.context
             ),
@@ -79,9 +85,10 @@ def apply(
     *,
     model: str | Path | None = None,
     max_shard_bytes: int = SHARD_BYTES,
+    device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> ApplyResult:
-    """Quantize as a plan says; the same plan gives byte-identical tensor files.
+    """Quantize as a plan says; the same plan gives byte-identical tensor files on one device.
 
     The statistics of the search are used where the cache still has them, and collected again from
     the plan's text and seed where it has not. A plan that names a backend has it make the
@@ -93,6 +100,7 @@ def apply(
         output: Folder to create; must not exist or be empty.
         model: Where the 16-bit model is, if not where the plan says.
         max_shard_bytes: A checkpoint larger than this is split into files of at most this size.
+        device: Where codes are computed, as for ``tune``; a plan's backend chooses for itself.
         progress: Called with events.
 
     Raises:
@@ -102,25 +110,32 @@ def apply(
     """
     from advisor.formats.folder import check_output, write_text
     from advisor.models.checkpoint import INDEX_FILE
+    from advisor.models.device import computing
     from advisor.predict.models import load_modelspec
     from advisor.report.card import render_card
     from advisor.search.assignment import assignment_of
-    from advisor.workflows.identity import check_model, version_warnings
+    from advisor.workflows.identity import check_model, device_warnings, version_warnings
     from advisor.workflows.resolve import resolve_model_folder
 
     report = progress or ignore_progress
     plan_path, target = Path(plan), Path(output)
     content = load_plan(plan_path)
     check_output(target)
+    check_device_name(device)
     folder = resolve_model_folder(model or content.model.id)
     check_model(content, folder)
     warnings = check_loadable(content, folder)
+    where: dict[str, Any] = {}
     if content.backend is not None:
         from advisor.workflows.backend_runs import make_planned
 
         files, modules = make_planned(content, content.backend, folder, target, report)
     else:
-        files, modules = _make(content, folder, target, max_shard_bytes, report)
+        choice = device_of_plan(device, content, folder)
+        where = describe_device(choice)
+        warnings += device_warnings(content, choice.device)
+        with computing(choice.device):
+            files, modules = _make(content, folder, target, max_shard_bytes, choice.device, report)
     chosen = assignment_of(content, load_modelspec(str(folder)).linears)
     written = ("config.json", INDEX_FILE)
     hashes = files | {
@@ -140,6 +155,7 @@ def apply(
         files=dict(files),
         quantized_modules=modules,
         warnings=(*warnings, *version_warnings(content)),
+        computed_on=where,
     )
 
 
@@ -177,7 +193,12 @@ def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
 
 
 def _make(
-    plan: Plan, folder: Path, target: Path, shard_bytes: int, report: ProgressCallback
+    plan: Plan,
+    folder: Path,
+    target: Path,
+    shard_bytes: int,
+    device: torch.device,
+    report: ProgressCallback,
 ) -> tuple[dict[str, str], int]:
     """Quantize and write; return sha256 by tensor file, and the number of quantized modules."""
     from advisor.formats.export import write_checkpoint
@@ -185,7 +206,7 @@ def _make(
     from advisor.search.assignment import assignment_of, samples_of, settings_of
     from advisor.search.realise import realise
 
-    loaded = load_model(folder)
+    loaded = load_model(folder, device=device)
     sequences, store = statistics(plan, loaded, report)
     realised = realise(
         loaded,

@@ -15,6 +15,7 @@ from advisor.backends.registry import get_backend
 from advisor.backends.requests import check_request
 from advisor.engines.verdict import verdict
 from advisor.errors import AdvisorError, BackendError, InputError, join_errors
+from advisor.models.device import release_cached
 from advisor.plan.hashing import sha256_json
 from advisor.predict.loss import predict_loss
 from advisor.predict.size import checkpoint_size
@@ -130,6 +131,7 @@ class BackendOffers:
             result = JobResult.model_validate(json.loads(kept.read_text(encoding="utf-8")))
         else:
             shutil.rmtree(output, ignore_errors=True)  # without a result it was not finished
+            release_cached(self.loaded.device)
             result = quantize(
                 request,
                 self.loaded.folder,

@@ -14,6 +14,7 @@ from advisor.errors import InputError, did_you_mean
 from advisor.plan.files import save_plan
 from advisor.plan.hashing import sha256_file
 from advisor.schemes import parse_scheme
+from advisor.workflows.computing import device_for
 from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress, stage
 from advisor.workflows.resolve import resolve_engine, resolve_hardware, resolve_model_folder
 
@@ -94,7 +95,7 @@ def run_backend(
         scheme: Name of a scheme that the backend makes.
         output: Folder to make; a plan is written into it.
         settings: The backend's own settings, each ``name=value``.
-        device: Where it runs: ``auto``, ``cpu`` or ``cuda``.
+        device: Where it runs, and what it made is measured: ``auto``, ``cpu`` or ``cuda``.
         timeout: Seconds, or text such as ``2h``, after which it is ended.
         gpu: Device that the plan's kernel is judged for.
         engine: Engine that the plan's kernel is judged for.
@@ -111,6 +112,7 @@ def run_backend(
         BackendError: The library cannot run here, is not installed, or failed.
     """
     from advisor.formats.folder import check_output
+    from advisor.models.device import computing
     from advisor.models.load import check_model_folder, load_model
     from advisor.predict.models import load_modelspec
     from advisor.workflows.texts import draw
@@ -133,7 +135,10 @@ def run_backend(
     check_model_folder(folder)
     spec = load_modelspec(folder)
     check_ready(request, spec.linears)
-    loaded = load_model(folder)
+    choice = device_for(
+        device, spec, length=sequence_length, sequences=evaluation_sequences, quantizing=False
+    )
+    loaded = load_model(folder, device=choice.device)
     tokens = None
     if rule.needs_text:
         tokens = draw(
@@ -149,10 +154,11 @@ def run_backend(
     result = quantize(
         request, folder, target, loaded.linears, tokens, progress=forward(report, backend.name)
     )
-    made = measure_made(
-        request, target, loaded, spec, judged, stage(report, "Reference"),
-        stage(report, "Measuring"),
-    )  # fmt: skip
+    with computing(choice.device):
+        made = measure_made(
+            request, target, loaded, spec, judged, stage(report, "Reference"),
+            stage(report, "Measuring"),
+        )  # fmt: skip
     plan = plan_of(request, result, made, loaded, spec, hardware, engine_name, tokens, judged)
     save_plan(plan, target / _plan_name())
     return BackendRun(request, result, plan, target, made.measurement)

@@ -59,17 +59,18 @@ def contents(
     for name, tensor in checkpoint.other_tensors():
         if name in names:
             stored = tensor.to(loaded.dtype)
-            if not torch.equal(stored, loaded.tensor(name)):
+            if not torch.equal(stored, loaded.host_tensor(name)):
                 replaced[name] = stored
     return CheckpointWeights(checkpoint), replaced
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[LoadedModel]:
+def opened(folder: Path, device: torch.device | str = "cpu") -> Iterator[LoadedModel]:
     """Yield a checkpoint of any format as a model in float32 that computes as it will be served.
 
     Args:
         folder: A 16-bit model, or a quantized checkpoint with config.json and tokenizer.
+        device: Where it computes.
 
     Raises:
         InputError: It has no config.json or tokenizer, or lacks tensors of its model.
@@ -77,25 +78,30 @@ def opened(folder: Path) -> Iterator[LoadedModel]:
     """
     from advisor.evaluation.runtime import quantized_model
     from advisor.formats.read import read_checkpoint
+    from advisor.models.device import indexed
     from advisor.models.load import load_model
 
     checkpoint = read_checkpoint(folder)
     if checkpoint.format == "safetensors":
-        yield load_model(folder)
+        yield load_model(folder, device=device)
         return
     weights = CheckpointWeights(checkpoint)
-    loaded = _filled(folder, checkpoint, weights)
+    loaded = _filled(folder, checkpoint, weights, indexed(device))
     with quantized_model(loaded.model, weights):
         yield loaded
 
 
 def _filled(
-    folder: Path, checkpoint: Checkpoint, weights: Mapping[str, QuantizedWeight]
+    folder: Path,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, QuantizedWeight],
+    device: torch.device,
 ) -> LoadedModel:
     """Return a quantized checkpoint's model, its weights dequantized, with its tokenizer."""
     import transformers
 
     from advisor.models.casting import watch
+    from advisor.models.device import place
     from advisor.models.inspect import find_linears
     from advisor.models.load import LoadedModel, read_config
     from advisor.plan.hashing import sha256_files, sha256_json
@@ -113,7 +119,8 @@ def _filled(
         raise InputError(f"{folder} could not be opened as a model: {first}") from error
     model.eval().requires_grad_(False)
     _fill(model, checkpoint, weights)
-    watch(model, torch.float32, None)
+    place(model, device)
+    watch(model, torch.float32, None, device)
     files = [
         path
         for pattern in ("config.json", "*.safetensors", "*.gguf")

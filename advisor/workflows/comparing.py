@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError, join_errors
+from advisor.workflows.checking import Checks
+from advisor.workflows.computing import check_device_name, describe_device, device_for
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Comparison:
         sequences: Number of sequences measured.
         sequence_length: Tokens of each.
         modules: Weight error by module, largest first.
+        computed_on: Where it was computed.
     """
 
     reference: Path
@@ -52,6 +55,7 @@ class Comparison:
     sequences: int
     sequence_length: int
     modules: tuple[dict[str, Any], ...]
+    computed_on: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``advisor compare --json``."""
@@ -68,6 +72,7 @@ class Comparison:
             "sequences": self.sequences,
             "sequence_length": self.sequence_length,
             "modules": list(self.modules),
+            "computed_on": self.computed_on,
         }
 
 
@@ -135,6 +140,7 @@ def compare(
     evaluation_sequences: int = 16,
     sequence_length: int = 256,
     seed: int = 0,
+    device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> Comparison:
     """Measure KL(A ‖ B), perplexity and agreement of two checkpoints with one tokenizer.
@@ -146,6 +152,7 @@ def compare(
         evaluation_sequences: Number of sequences, at least 2.
         sequence_length: Tokens of each.
         seed: Seed of the draw.
+        device: Where it is measured, as for ``tune``.
         progress: Called with events.
 
     Raises:
@@ -157,16 +164,25 @@ def compare(
     from advisor.evaluation.reference import Reference
     from advisor.evaluation.runtime import quantized_model
     from advisor.formats.read import read_checkpoint
+    from advisor.models.device import computing
     from advisor.workflows.checkpoints import contents, opened
+    from advisor.workflows.inspection import modelspec_of
     from advisor.workflows.texts import draw
 
     report = progress or ignore_progress
     first, second = Path(reference), Path(other)
-    _check_places(first, second)
+    places = Checks()
+    places.run(lambda: _check_places(first, second))
+    places.run(lambda: check_device_name(device))
+    places.settle()
     _check_same_model(first, second)
     checkpoint = read_checkpoint(second)
     schemes = {name: str(scheme) for name, scheme in checkpoint.modules.items()}
-    with opened(first) as loaded:
+    choice = device_for(
+        device, modelspec_of(first), length=sequence_length, sequences=evaluation_sequences,
+        quantizing=False,
+    )  # fmt: skip
+    with computing(choice.device), opened(first, choice.device) as loaded:
         _check_modules(first, second, checkpoint, dict(loaded.model.named_parameters()))
         sequences = draw(
             evaluation, loaded.tokenizer, role="evaluation", sequences=evaluation_sequences,
@@ -177,8 +193,8 @@ def compare(
         )
     # Outside: A's activations are its own, B's are B's.
     weights, replaced = contents(checkpoint, loaded)
-    rows = _module_errors(loaded, weights, replaced, schemes)
-    with quantized_model(loaded.model, weights, replaced):
+    with computing(choice.device), quantized_model(loaded.model, weights, replaced):
+        rows = _module_errors(loaded, weights, replaced, schemes)
         result = measure(loaded.model, base, progress=stage(report, "Measuring"))
     return Comparison(
         reference=first,
@@ -191,6 +207,7 @@ def compare(
         sequences=evaluation_sequences,
         sequence_length=sequence_length,
         modules=tuple(rows),
+        computed_on=describe_device(choice),
     )
 
 
@@ -230,7 +247,7 @@ def _module_errors(
     for linear in loaded.linears:
         name, tensor = linear.name, f"{linear.name}.weight"
         if name in weights:
-            found = weights[name].dequantize()
+            found = weights[name].to(loaded.device).dequantize()
         elif tensor in replaced:
             found = replaced[tensor]
         else:

@@ -10,7 +10,22 @@ from advisor.plan.hashing import hash_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
     from advisor.plan.schema import Plan
+
+
+def device_warnings(plan: Plan, device: torch.device) -> tuple[str, ...]:
+    """Return a sentence where the plan's codes were computed on another device than this one."""
+    from advisor.search.planning import computed_on
+
+    there, here = plan.computed_on, computed_on(device)
+    if there is None or there.name == here.name:
+        return ()
+    return (
+        f"this is computed on {here.name} ({here.device}), the plan was on {there.name} "
+        f"({there.device}): they round differently, and a few codes may differ",
+    )
 
 
 def version_warnings(plan: Plan) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ def inspect(
         raise InputError(f"no checkpoint folder at {folder}.")
     hardware = resolve_hardware(gpu)
     engine_name = resolve_engine(engine, hardware)
-    spec = _modelspec(folder)
+    spec = modelspec_of(folder)
     try:
         checkpoint = read_checkpoint(folder, allow_faults=True)
     except (VerificationError, InputError) as error:
@@ -178,7 +178,7 @@ def _outer(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, str]:
     return found
 
 
-def _modelspec(path: Path) -> ModelSpec:
+def modelspec_of(path: Path) -> ModelSpec:
     """Describe the model from config.json alone, or from a GGUF file that stands alone.
 
     Not from the files' headers: what they hold is what is in question.

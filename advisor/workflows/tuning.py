@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from advisor.workflows.checking import (
     disk_bytes_of,
     seconds_of,
 )
+from advisor.workflows.computing import check_device_name, describe_device, device_for
 from advisor.workflows.finalist_documents import finalist_document, in_order, is_answer, why
 from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
 from advisor.workflows.resolve import check_model_name, resolve_model_folder
@@ -34,12 +35,14 @@ class Tuning:
         plan_path: The plan: of the answer, or of the nearest candidate.
         failures: (library, scheme, why) of other libraries' candidates that could not be made.
         not_mapped: Why the weights were held in memory whole; empty where they were mapped.
+        computed_on: Where it was computed, and why not on an accelerator that is there.
     """
 
     result: TuneResult
     plan_path: Path
     failures: tuple[tuple[str, str, str], ...] = ()
     not_mapped: str = ""
+    computed_on: dict[str, Any] = field(default_factory=dict)
 
     @property
     def feasible(self) -> bool:
@@ -65,6 +68,7 @@ class Tuning:
                 "score_spearman": result.quality.spearman,
                 "score_ratio": result.quality.ratio,
             },
+            "computed_on": self.computed_on,
             "weights": {"mapped": not self.not_mapped, "reason": self.not_mapped or None},
             "seconds": result.seconds,
             "backends_failed": [
@@ -100,6 +104,7 @@ def tune(
     max_disk: str | int | None = None,
     quantize_head: bool = False,
     quantize_embedding: bool = False,
+    device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> Tuning:
     """Find the quantization that meets the budgets best, measure it, and write its plan.
@@ -133,6 +138,8 @@ def tune(
         max_disk: The most that the search may add to the disk: ``20GB``, or bytes.
         quantize_head: Let the head take fewer bits too, where the engine reads that.
         quantize_embedding: Let the embedding take fewer bits too, where the engine reads that.
+        device: Where the search computes: ``auto`` (an accelerator of this machine with room for
+            a block, else the CPU), ``cpu``, ``cuda`` or ``cuda:1``.
         progress: Called with events.
 
     Raises:
@@ -153,6 +160,7 @@ def tune(
             lambda: check_sampler(sampler),
             lambda: check_sources(calibration),
             lambda: check_backend_names(backends),
+            lambda: check_device_name(device),
         ],
         late=[
             lambda: check_sources(evaluation),
@@ -164,6 +172,7 @@ def tune(
     max_disk_bytes, seconds = disk_bytes_of(max_disk), seconds_of(time_budget)
     folder = resolve_model_folder(model)
 
+    from advisor.models.device import computing
     from advisor.models.load import check_model_folder, load_model
     from advisor.predict.models import load_modelspec
     from advisor.search.tune import tune as search
@@ -175,7 +184,8 @@ def tune(
     report = progress or ignore_progress
     spec = load_modelspec(folder)
     chosen = named_backends(backends, spec)
-    loaded = load_model(folder)
+    choice = device_for(device, spec, length=sequence_length, sequences=samples)
+    loaded = load_model(folder, device=choice.device)
     drawn = draw(
         calibration, loaded.tokenizer, role="calibration", sequences=samples,
         sequence_length=sequence_length, seed=seed,
@@ -184,41 +194,39 @@ def tune(
     offers = BackendOffers(
         chosen, loaded, spec, hardware, engine_name, drawn, workdir / "backends", _steps(report)
     )
-    result = search(
-        loaded,
-        spec,
-        hardware,
-        engine_name,
-        budgets,
-        calibration=drawn,
-        evaluation=draw_judges(
-            evaluation,
-            slices,
+    judges = draw_judges(
+        evaluation, slices, budgets, loaded.tokenizer, sequences=evaluation_sequences,
+        sequence_length=sequence_length, seed=seed,
+    )  # fmt: skip
+    with computing(choice.device):
+        result = search(
+            loaded,
+            spec,
+            hardware,
+            engine_name,
             budgets,
-            loaded.tokenizer,
-            sequences=evaluation_sequences,
-            sequence_length=sequence_length,
+            calibration=drawn,
+            evaluation=judges,
+            workdir=workdir,
+            trials=trials,
+            time_budget_s=seconds,
             seed=seed,
-        ),
-        workdir=workdir,
-        trials=trials,
-        time_budget_s=seconds,
-        seed=seed,
-        storage=storage,
-        context=context,
-        batch=batch,
-        prefer=prefer,
-        sequential=sequential,
-        sampler=sampler,
-        outsiders=offers if chosen else None,
-        max_disk_bytes=max_disk_bytes,
-        quantize_head=quantize_head,
-        quantize_embedding=quantize_embedding,
-        progress=_forward(report),
-    )
+            storage=storage,
+            context=context,
+            batch=batch,
+            prefer=prefer,
+            sequential=sequential,
+            sampler=sampler,
+            outsiders=offers if chosen else None,
+            max_disk_bytes=max_disk_bytes,
+            quantize_head=quantize_head,
+            quantize_embedding=quantize_embedding,
+            progress=_forward(report),
+        )
     result = _with_backend(result, offers)
     save_plan(result.plan, target)
-    return Tuning(result, target, tuple(offers.failures), loaded.not_mapped)
+    where = describe_device(choice)
+    return Tuning(result, target, tuple(offers.failures), loaded.not_mapped, where)
 
 
 def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:

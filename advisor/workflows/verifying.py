@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from advisor.plan.hashing import hash_model, sha256_file
 from advisor.schemes import parse_scheme
 from advisor.workflows.applying import PLAN_NAME
 from advisor.workflows.checking import Checks
+from advisor.workflows.computing import check_device_name, describe_device, device_of_plan
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 from advisor.workflows.remeasuring import Check, measure_again
 
@@ -42,6 +43,7 @@ class VerifyReport:
         checks: What was asked.
         warnings: What could not be asked, or may explain a drift.
         measured: KL, loss and agreement measured again; None where files are too broken.
+        computed_on: Where it was computed; empty where files are too broken.
     """
 
     plan_path: Path
@@ -49,6 +51,7 @@ class VerifyReport:
     checks: tuple[Check, ...]
     warnings: tuple[str, ...]
     measured: dict[str, Any] | None = None
+    computed_on: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -68,6 +71,7 @@ class VerifyReport:
             ],
             "warnings": list(self.warnings),
             "measured": self.measured,
+            "computed_on": self.computed_on or None,
         }
 
 
@@ -76,6 +80,7 @@ def verify(
     folder: str | Path,
     *,
     model: str | Path | None = None,
+    device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> VerifyReport:
     """Re-read a checkpoint, compare every module with the plan, and measure it again.
@@ -84,13 +89,15 @@ def verify(
         plan: The plan's file.
         folder: The checkpoint.
         model: Where the 16-bit model is, if not where the plan says.
+        device: Where it is measured, as for ``tune``.
         progress: Called with events.
 
     Raises:
-        InputError: The plan, the model or the folder is not there or not the right one.
+        InputError: The plan, the model, the folder or the device is not there or not the right one.
     """
+    from advisor.models.device import computing
     from advisor.models.load import load_model
-    from advisor.workflows.identity import check_model, version_warnings
+    from advisor.workflows.identity import check_model, device_warnings, version_warnings
     from advisor.workflows.resolve import resolve_model_folder
 
     report = progress or ignore_progress
@@ -98,6 +105,7 @@ def verify(
     places = Checks()
     content = places.run(lambda: load_plan(plan_path))
     places.run(lambda: _check_folder(plan_path, target))
+    places.run(lambda: check_device_name(device))
     places.settle()
     if content is None:  # then it was refused
         raise InputError(f"no plan at {plan_path}.")
@@ -110,19 +118,23 @@ def verify(
     except AdvisorError as error:
         checks.append(Check("structure", False, str(error)))
         return VerifyReport(plan_path, target, tuple(checks), tuple(warnings))
-    loaded = load_model(source)
+    choice = device_of_plan(device, content, source, quantizing=False)
+    where = describe_device(choice)
+    warnings += device_warnings(content, choice.device)
+    loaded = load_model(source, device=choice.device)
     checks.append(
         Check("structure", True, f"{len(checkpoint.modules)} quantized modules are whole")
     )
     checks.append(_schemes(content, checkpoint, loaded))
+    measured = None
     try:
-        checks.append(_weights(content, checkpoint, loaded, stage(report, "Comparing weights")))
-        check, measured = measure_again(content, checkpoint, loaded, stage(report, "Measuring"))
+        with computing(choice.device):
+            checks.append(_weights(content, checkpoint, loaded, stage(report, "Comparing weights")))
+            found, measured = measure_again(content, checkpoint, loaded, stage(report, "Measuring"))
+        checks.extend(found)
     except VerificationError as error:
         checks.append(Check("weights", False, str(error)))
-        return VerifyReport(plan_path, target, tuple(checks), tuple(warnings))
-    checks.extend(check)
-    return VerifyReport(plan_path, target, tuple(checks), tuple(warnings), measured)
+    return VerifyReport(plan_path, target, tuple(checks), tuple(warnings), measured, where)
 
 
 def _check_folder(plan_path: Path, target: Path) -> None:
@@ -212,7 +224,7 @@ def _weights(
         if source is None:
             wrong.append(f"{name} is no module of the model")
             continue
-        error = relative_error(source, checkpoint.weight(name).dequantize())
+        error = relative_error(source, checkpoint.weight(name).to(source.device).dequantize())
         worst = max(worst, (error, name))
         if not error < _RELATIVE_ERROR_LIMIT:
             wrong.append(f"{name} does not resemble its source (relative error {error:.2f})")
@@ -265,9 +277,9 @@ def relative_error(source: Tensor, other: Tensor) -> float:
 
     Args:
         source: [out, in] or [n].
-        other: The same shape.
+        other: The same shape; on any device.
     """
-    source, other = source.to(torch.float32), other.to(torch.float32)
+    source, other = source.to(torch.float32), other.to(source.device).to(torch.float32)
     if source.dim() == 2:
         numerator = (source * other).sum(0)
         other = other * (numerator / other.square().sum(0).clamp_min(1e-30)).clamp_min(0.0)
