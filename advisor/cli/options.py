@@ -157,6 +157,16 @@ Samples = Annotated[
     int,
     typer.Option("--samples", min=1, rich_help_panel=_TEXTS, help="Calibration sequences."),
 ]
+TuneSamples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        min=1,
+        rich_help_panel=_TEXTS,
+        help="Calibration sequences.",
+        show_default="32, on an accelerator up to 128",
+    ),
+]
 SequenceLength = Annotated[
     int,
     typer.Option("--sequence-length", min=16, rich_help_panel=_TEXTS, help="Tokens a sequence."),

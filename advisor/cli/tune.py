@@ -32,7 +32,7 @@ def command(
     calibration: opt.CalibrationText = [],  # noqa: B006 - Typer copies defaults
     evaluation: opt.EvaluationText = [],  # noqa: B006
     slices: opt.Slices = [],  # noqa: B006
-    samples: opt.Samples = 32,
+    samples: opt.TuneSamples = None,
     sequence_length: opt.SequenceLength = 256,
     evaluation_sequences: opt.EvaluationSequences = 32,
     trials: opt.Trials = 60,

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from advisor.workflows.backend_offers import BackendOffers
 
 
+_SAMPLES, _SAMPLES_ON_ACCELERATOR = 32, 128
+"""Calibration sequences by default. On SmolLM2-135M four times as many lowered KL by a sixth, and
+take the statistics four times as long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """The search's result and the plan's place.
@@ -91,7 +96,7 @@ def tune(
     calibration: Sequence[str] = (),
     evaluation: Sequence[str] = (),
     slices: Sequence[str] = (),
-    samples: int = 32,
+    samples: int | None = None,
     sequence_length: int = 256,
     evaluation_sequences: int = 32,
     trials: int = 60,
@@ -124,7 +129,8 @@ def tune(
         calibration: Text to calibrate on; the built-in one by default.
         evaluation: Text to judge on, disjoint from the calibration; the built-in one by default.
         slices: Further texts as ``name=source``, each of which must meet the budgets on its own.
-        samples: Calibration sequences.
+        samples: Calibration sequences; by default 32, and on an accelerator, where a pass over them
+            costs little, up to 128 of a text that is long enough.
         sequence_length: Tokens of a sequence.
         evaluation_sequences: Sequences that finalists are measured on; up to eight times as many,
             if the text has them, where these leave a budget undecided.
@@ -184,11 +190,14 @@ def tune(
     report = progress or ignore_progress
     spec = load_modelspec(folder)
     chosen = named_backends(backends, spec)
-    choice = device_for(device, spec, length=sequence_length, sequences=samples)
+    few = samples or _SAMPLES
+    many = samples or _SAMPLES_ON_ACCELERATOR
+    choice = device_for(device, spec, length=sequence_length, sequences=many)
     loaded = load_model(folder, device=choice.device)
     drawn = draw(
-        calibration, loaded.tokenizer, role="calibration", sequences=samples,
+        calibration, loaded.tokenizer, role="calibration", sequences=few,
         sequence_length=sequence_length, seed=seed,
+        most=few if choice.device.type == "cpu" else many,
     )  # fmt: skip
     workdir = target.with_name(f"{target.name}.search")
     offers = BackendOffers(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors import safe_open
 from simulated_device import SimulatedDevice
 
 from advisor import workflows
@@ -54,3 +53,28 @@ def test_tune_apply_and_verify_compute_there(machine, random_llama_folder, tmp_p
     }  # fmt: skip
     assert there[0].result.plan.scheme == here[0].result.plan.scheme
     assert there[2].passed
+
+
+class _Seen(Exception):
+    pass
+
+
+def test_an_accelerator_calibrates_on_more_text(
+    machine, random_llama_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
+
+    def search(*_, calibration, **__):
+        raise _Seen(calibration.sequences)
+
+    monkeypatch.setattr("advisor.search.tune.tune", search)
+    options = {name: value for name, value in SETTINGS.items() if name != "samples"}
+    for device, given, expected in (
+        ("cpu", None, 32), ("auto", None, 128), ("auto", 40, 40), ("cpu", 40, 40),
+    ):  # fmt: skip
+        with SimulatedDevice(), pytest.raises(_Seen) as seen:
+            workflows.tune(
+                random_llama_folder, output=tmp_path / "plan.yaml", device=device, samples=given,
+                budgets=Budgets(max_size_bytes=120_000), **options,
+            )  # fmt: skip
+        assert seen.value.args == (expected,)
