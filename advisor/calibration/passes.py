@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor.calibration.labels import label_draws, residual_of
-from advisor.calibration.outer import EmbeddingSums, HeadSums
+from advisor.calibration.end_passes import EndPasses
 from advisor.calibration.settings import keeps_full_gradient, needed_bytes
 from advisor.calibration.spill import Spill
 from advisor.calibration.store import gradients_file, inputs_file
 from advisor.calibration.tapes import GradientTape, InputTape
 from advisor.errors import InputError
 from advisor.models.allocator import drop_pages, give_back
-from advisor.models.blocks import BlockRunner, head_tokens, rows_at_once
+from advisor.models.blocks import BlockRunner
 from advisor.models.inspect import block_linears, outer_specs
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ class Collector:
         config: Any = loaded.model.config
         self.hidden_size = int(config.hidden_size)
         self._outer = outer_specs(loaded.model)
+        self._ends = EndPasses(loaded, self.runner, sequences.tokens, store, settings)
         self.batches = self._plan_batches()
         self._progress = progress
         self._done = 0
@@ -148,7 +148,7 @@ class Collector:
             with self.runner.at_embedding():
                 for start, stop, _ in self.batches:
                     states[start:stop] = self._embed(start, stop).cpu()
-                    _drop(states[start:stop])
+                    drop_pages(states[start:stop])
             self._hidden(0).publish()
         self._advance(first * len(self.batches))
         for block in range(first, self.blocks):
@@ -186,7 +186,7 @@ class Collector:
             for start, stop, ends_prefix in self.batches:
                 hidden = inputs[start:stop].to(self.loaded.device)
                 outputs[start:stop] = self.runner.run(block, hidden).cpu()
-                _drop(inputs[start:stop], outputs[start:stop])
+                drop_pages(inputs[start:stop], outputs[start:stop])
                 if ends_prefix:
                     taken = tape.take()
                     tensors.update({f"{prefix}/{name}": value for name, value in taken.items()})
@@ -219,73 +219,15 @@ class Collector:
         self._advance((self.blocks - 1 - last) * len(self.batches))
         if not self._upstream(last + 1).exists:
             last = self.blocks - 1
-            self._head_gradients()
+            target = self._upstream(self.blocks)
+            self._ends.run_head(self._hidden(self.blocks).open(), target.create())
+            target.publish()
         for block in range(last, -1, -1):
             self._backward_block(block)
             self._upstream(block + 1).delete()
             self._hidden(block + 1).delete()
-        self._embedding_gradients()
-
-    def _head_gradients(self) -> None:
-        """Write the gradient of the summed log-loss at the last block's output, and the head's."""
-        target = self._upstream(self.blocks)
-        states, gradients = self._hidden(self.blocks).open(), target.create()
-        tokens = head_tokens(self.runner.vocabulary) // 2  # as there are two of them
-        sums = HeadSums(self._outer[0], self.loaded.device)
-        with self.runner.at_head():
-            for index in range(len(states)):
-                draws = label_draws(self.tokens[index], self.settings.seed)
-                for start in range(0, states.shape[1], tokens):
-                    part = slice(start, start + tokens)
-                    hidden = states[index, part].to(self.loaded.device)
-                    gradients[index, part] = self._token_gradients(hidden, draws[part], sums).cpu()
-                _drop(states[index], gradients[index])
-                if index + 1 in self.settings.prefixes:
-                    sums.end_prefix()
-        sums.finish()
-        self.store.put(inputs_file(self.blocks), sums.inputs)
-        self.store.put(gradients_file(self.blocks), sums.gradients)
-        target.publish()
-
-    def _embedding_gradients(self) -> None:
-        """Write what the gradients at the first block's input say of the embedding."""
-        spec = self._outer[1]
-        name = gradients_file(spec.block)
-        if self.store.has(name) or spec.in_features != self.hidden_size:
-            return
-        upstream = self._upstream(0).open()
-        sums = EmbeddingSums(spec, self.loaded.device)
-        for index in range(len(upstream)):
-            sums.add(self.tokens[index].cpu(), upstream[index].to(self.loaded.device))
-            if index + 1 in self.settings.prefixes:
-                sums.end_prefix()
-        sums.finish()
-        self.store.put(inputs_file(spec.block), sums.inputs)
-        self.store.put(name, sums.gradients)
-
-    def _token_gradients(self, hidden: Tensor, draws: Tensor, sums: HeadSums) -> Tensor:
-        """Return d(log-loss)/d(hidden) of tokens whose labels the model draws itself."""
-        hidden = hidden.detach().requires_grad_(True)
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def watch(_module: object, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.append((arguments[0].detach(), output))
-
-        handle = self.runner.head_module.register_forward_hook(watch)
-        try:
-            with torch.enable_grad():
-                logits = self.runner.head(hidden[None])
-        finally:
-            handle.remove()
-        residual = torch.empty_like(logits)
-        rows = rows_at_once(logits.shape[-1])
-        for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
-            residual[0, part] = residual_of(logits[0, part].detach().float(), draws[part])
-        read, output = seen[0]
-        gradient, behind = torch.autograd.grad(logits, (hidden, output), residual)
-        sums.add(read.reshape(-1, read.shape[-1]), behind.reshape(-1, behind.shape[-1]))
-        return gradient
+        if self._ends.wants_embedding(self.hidden_size):
+            self._ends.sum_embedding(self._upstream(0).open())
 
     def _backward_block(self, block: int) -> None:
         inputs, upstream = self._hidden(block).open(), self._upstream(block + 1).open()
@@ -311,7 +253,7 @@ class Collector:
                 downstream[start:stop] = gradient.cpu()
                 tape.end_batch()
                 del output, gradient, hidden, arriving
-                _drop(inputs[start:stop], upstream[start:stop], downstream[start:stop])
+                drop_pages(inputs[start:stop], upstream[start:stop], downstream[start:stop])
                 give_back()
                 if ends_prefix:
                     found = tape.take_inputs()
@@ -321,12 +263,6 @@ class Collector:
             tensors.update(tape.take())
         target.publish()
         self.store.put(gradients_file(block), tensors)
-
-
-def _drop(*states: Tensor) -> None:
-    """Let hidden states of a batch that is done leave memory; they lie in their files."""
-    for tensor in states:
-        drop_pages(tensor)
 
 
 def free_bytes(folder: Path) -> int:

@@ -48,20 +48,21 @@ def map_large_tensors() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def drop_pages(tensor: Tensor) -> None:
-    """Let the pages of a file that a contiguous tensor is a shared view of leave memory.
+def drop_pages(*tensors: Tensor) -> None:
+    """Let the pages of a file that contiguous tensors are shared views of leave memory.
 
     What was written to them is in the file, from which they are read when they are used again.
     Never call it for memory that is no such view: what lies there would be lost.
     """
     library = _library()
-    if library is None or not hasattr(mmap, "MADV_DONTNEED") or tensor.nbytes == 0:
+    if library is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    if tensor.device.type != "cpu":  # its address is none of this process
-        return
-    first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    length = tensor.data_ptr() + tensor.nbytes - first
-    library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.nbytes == 0:  # no address of this process
+            continue
+        first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        length = tensor.data_ptr() + tensor.nbytes - first
+        library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def give_back() -> None:

@@ -188,8 +188,7 @@ class QuantizedPrefix:
                     sums[group].add(exact[group], rows, counted)
                 # Not before: a block without a norm in front reads the states where they lie.
                 self._exact[part] = passed_on
-                drop_pages(self._exact[part])
-                drop_pages(self._quantized[part])
+                drop_pages(self._exact[part], self._quantized[part])
         self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
 
     def _turned(self) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from advisor.calibration import passes
 from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.labels import label_draws
 from advisor.calibration.merging import collect_part, merge_parts
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.models.inspect import find_outer, outer_specs
@@ -66,7 +66,7 @@ def truth(loaded, sequences):
     for tokens in sequences.tokens:
         logits = model(tokens[None]).logits[0]
         seen["out"].retain_grad()
-        draws = passes.label_draws(tokens, 0)
+        draws = label_draws(tokens, 0)
         labels = (logits.softmax(-1).cumsum(-1) < draws[:, None]).sum(-1)
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
         reads.append(seen["read"][0].detach())
