@@ -510,14 +510,17 @@ def test_full_disk_leaves_the_old_report(workplace, advisor, full_disk):
 
 def test_unwritable_folder(workplace, advisor, monkeypatch):
     plan = workplace.plan()
-    import tempfile
+    usual = Path.open
 
-    def refuse(**_):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "locked")
+    def refuse(path, mode="r", *arguments, **named):
+        if "x" in mode:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return usual(path, mode, *arguments, **named)
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     check(
-        advisor("report", plan), r"must be writable, but Permission denied: locked\. Name another"
+        advisor("report", plan, "-o", "locked/report.html"),
+        r"must be writable, but Permission denied: locked\. Name another",
     )
 
 
