@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from advisor.engines.verdict import verdict
+from advisor.predict.candidate import memory_limit
 from advisor.predict.memory import Serving, serving_memory
 from advisor.predict.speed import predict_speed
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from advisor.modelspec import ModelSpec
     from advisor.predict.size import SizeEstimate
     from advisor.schemes import Scheme
-
-_SHARE_OF_MEMORY = 0.92
-"""What serving may take of a device when no memory budget is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,7 @@ class SizeLimit:
 def size_limit(
     spec: ModelSpec,
     smallest: SizeEstimate,
+    largest: SizeEstimate,
     schemes: Sequence[Scheme],
     hardware: HardwareProfile,
     engine: str,
@@ -48,12 +47,14 @@ def size_limit(
 ) -> SizeLimit:
     """Return what size, memory and speed budgets together leave for the checkpoint.
 
-    Memory beside the weights does not depend on the bits, and decoding reads every weight once, so
-    both are limits on bytes.
+    Memory of a device is linear in the checkpoint's bytes (of several devices each holds a part;
+    an engine that decompresses holds the same whatever the file), and decoding reads every weight
+    once, so both are limits on bytes.
 
     Args:
         spec: The model.
         smallest: Size of its smallest mixture.
+        largest: Size of its largest.
         schemes: The engine's options, for the kernel's speed.
         hardware: The device.
         engine: What serves.
@@ -64,13 +65,18 @@ def size_limit(
     found: list[tuple[int, str]] = []
     if budgets.max_size_bytes is not None:
         found.append((budgets.max_size_bytes, "max_size"))
-    memory = memory_bytes(spec, smallest, hardware, engine, context=context, batch=batch)
-    available = budgets.max_memory_bytes
-    if available is None and hardware.memory_bytes:
-        available = int(_SHARE_OF_MEMORY * hardware.memory_bytes * hardware.count)
-    if available is not None and memory is not None:
-        beside = memory - smallest.total_bytes
-        found.append((max(1, available - beside), "max_memory"))
+    least, most = (
+        memory_bytes(spec, size, hardware, engine, context=context, batch=batch)
+        for size in (smallest, largest)
+    )
+    available = memory_limit(budgets, hardware)
+    if available is not None and least is not None and most is not None:
+        span = largest.total_bytes - smallest.total_bytes
+        if most > least:
+            limit = smallest.total_bytes + int((available - least) * span / (most - least))
+            found.append((max(1, limit), "max_memory"))
+        elif least > available:
+            found.append((1, "max_memory"))
     if budgets.min_tokens_per_s is not None:
         limit = _speed_limit(
             spec, smallest, schemes, hardware, engine, budgets.min_tokens_per_s, context, batch
@@ -91,7 +97,7 @@ def memory_bytes(
     context: int,
     batch: int,
 ) -> int | None:
-    """Return the peak memory of serving a checkpoint, or None where attention is not known."""
+    """Return the peak memory of each device when serving; None where attention is not known."""
     if not spec.attention:
         return None
     devices = hardware.count if hardware.kind == "gpu" else 1

@@ -148,7 +148,7 @@ class Run:
         task = self.task
         smallest, largest = composer.smallest_and_largest()
         limit = size_limit(
-            task.spec, smallest, composer.options, task.hardware, task.engine, task.budgets,
+            task.spec, smallest, largest, composer.options, task.hardware, task.engine, task.budgets,
             context=task.context, batch=task.batch,
         )  # fmt: skip
         goal = goal_of(task.budgets, prefer, limit.max_bytes)
