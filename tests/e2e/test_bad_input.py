@@ -136,6 +136,17 @@ def weights_not_a_number(work):
     return tune(work)
 
 
+@case(
+    r"(?s)llama\.cpp has no known name for this tokenizer's way.*GGUF files are written with default"
+)
+def model_that_is_never_written_as_gguf(work):
+    path = work.model / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    path.write_text(json.dumps(tokenizer | {"pre_tokenizer": {"type": "Whitespace"}}))
+    work.edit_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    return tune(work, "--engine", "llama.cpp")
+
+
 @case(r"already quantized \(gptq\)")
 def already_quantized(work):
     work.edit_config(quantization_config={"quant_method": "gptq", "bits": 4})
