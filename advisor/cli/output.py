@@ -85,6 +85,13 @@ def fitting_columns(
     return kept
 
 
+def device(hardware: Mapping[str, Any]) -> str:
+    """Return the name of a device, with its number where there are several: ``2x L4``."""
+    return (
+        hardware["name"] if hardware["count"] == 1 else f"{hardware['count']}x {hardware['name']}"
+    )
+
+
 def size(value: float | None) -> str:
     """Return bytes in decimal units: ``5.73 GB``."""
     if value is None:

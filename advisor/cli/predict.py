@@ -45,7 +45,7 @@ def _render(console: Any, document: dict[str, Any]) -> None:
     )  # fmt: skip
     console.print(
         f"[bold]{candidate['name']}[/] of [bold]{document['model']['id']}[/] on "
-        f"[bold]{document['hardware']['name']}[/], served by [bold]{document['engine']}[/]"
+        f"[bold]{output.device(document['hardware'])}[/], served by [bold]{document['engine']}[/]"
     )
     if not candidate["feasible"] and candidate["why_not"]:
         source = f" [{kernel['source']}]"

@@ -101,7 +101,7 @@ def render(console: Any, document: dict[str, Any], *, everything: bool = False) 
     model, hardware = document["model"], document["hardware"]
     console.print(
         f"[bold]{model['id']}[/] ({model['parameters'] / 1e9:.3g} B parameters) on "
-        f"[bold]{hardware['name']}[/], served by [bold]{document['engine']}[/]\n"
+        f"[bold]{output.device(hardware)}[/], served by [bold]{document['engine']}[/]\n"
     )
     if document["recommended"]:
         _ranked(console, document, len(document["candidates"]) if everything else _ROWS)
@@ -112,12 +112,14 @@ def render(console: Any, document: dict[str, Any], *, everything: bool = False) 
         console.print("\n[bold]Why not[/]")
         why_not.render(console, ruled_out, everything=everything)
     console.print()
-    if document.get("serve"):
-        console.print(f"[bold]Tune[/]   {document.get('tune', '')}", soft_wrap=True)
+    if document["tune"]:
+        console.print(f"[bold]Tune[/]   {document['tune']}", soft_wrap=True)
+    if document["serve"]:
         console.print(f"[bold]Serve[/]  {document['serve']}", soft_wrap=True)
+    measures = " `advisor tune` measures." if document["tune"] else ""
     console.print(
         "[dim]Size and memory are calculated, loss is published evidence, speed is modelled; "
-        "nothing here was measured on your machine. `advisor tune` measures.[/]"
+        f"nothing here was measured on your machine.{measures}[/]"
     )
 
 
@@ -215,7 +217,7 @@ def _render_comparison(console: Any, document: dict[str, Any]) -> None:
         best = row["candidate"]
         cells = dict.fromkeys(_COLUMNS, "") if best is None else _cells(best)
         cells["scheme"] = cells["scheme"] or "nothing fits"
-        shown.append({"GPU": row["hardware"]["name"]} | cells)
+        shown.append({"GPU": output.device(row["hardware"])} | cells)
     columns = output.fitting_columns(("GPU", *_COLUMNS), shown, console.width, dropped=_DROPPED)
     right = [index for index, name in enumerate(columns) if name in _NUMBERS]
     table = output.table(*columns, right=right)
@@ -224,4 +226,4 @@ def _render_comparison(console: Any, document: dict[str, Any]) -> None:
     console.print(table)
     for row in document["gpus"]:
         for change in row["relaxation"] or []:
-            console.print(f"{row['hardware']['name']}: {describe_relaxation(change)}")
+            console.print(f"{output.device(row['hardware'])}: {describe_relaxation(change)}")

@@ -40,6 +40,11 @@ class Hardware(Strict):
     count: int = 1
     instruction_sets: tuple[str, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """The name, with the number where there are several: ``2x L4``."""
+        return self.name if self.count == 1 else f"{self.count}x {self.name}"
+
 
 class Kernel(Strict):
     """How the engine runs the chosen scheme on the hardware."""

@@ -93,10 +93,12 @@ class Recommendation:
         )  # fmt: skip
 
     @property
-    def tune(self) -> str:
-        """Command that measures."""
+    def tune(self) -> str | None:
+        """Command that measures; None where Advisor makes nothing that fits."""
+        if not any(c.tunable for c in self.candidates if c.feasible and c.scheme.is_quantized):
+            return None
         return tune_command(
-            self.spec.id, self.hardware.id, self.engine, self.budgets,
+            self.spec.id, self.hardware.argument, self.engine, self.budgets,
             self.workload.context, self.workload.batch, self.prefer,
             sorted({OPTIONS[module.role] for module in self.ends}),
         )  # fmt: skip

@@ -38,7 +38,7 @@ def render_card(plan: Plan, modules: Mapping[str, str], files: Mapping[str, int]
         _front_matter(plan, modules),
         f"# {name}, {plan.scheme.name}",
         f"{f'[{name}]({link})' if link else name} quantized by Quantization Advisor "
-        f"{plan.advisor_version} for {plan.engine.name} on {plan.hardware.name}. "
+        f"{plan.advisor_version} for {plan.engine.name} on {plan.hardware.title}. "
         "`advisor-plan.yaml` beside this file is the whole recipe.",
         _figures(plan, files),
         _judged(plan),
@@ -149,7 +149,7 @@ def _serving(plan: Plan, files: Mapping[str, int]) -> str:
         devices=plan.hardware.count,
     )  # fmt: skip
     kernel = plan.engine.kernel
-    verdict = f"Kernel on {plan.hardware.name}: {kernel.support}, {kernel.reason}."
+    verdict = f"Kernel on {plan.hardware.title}: {kernel.support}, {kernel.reason}."
     return f"## Serving\n\n```sh\n{command}\n```\n\n{verdict}"
 
 

@@ -41,7 +41,7 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
     """
     # A folder's last part names the model; where it lies on one machine is nobody's business.
     name = plan.model.id if plan.model.id.count("/") == 1 else PurePath(plan.model.id).name
-    title = f"{plan.scheme.name} for {name} on {plan.hardware.name}"
+    title = f"{plan.scheme.name} for {name} on {plan.hardware.title}"
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{_answer(plan)}</p>',

@@ -125,6 +125,26 @@ def test_markdown_is_one_table_with_every_scheme(advisor):
     assert rows[0].startswith(f"| **{document['recommended']}** |")
 
 
+def test_what_advisor_does_not_write_is_not_offered_for_tuning(advisor):
+    arguments = ("--gpu", "a100-sxm-80", "--engine", "llama.cpp")
+    mixtral = advisor("recommend", "mixtral-8x7b-v0.1", *arguments, "--json").document
+    assert mixtral["recommended"].startswith("gguf-")
+    assert mixtral["tune"] is None
+    assert {row["tunable"] for row in mixtral["candidates"] if row["bits"] < 16} == {False}
+    outcome = advisor("recommend", "mixtral-8x7b-v0.1", *arguments)
+    assert "advisor tune" not in outcome.out
+    assert "llama.cpp's llama-quantize does" in " ".join(outcome.out.split())
+    llama = advisor("recommend", "llama-3.1-8b", *arguments, "--json").document
+    assert llama["tune"].startswith("advisor tune meta-llama/Meta-Llama-3.1-8B")
+
+
+def test_several_cards_stay_several(advisor):
+    outcome = advisor("recommend", "llama-3.1-8b", "--gpu", "2x L4")
+    assert " on 2x L4," in outcome.out
+    assert "advisor tune meta-llama/Meta-Llama-3.1-8B --gpu 2xl4 " in outcome.out
+    assert "--tensor-parallel-size 2" in outcome.out
+
+
 def test_several_gpus_side_by_side(advisor):
     outcome = advisor("recommend", "llama-3.1-8b", "--compare", "l4,a10,t4", "--max-size", "6GB")
     assert outcome.code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -111,6 +112,47 @@ def test_nothing_fits_names_the_smallest_relaxations(llama, rtx4090):
     sizes = [entry["to"] for entry in found if entry["budget"] == "max_size"]
     assert sizes
     assert sizes[0] > 4 * GB
+
+
+@pytest.mark.parametrize(
+    ("gpu", "given"),
+    [
+        ("rtx4090", {"max_size": "9.08GB", "max_loss": "1%"}),
+        ("rtx4090", {"max_size": "3GB", "max_kl": "0.2"}),
+        ("2xl4", {"max_memory": "12GiB", "min_speed": "300"}),
+        ("l4", {"max_size": "1GB", "min_speed": "500"}),
+    ],
+)
+def test_a_relaxation_does_as_it_is_written(llama, gpu, given):
+    found = recommend(llama, find_profile(gpu), "vllm", Budgets.from_text(**given)).relaxation
+    tried = 0
+    for entry in found:
+        options = re.findall(r"--((?:max|min)-[a-z]+) (\S+)", entry.text)
+        typed = given | {name.replace("-", "_"): value for name, value in options}
+        again = recommend(llama, find_profile(gpu), "vllm", Budgets.from_text(**typed))
+        assert not options or again.recommended is not None, entry.text
+        tried += bool(options)
+    assert tried
+
+
+def test_more_cards_of_the_same_are_a_way_out_where_the_engine_shares_a_model():
+    spec = load_modelspec("meta-llama/Llama-3.1-70B")
+
+    def asked(gpu, engine):
+        found = recommend(spec, find_profile(gpu), engine, Budgets(max_loss=0.01)).relaxation
+        return [entry.after for entry in found if entry.budget == "gpu"]
+
+    assert "4xrtx4090" in asked("rtx4090", "vllm")
+    assert "4xl4" in asked("2xl4", "vllm")
+    assert not any(name.endswith("xrtx4090") for name in asked("rtx4090", "transformers"))
+
+
+def test_a_device_s_memory_is_no_budget_to_be_raised():
+    spec = load_modelspec("meta-llama/Llama-3.1-70B")
+    found = recommend(spec, find_profile("rtx4090"), "vllm", Budgets()).relaxation
+    memory = next(entry for entry in found if entry.budget == "max_memory")
+    assert "where the device leaves 23.7 GB" in memory.text
+    assert "--max-memory" not in memory.text
 
 
 def test_too_long_a_context_is_relaxed_by_less_context_or_a_larger_gpu():
