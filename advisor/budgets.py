@@ -196,13 +196,8 @@ def as_option(budget: str, value: float) -> str:
 
 def _typed_size(size_bytes: int) -> str:
     """Return a size in the largest unit that needs no more than two decimals."""
-    for unit, factor in (
-        ("GB", 10**9),
-        ("GiB", 2**30),
-        ("MB", 10**6),
-        ("MiB", 2**20),
-        ("kB", 10**3),
-    ):
+    for unit in ("GB", "GiB", "MB", "MiB", "kB"):
+        factor = _UNITS[unit.lower()]
         if size_bytes >= factor and 100 * size_bytes % factor == 0:
             return f"{size_bytes / factor:.12g}{unit}"
     return str(size_bytes)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.plan.schema import PLAN_VERSION, Plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _HEADER = (
     "# A quantization plan. `advisor apply` makes the checkpoint it describes,\n"

@@ -211,8 +211,8 @@ def _other_gpus(
         for other in others:
             name = _first_on(other, spec, stuck, engine, budgets, workload)
             if name is not None:
-                ask = (other.memory_bytes or 0) * other.count
-                ask /= max(1, (hardware.memory_bytes or 1) * hardware.count)
+                held = max(1, (hardware.memory_bytes or 1) * hardware.count)
+                ask = (other.memory_bytes or 0) * other.count / held
                 text = f"--gpu {other.argument}, with {name}"
                 found.append(
                     Relaxation("gpu", hardware.argument, other.argument, name, max(0.5, ask), text)

@@ -73,8 +73,8 @@ def size_limit(
     if available is not None and least is not None and most is not None:
         span = largest.total_bytes - smallest.total_bytes
         if most > least:
-            limit = smallest.total_bytes + int((available - least) * span / (most - least))
-            found.append((max(1, limit), "max_memory"))
+            room = smallest.total_bytes + int((available - least) * span / (most - least))
+            found.append((max(1, room), "max_memory"))
         elif least > available:
             found.append((1, "max_memory"))
     if budgets.min_tokens_per_s is not None:

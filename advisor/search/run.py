@@ -148,8 +148,8 @@ class Run:
         task = self.task
         smallest, largest = composer.smallest_and_largest()
         limit = size_limit(
-            task.spec, smallest, largest, composer.options, task.hardware, task.engine, task.budgets,
-            context=task.context, batch=task.batch,
+            task.spec, smallest, largest, composer.options, task.hardware, task.engine,
+            task.budgets, context=task.context, batch=task.batch,
         )  # fmt: skip
         goal = goal_of(task.budgets, prefer, limit.max_bytes)
         high = largest.bits_per_weight
