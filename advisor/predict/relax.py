@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.budgets import as_option, loosened
 from advisor.engines import engine_name, verdict
+from advisor.engines.shapes import SPLITTING_ENGINES
 from advisor.predict.candidate import (
     Candidate,
     Violation,
@@ -31,8 +32,6 @@ _OTHER_GPUS = (
 _MOST = 6
 _LARGEST_ASK = 20.0
 _MOST_CARDS = 8
-_PARALLEL = ("vllm", "sglang", "tensorrt-llm")
-"""Engines that share a model among cards by tensor parallelism."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,7 @@ def _more_of_the_same(
     spec: ModelSpec, hardware: HardwareProfile, engine: str
 ) -> list[HardwareProfile]:
     """Return more cards of one kind, by numbers that divide the KV heads."""
-    if engine_name(engine) not in _PARALLEL:
+    if engine_name(engine) not in SPLITTING_ENGINES:
         return []
     heads = [layer.kv_heads for layer in spec.attention if not layer.is_latent]
     counts = (2 * hardware.count * 2**power for power in range(3))
