@@ -113,13 +113,18 @@ def percent(value: float | None) -> str:
 
 
 def interval(value: Mapping[str, float] | None, *, middle: str, kind: str = "percent") -> str:
-    """Return ``1.23% [0.92, 1.61]``: three digits of the largest, from low, high and ``middle``."""
+    """Return ``1.23% [0.92, 1.61]``: three digits of the largest, from low, high and ``middle``.
+
+    No more than a thousandth of a percent, or five decimals of another number: no text is so long
+    that finer ones would mean anything.
+    """
     if value is None or value.get(middle) is None:
         return "unknown"
     factor, unit = (100.0, "%") if kind == "percent" else (1.0, "")
     low, centre, high = (factor * value[key] for key in ("low", middle, "high"))
     spread = max(abs(low), abs(centre), abs(high))
-    digits = min(5, max(0, 2 - math.floor(math.log10(spread)))) if spread else 0
+    finest = 3 if kind == "percent" else 5
+    digits = min(finest, max(0, 2 - math.floor(math.log10(spread)))) if spread else 0
     return f"{centre:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from advisor.plan.hashing import is_hub_id
 
 PLAN_VERSION = 1
 
@@ -27,6 +30,11 @@ class ModelIdentity(Strict):
     config_sha256: str
     tokenizer_sha256: str
     weights_sha256: str
+
+    @property
+    def title(self) -> str:
+        """Its Hugging Face id, or a folder's last part: where that lies is nobody's business."""
+        return self.id if is_hub_id(self.id) else PurePath(self.id).name
 
 
 class Hardware(Strict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from advisor.report.charts import Point, bits_map, frontier
@@ -39,9 +38,7 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
         modules: Every quantizable module, for the map of bits; a plan names only those that
             differ from its default scheme.
     """
-    # A folder's last part names the model; where it lies on one machine is nobody's business.
-    name = plan.model.id if plan.model.id.count("/") == 1 else PurePath(plan.model.id).name
-    title = f"{plan.scheme.name} for {name} on {plan.hardware.title}"
+    title = f"{plan.scheme.name} for {plan.model.title} on {plan.hardware.title}"
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{_answer(plan)}</p>',

@@ -272,9 +272,9 @@ class Run:
         return finalist.passes and excess_bytes(finalist.mixture, goal) == 0
 
     def _result(self, scorer: Scorer, goal: Goal, seed: int) -> TuneResult:
-        feasible, scored, task = False, True, self.task
-        if self.finalists:
-            answer = choose(self.finalists, goal)
+        scored, task = True, self.task
+        answer = choose(self.finalists, goal) if self.finalists else None
+        if answer is not None:
             chosen, feasible = answer.mixture, self._meets(answer, goal)
         else:
             chosen, scored = self._unmeasured(scorer, goal)
@@ -300,6 +300,7 @@ class Run:
             quality=quality,
             goal=goal,
             seconds=self.clock.seconds,
+            answer=answer,
         )
 
     def _unmeasured(self, scorer: Scorer, goal: Goal) -> tuple[Mixture, bool]:

@@ -55,7 +55,7 @@ class ApplyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``advisor apply --json``."""
-        from advisor.predict.explain import serve_command
+        from advisor.report.card import serve_plan
 
         return {
             "schema_version": 1,
@@ -67,9 +67,7 @@ class ApplyResult:
             "files": self.files,
             "quantized_modules": self.quantized_modules,
             "warnings": list(self.warnings),
-            "serve": serve_command(
-                self.plan.engine.name, str(self.served), self.plan.serving.context
-            ),
+            "serve": serve_plan(self.plan, str(self.served)),
         }
 
 
@@ -106,13 +104,13 @@ def apply(
     from advisor.report.card import render_card
     from advisor.search.assignment import assignment_of
     from advisor.workflows.identity import check_model, version_warnings
-    from advisor.workflows.resolve import resolve_model_folder
+    from advisor.workflows.resolve import planned_model_folder
 
     report = progress or ignore_progress
     plan_path, target = Path(plan), Path(output)
     content = load_plan(plan_path)
     check_output(target)
-    folder = resolve_model_folder(model or content.model.id)
+    folder = planned_model_folder(content.model, model)
     check_model(content, folder)
     warnings = check_loadable(content, folder)
     if content.backend is not None:

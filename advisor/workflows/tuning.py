@@ -14,7 +14,7 @@ from advisor.workflows.checking import (
     disk_bytes_of,
     seconds_of,
 )
-from advisor.workflows.finalist_documents import finalist_document, in_order, is_answer, why
+from advisor.workflows.finalist_documents import finalist_document, in_order, why
 from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
 from advisor.workflows.resolve import check_model_name, resolve_model_folder
 
@@ -56,7 +56,7 @@ class Tuning:
             "why": why(result),
             "plan_path": str(self.plan_path),
             "plan": plan.model_dump(mode="json"),
-            "finalists": [finalist_document(row, plan) for row in in_order(result)],
+            "finalists": [finalist_document(row, result) for row in in_order(result)],
             "relaxation": [change.to_dict() for change in result.relaxation],
             "search": {
                 "study": plan.search.study if plan.search else None,
@@ -223,10 +223,9 @@ def tune(
 
 def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:
     """Return the result with the library in its plan, where another library's candidate won."""
-    answer = next((row for row in result.finalists if is_answer(row, result.plan)), None)
-    if answer is None or answer.mixture.backend is None:
+    if result.answer is None or result.answer.mixture.backend is None:
         return result
-    return replace(result, plan=offers.planned(result.plan, answer.mixture.backend))
+    return replace(result, plan=offers.planned(result.plan, result.answer.mixture.backend))
 
 
 def _steps(report: ProgressCallback) -> Callable[[str, str, int, int], None]:
