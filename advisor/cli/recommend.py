@@ -182,21 +182,9 @@ def _ladder(console: Any, document: dict[str, Any]) -> None:
 def _nothing_fits(console: Any, document: dict[str, Any]) -> None:
     console.print("[bold red]Nothing fits these budgets.[/] The smallest changes that would do:")
     for change in document.get("relaxation") or []:
-        console.print(f"  - {describe_relaxation(change)}")
+        console.print(f"  - {change['text']}")
     if not document.get("relaxation"):
         console.print("  none: no change of these budgets alone would do")
-
-
-def describe_relaxation(change: dict[str, Any]) -> str:
-    """Say one relaxation in words."""
-    if text := change.get("text"):
-        return str(text)
-    parts = [
-        f"{each['budget'].replace('_', ' ')} {why_not.amount(each['budget'], each['to'])} "
-        f"instead of {why_not.amount(each['budget'], each['from'])}"
-        for each in (change, *change.get("also", ()))
-    ]
-    return f"{' and '.join(parts)} ({change['candidate']})"
 
 
 def _markdown(document: dict[str, Any]) -> str:
@@ -226,4 +214,4 @@ def _render_comparison(console: Any, document: dict[str, Any]) -> None:
     console.print(table)
     for row in document["gpus"]:
         for change in row["relaxation"] or []:
-            console.print(f"{output.device(row['hardware'])}: {describe_relaxation(change)}")
+            console.print(f"{output.device(row['hardware'])}: {change['text']}")

@@ -84,8 +84,6 @@ _DROPPED = ("bits", "top-1")
 
 def render(console: Any, document: dict[str, Any]) -> None:
     """Draw the measured finalists, the answer and the next command."""
-    from advisor.cli.recommend import describe_relaxation
-
     _finalists(console, document["finalists"])
     _judged_apart(console, document["finalists"])
     for failure in document["backends_failed"]:
@@ -119,7 +117,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
         "[bold red]Nothing measured meets these budgets.[/] The smallest changes that would do:"
     )
     for change in document["relaxation"] or []:
-        console.print(f"  - {describe_relaxation(change)}", soft_wrap=True)
+        console.print(f"  - {change['text']}", soft_wrap=True)
     if document["plan_path"]:
         console.print(f"The nearest candidate is in {document['plan_path']}")
 

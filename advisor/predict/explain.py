@@ -108,6 +108,21 @@ def amount(budget: str, value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def relaxed_in_words(budget: str, limit: float, needed: float, *, assumed: bool = False) -> str:
+    """Say what a budget would have to be: ``--max-size 6GB instead of 5.73 GB``.
+
+    Args:
+        budget: As :meth:`advisor.budgets.Budgets.limits` names it.
+        limit: The budget now.
+        needed: What it would have to be.
+        assumed: Whether the limit is the memory that the device leaves, which no option raises.
+    """
+    now = amount(budget, limit)
+    if assumed:
+        return f"{amount(budget, needed)} of memory where the device leaves {now}"
+    return f"{as_option(budget, needed)} instead of {now}"
+
+
 def size(value: float | None) -> str:
     """Print bytes in decimal units."""
     if value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from advisor.budgets import as_option, loosened
+from advisor.budgets import loosened
 from advisor.engines import engine_name, verdict
 from advisor.engines.shapes import SPLITTING_ENGINES
 from advisor.predict.candidate import (
@@ -16,7 +16,7 @@ from advisor.predict.candidate import (
     memory_limit,
     served,
 )
-from advisor.predict.explain import amount
+from advisor.predict.explain import relaxed_in_words
 from advisor.predict.ranking import LIKELY_COLLAPSE, RUINED, is_makeshift
 
 if TYPE_CHECKING:
@@ -137,12 +137,8 @@ def _two_budgets(candidates: Sequence[Candidate], given: frozenset[str]) -> list
 def _in_words(name: str, violations: Sequence[Violation], given: frozenset[str]) -> str:
     parts = []
     for entry in violations:
-        needed = loosened(entry.budget, entry.value or 0.0)
-        now = amount(entry.budget, entry.limit)
-        if entry.budget == "max_memory" and entry.budget not in given:
-            parts.append(f"{amount(entry.budget, needed)} of memory where the device leaves {now}")
-        else:
-            parts.append(f"{as_option(entry.budget, needed)} instead of {now}")
+        needed, assumed = loosened(entry.budget, entry.value or 0.0), entry.budget not in given
+        parts.append(relaxed_in_words(entry.budget, entry.limit or 0.0, needed, assumed=assumed))
     return f"{' and '.join(parts)}, with {name}"
 
 
