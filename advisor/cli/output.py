@@ -39,6 +39,12 @@ def show(document: Mapping[str, Any], render: Any) -> None:
         render(console(), document)
 
 
+def print_notes(console: Console, document: Mapping[str, Any]) -> None:
+    """Print what was understood otherwise than it was asked."""
+    for note in document["notes"]:
+        console.print(f"[yellow]Note[/] {note}")
+
+
 def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) -> Any:
     """Return an empty table in the house style.
 
@@ -92,6 +98,10 @@ def device(hardware: Mapping[str, Any]) -> str:
     )
 
 
+_SMALL = 1e-4
+"""Numbers below this are printed as powers of ten: five decimals would say nothing."""
+
+
 def size(value: float | None) -> str:
     """Return bytes in decimal units: ``5.73 GB``."""
     if value is None:
@@ -123,6 +133,8 @@ def interval(value: Mapping[str, float] | None, *, middle: str, kind: str = "per
     factor, unit = (100.0, "%") if kind == "percent" else (1.0, "")
     low, centre, high = (factor * value[key] for key in ("low", middle, "high"))
     spread = max(abs(low), abs(centre), abs(high))
+    if kind == "number" and 0 < spread < _SMALL:
+        return f"{centre:.1e} [{low:.1e}, {high:.1e}]"
     finest = 3 if kind == "percent" else 5
     digits = min(finest, max(0, 2 - math.floor(math.log10(spread)))) if spread else 0
     return f"{centre:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -47,6 +47,7 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         f"[bold]{candidate['name']}[/] of [bold]{document['model']['id']}[/] on "
         f"[bold]{output.device(document['hardware'])}[/], served by [bold]{document['engine']}[/]"
     )
+    output.print_notes(console, document)
     if not candidate["feasible"] and candidate["why_not"]:
         source = f" [{kernel['source']}]"
         why = candidate["why_not"].removesuffix(source)

@@ -103,6 +103,7 @@ def render(console: Any, document: dict[str, Any], *, everything: bool = False) 
         f"[bold]{model['id']}[/] ({model['parameters'] / 1e9:.3g} B parameters) on "
         f"[bold]{output.device(hardware)}[/], served by [bold]{document['engine']}[/]\n"
     )
+    output.print_notes(console, document)
     if document["recommended"]:
         _ranked(console, document, len(document["candidates"]) if everything else _ROWS)
         _ladder(console, document)

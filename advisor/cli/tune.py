@@ -91,6 +91,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
             f"[yellow]{failure['backend']}[/] made no candidate: {failure['reason']}",
             soft_wrap=True,
         )
+    output.print_notes(console, document)
     search = document["search"]
     console.print(
         f"\n{search['trials']} trials scored, {len(document['finalists'])} measured on held-out "

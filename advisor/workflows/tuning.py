@@ -34,12 +34,14 @@ class Tuning:
         plan_path: The plan: of the answer, or of the nearest candidate.
         failures: (library, scheme, why) of other libraries' candidates that could not be made.
         not_mapped: Why the weights were held in memory whole; empty where they were mapped.
+        notes: What was understood otherwise than asked.
     """
 
     result: TuneResult
     plan_path: Path
     failures: tuple[tuple[str, str, str], ...] = ()
     not_mapped: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -66,6 +68,7 @@ class Tuning:
                 "score_ratio": result.quality.ratio,
             },
             "weights": {"mapped": not self.not_mapped, "reason": self.not_mapped or None},
+            "notes": list(self.notes),
             "seconds": result.seconds,
             "backends_failed": [
                 {"backend": name, "scheme": scheme, "reason": reason}
@@ -166,6 +169,7 @@ def tune(
 
     from advisor.models.load import check_model_folder, load_model
     from advisor.predict.models import load_modelspec
+    from advisor.predict.positions import context_notes, served_context
     from advisor.search.tune import tune as search
     from advisor.workflows.backend_offers import BackendOffers, named_backends
     from advisor.workflows.judging import draw_judges
@@ -205,7 +209,7 @@ def tune(
         time_budget_s=seconds,
         seed=seed,
         storage=storage,
-        context=context,
+        context=served_context(spec, context),
         batch=batch,
         prefer=prefer,
         sequential=sequential,
@@ -218,7 +222,8 @@ def tune(
     )
     result = _with_backend(result, offers)
     save_plan(result.plan, target)
-    return Tuning(result, target, tuple(offers.failures), loaded.not_mapped)
+    notes = context_notes(spec, context)
+    return Tuning(result, target, tuple(offers.failures), loaded.not_mapped, notes)
 
 
 def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:

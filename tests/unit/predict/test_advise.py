@@ -285,3 +285,22 @@ def test_the_ladder_is_the_largest_that_fits(llama, rtx4090):
     assert total(rung.largest_context, 1) <= rung.limit_bytes < total(rung.largest_context + 16, 1)
     assert total(2048, rung.largest_batch) <= rung.limit_bytes < total(2048, rung.largest_batch + 1)
     assert answer.to_dict()["ladder"][0]["largest_batch_at_context"] == rung.largest_batch
+
+
+def test_no_more_context_is_served_than_the_model_was_made_for():
+    spec, gpu = load_modelspec("facebook/opt-1.3b"), find_profile("l4")
+    found = recommend(spec, gpu, "vllm", Budgets(), context=8192).to_dict()
+    assert found["context"] == 2048
+    assert "--max-model-len 2048 " in found["serve"]
+    assert "--context 2048" in found["tune"]
+    assert "context of 2048, not 8192" in found["notes"][0]
+    fits = recommend(spec, gpu, "vllm", Budgets(), context=2048).to_dict()
+    assert fits["notes"] == []
+    assert fits["candidates"][0]["memory_bytes"] == found["candidates"][0]["memory_bytes"]
+    one = predict(spec, parse_scheme("gptq-int4-g128-sym"), gpu, "vllm", context=8192).to_dict()
+    assert one["notes"] == found["notes"]
+
+
+def test_a_group_size_that_is_advised_has_a_kernel(llama):
+    row = predict(llama, parse_scheme("gptq-int4-g100-sym"), find_profile("l4"), "vllm").candidate
+    assert row.problem.endswith("Use group size 128 or 64.")
