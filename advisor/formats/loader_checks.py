@@ -160,7 +160,7 @@ def whole_groups(checkpoint: PlannedCheckpoint) -> list[str]:
         packed = checkpoint.format in ("gptq", "awq")
         return packed and bool(outputs % words)
 
-    rule = "groups must divide the inputs"
+    rule = "groups must divide the inputs (else use one scale per channel, -gch)"
     if checkpoint.devices > 1:
         rule = (
             f"each of {checkpoint.devices} devices must get whole groups and words of every "

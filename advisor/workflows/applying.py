@@ -10,6 +10,7 @@ from advisor.errors import InputError, join_errors
 from advisor.plan.files import load_plan, save_plan
 from advisor.plan.hashing import sha256_file
 from advisor.predict.size import SHARD_BYTES
+from advisor.workflows.checking import Checks
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
@@ -159,9 +160,14 @@ def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
     from advisor.search.assignment import assignment_of, settings_of
 
     spec = load_modelspec(str(folder))
-    schemes = assignment_of(plan, spec.linears)
+    checks = Checks()
+    settings = checks.run(lambda: settings_of(plan))
+    schemes = checks.run(lambda: assignment_of(plan, spec.linears))
+    checks.settle()
+    if settings is None or schemes is None:  # then it was refused
+        raise InputError("the plan could not be read.")
     problems = storing_problems(
-        plan.scheme.format, schemes, spec.linears, static_groups=settings_of(plan).static_groups
+        plan.scheme.format, schemes, spec.linears, static_groups=settings.static_groups
     )
     heads = spec.text_config.get("num_attention_heads")
     refusals, warnings = loading_problems(

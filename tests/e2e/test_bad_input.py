@@ -72,6 +72,21 @@ def quantized_head_with_rounded_inputs(work):
     ]  # fmt: skip
 
 
+@case(
+    r"(?s)8 problems:.*damping must be a number, but the plan says 'lots'.*descent must be a whole"
+    r".*clip must be one of none, mse.*smoothing must be in \[0, 1\].*sequential must be true or"
+    r".*unknown setting 'dampin'.*Did you mean 'damping'.*names module 'model\.layers\.9\.x'"
+    r".*unknown method 'gptk' in scheme 'gptk-int4'"
+)
+def plan_of_wrong_settings_and_schemes(work):
+    settings = {
+        "damping": "lots", "descent": True, "clip": "mze", "smoothing": 3, "sequential": "yes",
+        "dampin": 1, "clip_steps": 20, "scale_dtype": "float16",
+    }  # fmt: skip
+    modules = {"model.layers.9.x": "rtn-int8-gch-sym"}
+    return apply(work.plan(settings=settings, scheme__default="gptk-int4", scheme__modules=modules))
+
+
 @case(r"model\.embed_tokens is embedding and head in one.*reads from a compressed-tensors")
 def plan_with_a_quantized_tied_embedding(work):
     return apply(work.plan(scheme__outer={"model.embed_tokens": "gptq-int4-g32-sym"}))
