@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from advisor.report.charts import Point, bits_map, frontier
+from advisor.report.bits_map import bits_map
+from advisor.report.charts import Point, frontier
 from advisor.report.scatter import Scored, best_by_trial, scores_against_measured
 from advisor.report.sections import (
     judged_apart,
@@ -19,7 +20,6 @@ from advisor.report.sections import (
     treated_otherwise,
 )
 from advisor.report.style import STYLE
-from advisor.schemes import parse_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def render_plots(plan: Plan, modules: Sequence[str] = ()) -> dict[str, str]:
     """
     plots = {
         "Loss against size": _frontier(plan),
-        "Bits per module": bits_map(_bits(plan, modules)),
+        "Bits per module": bits_map(_schemes(plan, modules), plan.scheme.format),
         "Predicted and measured": scores_against_measured(_scored(plan)),
         "Trials": _trials(plan),
     }
@@ -163,9 +163,8 @@ def _trials(plan: Plan) -> str:
     return best_by_trial(steps, plan.search.trials, label)
 
 
-def _bits(plan: Plan, modules: Sequence[str]) -> dict[str, float]:
-    chosen = dict.fromkeys(modules, plan.scheme.default) | plan.scheme.modules
-    return {name: parse_scheme(scheme).bits for name, scheme in chosen.items()}
+def _schemes(plan: Plan, modules: Sequence[str]) -> dict[str, str]:
+    return dict.fromkeys(modules, plan.scheme.default) | plan.scheme.modules
 
 
 def _candidates(plan: Plan) -> str:
