@@ -10,6 +10,7 @@ import typer
 from advisor.cli import options as opt
 from advisor.cli import output, why_not
 from advisor.cli.errors import guarded
+from advisor.errors import InputError, join_errors
 
 
 @guarded
@@ -50,6 +51,7 @@ def command(
     """
     from advisor import workflows
 
+    _check_output(json=json, markdown=markdown, compare=compare, gpu=gpu, everything=everything)
     budgets = {
         "max_size": max_size, "max_memory": max_memory, "max_loss": max_loss, "max_kl": max_kl,
         "max_accuracy_drop": max_accuracy_drop, "task": task, "min_speed": min_speed,
@@ -69,6 +71,22 @@ def command(
     else:
         output.show(document, functools.partial(render, everything=everything))
     raise typer.Exit(0 if document["recommended"] else 3)
+
+
+def _check_output(*, json: bool, markdown: bool, compare: str, gpu: str, everything: bool) -> None:
+    """Refuse options that contradict each other, before one of them is passed over."""
+    problems = []
+    if json and markdown:
+        problems.append("--json and --markdown both say what is printed: give one of them.")
+    if compare and gpu != "auto":
+        problems.append(
+            f"--compare {compare} names the GPUs: leave out --gpu {gpu}, or add it there."
+        )
+    if compare and (markdown or everything):
+        option = "--markdown" if markdown else "--all"
+        problems.append(f"{option} is for one GPU: leave it out with --compare, or take --json.")
+    if problems:
+        raise InputError(join_errors(problems))
 
 
 _COLUMNS = ("scheme", "format", "size", "memory", "loss, 90% range", "tok/s", "speedup", "kernel")
@@ -147,6 +165,9 @@ def _ranked(console: Any, document: dict[str, Any], rows: int) -> None:
             style="bold" if chosen else "",
         )
     console.print(table)
+    others = [row["name"] for row in feasible[:rows] if not row["tunable"]]
+    if others and document["tune"]:  # where nothing is made here, `why` says who does
+        console.print(f"  [dim]made with other software, so after the rest: {', '.join(others)}[/]")
     if rest := len(feasible) - len(shown):
         console.print(f"  [dim]and {rest} more that fit: advisor recommend ... --all[/]")
     if taking := [row["name"] for row in feasible if row["outer"]]:

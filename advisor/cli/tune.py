@@ -100,7 +100,8 @@ def render(console: Any, document: dict[str, Any]) -> None:
     )
     for warning in (document["plan"]["calibration_fit"] or {}).get("warnings", ()):
         console.print(
-            f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's.",
+            f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's, or "
+            "more --samples.",
             soft_wrap=True,
         )
     if ends := document["plan"]["scheme"]["outer"]:

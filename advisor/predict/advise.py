@@ -153,13 +153,13 @@ class Prediction:
         """Return the document of ``predict --json``."""
         row = self.candidate.to_dict()
         row["why_not"] = why_not(self.candidate)
+        row["notes"] = list(self.notes)
         return {
             "schema_version": SCHEMA_VERSION,
             "model": model_dict(self.spec),
             "hardware": self.hardware.to_dict(),
             "engine": self.engine,
             "candidate": row,
-            "notes": list(self.notes),
         }
 
 

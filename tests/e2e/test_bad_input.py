@@ -160,6 +160,18 @@ def model_that_is_never_written_as_gguf(work):
     return tune(work, "--engine", "llama.cpp")
 
 
+@case(r"holds a GGUF file \(m\.gguf\), which is quantized already\. Give the 16-bit model")
+def gguf_folder(work):
+    (work.model / "model.safetensors").rename(work.model / "m.gguf")
+    return tune(work)
+
+
+@case(r"no tokenizer\.json and no tokenizer\.model\. Copy the tokenizer's files of the original")
+def no_tokenizer(work):
+    (work.model / "tokenizer.json").unlink()
+    return tune(work)
+
+
 @case(r"already quantized \(gptq\)")
 def already_quantized(work):
     work.edit_config(quantization_config={"quant_method": "gptq", "bits": 4})

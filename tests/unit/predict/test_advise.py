@@ -298,7 +298,7 @@ def test_no_more_context_is_served_than_the_model_was_made_for():
     assert fits["notes"] == []
     assert fits["candidates"][0]["memory_bytes"] == found["candidates"][0]["memory_bytes"]
     one = predict(spec, parse_scheme("gptq-int4-g128-sym"), gpu, "vllm", context=8192).to_dict()
-    assert one["notes"] == found["notes"]
+    assert one["candidate"]["notes"] == found["notes"]
 
 
 def test_a_group_size_that_is_advised_has_a_kernel(llama):
