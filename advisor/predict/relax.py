@@ -142,6 +142,14 @@ def _in_words(name: str, violations: Sequence[Violation], given: frozenset[str])
     return f"{' and '.join(parts)}, with {name}"
 
 
+def _too_heavy(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return those that fail on memory or speed alone."""
+    return [
+        c for c in candidates
+        if c.violations and all(v.budget in ("max_memory", "min_speed") for v in c.violations)
+    ]  # fmt: skip
+
+
 def _smaller_workloads(
     spec: ModelSpec,
     candidates: Sequence[Candidate],
@@ -151,10 +159,7 @@ def _smaller_workloads(
     workload: Workload,
 ) -> list[Relaxation]:
     """Less context or fewer sequences, for candidates that fail on memory or speed alone."""
-    stuck = [
-        c for c in candidates
-        if c.violations and all(v.budget in ("max_memory", "min_speed") for v in c.violations)
-    ]  # fmt: skip
+    stuck = _too_heavy(candidates)
     found: list[Relaxation] = []
     limit = memory_limit(budgets, hardware)
     for what, start in (("context", workload.context), ("batch", workload.batch)):
@@ -189,13 +194,9 @@ def _other_gpus(
     """A larger or faster GPU, and more of the same, for what fails on memory or speed."""
     from advisor.hardware.catalogue import find_profile
 
-    stuck = [
-        c for c in candidates
-        if c.violations and all(v.budget in ("max_memory", "min_speed") for v in c.violations)
-    ]  # fmt: skip
     if budgets.max_memory_bytes is not None or hardware.kind == "cpu":
         return []
-    stuck.sort(key=lambda c: c.loss.expected)
+    stuck = sorted(_too_heavy(candidates), key=lambda c: c.loss.expected)
     larger = (find_profile(name) for name in _OTHER_GPUS)
     choices = (
         [gpu for gpu in larger if (gpu.memory_bytes or 0) > (hardware.memory_bytes or 0)],
