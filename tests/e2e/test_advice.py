@@ -212,3 +212,10 @@ def test_help_of_compare_speaks_of_no_budget(advisor):
     outcome = advisor("compare", "--help")
     assert "budget" not in outcome.out
     assert "calibration" not in outcome.out
+
+
+@pytest.mark.parametrize("group", [(), ("profiles",), ("backends",)])
+def test_a_group_alone_shows_its_help_and_no_error(advisor, group):
+    outcome = advisor(*group)
+    assert (outcome.code, outcome.err) == (2, "")
+    assert "Usage: advisor" in outcome.out
