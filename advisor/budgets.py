@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from advisor.errors import InputError, join_errors
 
@@ -151,9 +152,55 @@ class Budgets:
             raise InputError(join_errors(problems))
         return cls(**values)  # type: ignore[arg-type]
 
+    def limits(self) -> dict[str, float]:
+        """Return the limits that were given, by the name of their option."""
+        found = {
+            "max_size": self.max_size_bytes, "max_memory": self.max_memory_bytes,
+            "max_loss": self.max_loss, "max_kl": self.max_kl,
+            "max_accuracy_drop": self.max_accuracy_drop, "min_speed": self.min_tokens_per_s,
+        }  # fmt: skip
+        return {name: limit for name, limit in found.items() if limit is not None}
+
     def to_dict(self) -> dict[str, object]:
         """Return every limit by name, None where there is none."""
         return asdict(self)
+
+
+def loosened(budget: str, value: float) -> float:
+    """Return the nearest limit in round figures that a value meets, as a person types it.
+
+    Args:
+        budget: ``max_size``, ``max_memory``, ``max_loss``, ``max_kl``, ``max_accuracy_drop`` or
+            ``min_speed``.
+        value: What the limit must allow, in the budget's unit, positive.
+
+    Returns:
+        Two digits of a loss or a drop of accuracy, three of anything else; bytes are whole.
+    """
+    exact = Decimal(repr(value))
+    digits = 2 if budget in ("max_loss", "max_accuracy_drop") else 3
+    step = Decimal((0, (1,), exact.adjusted() - digits + 1))
+    found = exact.quantize(step, ROUND_FLOOR if budget == "min_speed" else ROUND_CEILING)
+    return int(found) if budget in ("max_size", "max_memory") else float(found)
+
+
+def as_option(budget: str, value: float) -> str:
+    """Return a limit as it is typed: ``--max-size 6GB``, ``--max-loss 3%``."""
+    text = f"{value:.12g}"
+    if budget in ("max_size", "max_memory"):
+        text = _typed_size(int(value))
+    elif budget in ("max_loss", "max_accuracy_drop"):
+        text = f"{100 * value:.12g}{'%' if budget == 'max_loss' else 'pp'}"
+    return f"--{budget.replace('_', '-')} {text}"
+
+
+def _typed_size(size_bytes: int) -> str:
+    """Return a size in the largest unit that needs no more than two decimals."""
+    for unit in ("GB", "GiB", "MB", "MiB", "kB"):
+        factor = _UNITS[unit.lower()]
+        if size_bytes >= factor and 100 * size_bytes % factor == 0:
+            return f"{size_bytes / factor:.12g}{unit}"
+    return str(size_bytes)
 
 
 def _parse_number(text: str | float, option: str) -> float:

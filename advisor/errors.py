@@ -39,11 +39,19 @@ class BackendError(AdvisorError):
     """Another library failed or cannot run here (exit code 1)."""
 
 
-def join_errors(messages: Sequence[str]) -> str:
-    """Join several complaints into one message, so that all offenders are seen at once."""
+def join_errors(messages: Sequence[str], most: int | None = None) -> str:
+    """Join several complaints into one message, so that all offenders are seen at once.
+
+    Args:
+        messages: At least one.
+        most: Complaints shown at most; of more, the number is said.
+    """
     if len(messages) == 1:
         return messages[0]
-    return f"{len(messages)} problems:" + "".join(f"\n  - {message}" for message in messages)
+    shown = list(messages[:most])
+    if rest := len(messages) - len(shown):
+        shown.append(f"... and {rest} more")
+    return f"{len(messages)} problems:" + "".join(f"\n  - {message}" for message in shown)
 
 
 def split_errors(message: str) -> list[str]:

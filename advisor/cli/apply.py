@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,7 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         f"{output.size(document['size_bytes'])} in {len(document['files'])} tensor file(s), "
         f"{document['quantized_modules']} modules quantized"
     )
-    console.print(f"[bold]Verify[/] advisor verify {document['plan']} {document['output']}")
+    command = shlex.join(["advisor", "verify", document["plan"], document["output"]])
+    console.print(f"[bold]Verify[/] {command}", soft_wrap=True)
     if document["serve"]:
         console.print(f"[bold]Serve[/]  {document['serve']}", soft_wrap=True)

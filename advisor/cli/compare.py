@@ -12,13 +12,25 @@ from advisor.cli import output
 from advisor.cli.errors import guarded
 from advisor.cli.progress import progress
 
+_Text = Annotated[
+    list[str],
+    typer.Option("--evaluation", rich_help_panel="Texts", metavar="PATH",
+                 help="Text to compare on: files, folders, JSONL, hf:NAME[:CONFIG[:SPLIT]]. "
+                 "Default: builtin:evaluation."),
+]  # fmt: skip
+_Sequences = Annotated[
+    int,
+    typer.Option("--evaluation-sequences", min=4, rich_help_panel="Texts",
+                 help="Sequences to compare on."),
+]  # fmt: skip
+
 
 @guarded
 def command(
     reference: Annotated[Path, typer.Argument(metavar="A", help="The reference, usually 16-bit.")],
     other: Annotated[Path, typer.Argument(metavar="B", help="The one that is judged.")],
-    evaluation: opt.EvaluationText = [],  # noqa: B006 - Typer copies defaults
-    sequences: opt.EvaluationSequences = 16,
+    evaluation: _Text = [],  # noqa: B006 - Typer copies defaults
+    sequences: _Sequences = 16,
     sequence_length: opt.SequenceLength = 256,
     device: opt.Device = "auto",
     json: opt.Json = False,

@@ -46,6 +46,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             message = "interrupted; finished work is kept, run the command again"
             raise _stop("stopped", message, 1, "Interrupted") from None
         except Exception as error:
+            if isinstance(error, _USAGE_ERROR) and not _said(error):
+                raise SystemExit(2) from None  # no command was named: its help was shown
             if state.debug:
                 raise
             raise _stop("error", *_words(error)) from error
@@ -74,10 +76,15 @@ def _words(error: Exception) -> tuple[str, int, str]:
 
 def _usage(error: Any) -> str:
     """Say what is wrong with the command line, and where its help is."""
-    message = " ".join(error.format_message().split())
+    message = _said(error)
     place = error.ctx.command_path if getattr(error, "ctx", None) else "advisor"
     end = "" if message.endswith(("?", ")")) else "."
     return f"{message.rstrip('.')}{end} See: {place} --help"
+
+
+def _said(error: Any) -> str:
+    """Return what the parser says is wrong, on one line."""
+    return " ".join(error.format_message().split())
 
 
 def _stop(label: str, message: str, exit_code: int, kind: str) -> SystemExit:

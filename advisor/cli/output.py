@@ -39,6 +39,12 @@ def show(document: Mapping[str, Any], render: Any) -> None:
         render(console(), document)
 
 
+def print_notes(console: Console, document: Mapping[str, Any]) -> None:
+    """Print what was understood otherwise than it was asked."""
+    for note in document["notes"]:
+        console.print(f"[yellow]Note[/] {note}")
+
+
 def table(*columns: str, title: str | None = None, right: Sequence[int] = ()) -> Any:
     """Return an empty table in the house style.
 
@@ -85,6 +91,17 @@ def fitting_columns(
     return kept
 
 
+def device(hardware: Mapping[str, Any]) -> str:
+    """Return the name of a device, with its number where there are several: ``2x L4``."""
+    return (
+        hardware["name"] if hardware["count"] == 1 else f"{hardware['count']}x {hardware['name']}"
+    )
+
+
+_SMALL = 1e-4
+"""Numbers below this are printed as powers of ten: five decimals would say nothing."""
+
+
 def size(value: float | None) -> str:
     """Return bytes in decimal units: ``5.73 GB``."""
     if value is None:
@@ -106,13 +123,20 @@ def percent(value: float | None) -> str:
 
 
 def interval(value: Mapping[str, float] | None, *, middle: str, kind: str = "percent") -> str:
-    """Return ``1.23% [0.92, 1.61]``: three digits of the largest, from low, high and ``middle``."""
+    """Return ``1.23% [0.92, 1.61]``: three digits of the largest, from low, high and ``middle``.
+
+    No more than a thousandth of a percent, or five decimals of another number: no text is so long
+    that finer ones would mean anything.
+    """
     if value is None or value.get(middle) is None:
         return "unknown"
     factor, unit = (100.0, "%") if kind == "percent" else (1.0, "")
     low, centre, high = (factor * value[key] for key in ("low", middle, "high"))
     spread = max(abs(low), abs(centre), abs(high))
-    digits = min(5, max(0, 2 - math.floor(math.log10(spread)))) if spread else 0
+    if kind == "number" and 0 < spread < _SMALL:
+        return f"{centre:.1e} [{low:.1e}, {high:.1e}]"
+    finest = 3 if kind == "percent" else 5
+    digits = min(finest, max(0, 2 - math.floor(math.log10(spread)))) if spread else 0
     return f"{centre:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

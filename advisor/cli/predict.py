@@ -45,12 +45,14 @@ def _render(console: Any, document: dict[str, Any]) -> None:
     )  # fmt: skip
     console.print(
         f"[bold]{candidate['name']}[/] of [bold]{document['model']['id']}[/] on "
-        f"[bold]{document['hardware']['name']}[/], served by [bold]{document['engine']}[/]"
+        f"[bold]{output.device(document['hardware'])}[/], served by [bold]{document['engine']}[/]"
     )
+    output.print_notes(console, candidate)
     if not candidate["feasible"] and candidate["why_not"]:
         source = f" [{kernel['source']}]"
         why = candidate["why_not"].removesuffix(source)
-        console.print("[bold red]Does not fit.[/] ", end="")
+        verdict = "Does not run." if kernel["support"] == "none" else "Does not fit."
+        console.print(f"[bold red]{verdict}[/] ", end="")
         console.print(f"{why}\n", markup=False)
     table = output.table("", "", "known by")
     bits = f"{candidate['bits_per_weight']:.2f} bits per weight"
@@ -78,7 +80,7 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         peak = output.size(cost.get("peak_memory_bytes"))
         table.add_row("quantizing", f"{output.minutes(cost['minutes'])}, {peak} peak", "model")
     console.print(table)
-    if kernel["support"] != "none":  # else it is the reason why it does not fit, said above
+    if kernel["support"] != "none":  # else it is the reason why it does not run, said above
         console.print(f"\n[bold]Kernel.[/] {kernel['reason']}.")
     if kernel["source"]:
         console.print(f"  [dim]{kernel['source']}[/]", soft_wrap=True)

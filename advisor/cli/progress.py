@@ -31,16 +31,18 @@ class _Lines:
     """Plain lines for logs and pipes: one when a stage starts, one when it is done."""
 
     def __init__(self) -> None:
-        self._stage = ""
-        self._start = time.monotonic()
-        self._last: ProgressEvent | None = None
+        self._started: dict[str, float] = {}
 
     def __call__(self, event: ProgressEvent) -> None:
-        if event.stage != self._stage:
-            self._stage, self._start = event.stage, time.monotonic()
+        done = bool(event.total) and event.done >= (event.total or 0)
+        if event.stage not in self._started:
+            self._started[event.stage] = time.monotonic()
+            if event.total == 1 and done and event.note:  # no work, but something to know
+                sys.stderr.write(f"{event.stage}: {event.note}\n")
+                return
             sys.stderr.write(f"{event.stage} ...\n")
-        if event.total and event.done >= event.total:
-            seconds = time.monotonic() - self._start
+        if done:
+            seconds = time.monotonic() - self._started[event.stage]
             note = f"; {event.note}" if event.note else ""
             sys.stderr.write(
                 f"{event.stage}: {event.done} of {event.total} in {seconds:.0f} s{note}\n"

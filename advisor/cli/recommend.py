@@ -10,6 +10,7 @@ import typer
 from advisor.cli import options as opt
 from advisor.cli import output, why_not
 from advisor.cli.errors import guarded
+from advisor.errors import InputError, join_errors
 
 
 @guarded
@@ -50,6 +51,7 @@ def command(
     """
     from advisor import workflows
 
+    _check_output(json=json, markdown=markdown, compare=compare, gpu=gpu, everything=everything)
     budgets = {
         "max_size": max_size, "max_memory": max_memory, "max_loss": max_loss, "max_kl": max_kl,
         "max_accuracy_drop": max_accuracy_drop, "task": task, "min_speed": min_speed,
@@ -69,6 +71,22 @@ def command(
     else:
         output.show(document, functools.partial(render, everything=everything))
     raise typer.Exit(0 if document["recommended"] else 3)
+
+
+def _check_output(*, json: bool, markdown: bool, compare: str, gpu: str, everything: bool) -> None:
+    """Refuse options that contradict each other, before one of them is passed over."""
+    problems = []
+    if json and markdown:
+        problems.append("--json and --markdown both say what is printed: give one of them.")
+    if compare and gpu != "auto":
+        problems.append(
+            f"--compare {compare} names the GPUs: leave out --gpu {gpu}, or add it there."
+        )
+    if compare and (markdown or everything):
+        option = "--markdown" if markdown else "--all"
+        problems.append(f"{option} is for one GPU: leave it out with --compare, or take --json.")
+    if problems:
+        raise InputError(join_errors(problems))
 
 
 _COLUMNS = ("scheme", "format", "size", "memory", "loss, 90% range", "tok/s", "speedup", "kernel")
@@ -101,8 +119,9 @@ def render(console: Any, document: dict[str, Any], *, everything: bool = False) 
     model, hardware = document["model"], document["hardware"]
     console.print(
         f"[bold]{model['id']}[/] ({model['parameters'] / 1e9:.3g} B parameters) on "
-        f"[bold]{hardware['name']}[/], served by [bold]{document['engine']}[/]\n"
+        f"[bold]{output.device(hardware)}[/], served by [bold]{document['engine']}[/]\n"
     )
+    output.print_notes(console, document)
     if document["recommended"]:
         _ranked(console, document, len(document["candidates"]) if everything else _ROWS)
         _ladder(console, document)
@@ -112,12 +131,14 @@ def render(console: Any, document: dict[str, Any], *, everything: bool = False) 
         console.print("\n[bold]Why not[/]")
         why_not.render(console, ruled_out, everything=everything)
     console.print()
-    if document.get("serve"):
-        console.print(f"[bold]Tune[/]   {document.get('tune', '')}", soft_wrap=True)
+    if document["tune"]:
+        console.print(f"[bold]Tune[/]   {document['tune']}", soft_wrap=True)
+    if document["serve"]:
         console.print(f"[bold]Serve[/]  {document['serve']}", soft_wrap=True)
+    measures = " `advisor tune` measures." if document["tune"] else ""
     console.print(
         "[dim]Size and memory are calculated, loss is published evidence, speed is modelled; "
-        "nothing here was measured on your machine. `advisor tune` measures.[/]"
+        f"nothing here was measured on your machine.{measures}[/]"
     )
 
 
@@ -144,6 +165,9 @@ def _ranked(console: Any, document: dict[str, Any], rows: int) -> None:
             style="bold" if chosen else "",
         )
     console.print(table)
+    others = [row["name"] for row in feasible[:rows] if not row["tunable"]]
+    if others and document["tune"]:  # where nothing is made here, `why` says who does
+        console.print(f"  [dim]made with other software, so after the rest: {', '.join(others)}[/]")
     if rest := len(feasible) - len(shown):
         console.print(f"  [dim]and {rest} more that fit: advisor recommend ... --all[/]")
     if taking := [row["name"] for row in feasible if row["outer"]]:
@@ -180,21 +204,9 @@ def _ladder(console: Any, document: dict[str, Any]) -> None:
 def _nothing_fits(console: Any, document: dict[str, Any]) -> None:
     console.print("[bold red]Nothing fits these budgets.[/] The smallest changes that would do:")
     for change in document.get("relaxation") or []:
-        console.print(f"  - {describe_relaxation(change)}")
+        console.print(f"  - {change['text']}")
     if not document.get("relaxation"):
         console.print("  none: no change of these budgets alone would do")
-
-
-def describe_relaxation(change: dict[str, Any]) -> str:
-    """Say one relaxation in words."""
-    if text := change.get("text"):
-        return str(text)
-    parts = [
-        f"{each['budget'].replace('_', ' ')} {why_not.amount(each['budget'], each['to'])} "
-        f"instead of {why_not.amount(each['budget'], each['from'])}"
-        for each in (change, *change.get("also", ()))
-    ]
-    return f"{' and '.join(parts)} ({change['candidate']})"
 
 
 def _markdown(document: dict[str, Any]) -> str:
@@ -215,7 +227,7 @@ def _render_comparison(console: Any, document: dict[str, Any]) -> None:
         best = row["candidate"]
         cells = dict.fromkeys(_COLUMNS, "") if best is None else _cells(best)
         cells["scheme"] = cells["scheme"] or "nothing fits"
-        shown.append({"GPU": row["hardware"]["name"]} | cells)
+        shown.append({"GPU": output.device(row["hardware"])} | cells)
     columns = output.fitting_columns(("GPU", *_COLUMNS), shown, console.width, dropped=_DROPPED)
     right = [index for index, name in enumerate(columns) if name in _NUMBERS]
     table = output.table(*columns, right=right)
@@ -224,4 +236,4 @@ def _render_comparison(console: Any, document: dict[str, Any]) -> None:
     console.print(table)
     for row in document["gpus"]:
         for change in row["relaxation"] or []:
-            console.print(f"{row['hardware']['name']}: {describe_relaxation(change)}")
+            console.print(f"{output.device(row['hardware'])}: {change['text']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,43 +78,21 @@ def command(
     raise typer.Exit(0 if document["feasible"] else 3)
 
 
+_COLUMNS = ("candidate", "by", "size", "bits", "KL, 95%", "loss, 95%", "top-1", "verdict")
+_DROPPED = ("bits", "top-1")
+"""Columns that a narrow terminal goes without, in this order."""
+
+
 def render(console: Any, document: dict[str, Any]) -> None:
     """Draw the measured finalists, the answer and the next command."""
-    from advisor.cli.recommend import describe_relaxation
-
-    table = output.table(
-        "",
-        "candidate",
-        "by",
-        "size",
-        "bits",
-        "KL, 95%",
-        "loss, 95%",
-        "top-1",
-        "verdict",
-        right=(3, 4),
-    )
-    for row in document["finalists"]:
-        chosen = row["chosen"]
-        table.add_row(
-            "[green]>[/]" if chosen else "",
-            row["name"],
-            row["backend"] or row["method"] + (", sequential" if row["sequential"] else ""),
-            output.size(row["size_bytes"]),
-            f"{row['bits_per_weight']:.2f}",
-            output.interval(row["kl"], middle="value", kind="number"),
-            output.interval(row["loss"], middle="value"),
-            output.percent((row["top1_agreement"] or {}).get("value")),
-            row["verdict"],
-            style="bold" if chosen else "",
-        )
-    console.print(table)
+    _finalists(console, document["finalists"])
     _judged_apart(console, document["finalists"])
     for failure in document["backends_failed"]:
         console.print(
             f"[yellow]{failure['backend']}[/] made no candidate: {failure['reason']}",
             soft_wrap=True,
         )
+    output.print_notes(console, document)
     search = document["search"]
     console.print(
         f"\n{search['trials']} trials scored, {len(document['finalists'])} measured on held-out "
@@ -122,7 +101,8 @@ def render(console: Any, document: dict[str, Any]) -> None:
     )
     for warning in (document["plan"]["calibration_fit"] or {}).get("warnings", ()):
         console.print(
-            f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's.",
+            f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's, or "
+            "more --samples.",
             soft_wrap=True,
         )
     if ends := document["plan"]["scheme"]["outer"]:
@@ -132,16 +112,44 @@ def render(console: Any, document: dict[str, Any]) -> None:
         console.print(line, soft_wrap=True)
     if document["feasible"]:
         console.print(f"\n[bold]{document['chosen']}[/] is {document['why']}.", soft_wrap=True)
-        console.print(f"[bold]Plan[/]   {document['plan_path']}")
-        console.print(f"[bold]Apply[/]  advisor apply {document['plan_path']} -o quantized/")
+        command = shlex.join(["advisor", "apply", document["plan_path"], "-o", "quantized/"])
+        console.print(f"[bold]Plan[/]   {document['plan_path']}", soft_wrap=True)
+        console.print(f"[bold]Apply[/]  {command}", soft_wrap=True)
         return
     console.print(
         "[bold red]Nothing measured meets these budgets.[/] The smallest changes that would do:"
     )
     for change in document["relaxation"] or []:
-        console.print(f"  - {describe_relaxation(change)}", soft_wrap=True)
+        console.print(f"  - {change['text']}", soft_wrap=True)
     if document["plan_path"]:
         console.print(f"The nearest candidate is in {document['plan_path']}")
+
+
+def _finalists(console: Any, finalists: list[dict[str, Any]]) -> None:
+    """Draw the finalists in as many columns as the terminal has room for."""
+    shown = [
+        {
+            "candidate": row["name"],
+            "by": row["backend"] or row["method"] + (", sequential" if row["sequential"] else ""),
+            "size": output.size(row["size_bytes"]),
+            "bits": f"{row['bits_per_weight']:.2f}",
+            "KL, 95%": output.interval(row["kl"], middle="value", kind="number"),
+            "loss, 95%": output.interval(row["loss"], middle="value"),
+            "top-1": output.percent((row["top1_agreement"] or {}).get("value")),
+            "verdict": row["verdict"],
+        }
+        for row in finalists
+    ]
+    columns = output.fitting_columns(_COLUMNS, shown, console.width - 3, dropped=_DROPPED)
+    right = [index + 1 for index, name in enumerate(columns) if name in ("size", "bits")]
+    table = output.table("", *columns, right=right)
+    for row, cells in zip(finalists, shown, strict=True):
+        table.add_row(
+            "[green]>[/]" if row["chosen"] else "",
+            *(cells[name] for name in columns),
+            style="bold" if row["chosen"] else "",
+        )
+    console.print(table)
 
 
 def _otherwise(plan: dict[str, Any]) -> list[str]:

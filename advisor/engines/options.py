@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from advisor.engines.rules import load_engine
-from advisor.engines.verdict import platform_of, verdict
+from advisor.engines.shapes import share_of
+from advisor.engines.verdict import devices_sharing, platform_of, verdict
 from advisor.errors import InputError
 from advisor.schemes import Scheme, parse_scheme
 
@@ -57,7 +58,7 @@ def mixture_options(
         schemes: list[Scheme] = []
         unfit: dict[Scheme, frozenset[str]] = {}
         ruled_out: list[tuple[Scheme, str]] = []
-        divided = _Divided(linears)
+        divided = _Divided(linears, devices_sharing(profile, hardware))
         for name in mixture.schemes:
             scheme = parse_scheme(name)
             carried = mixture.format if scheme.is_quantized else None
@@ -80,15 +81,20 @@ def mixture_options(
 class _Divided:
     """Modules by the group size that divides their inputs; equal sizes share a sequence."""
 
-    def __init__(self, linears: Sequence[LinearSpec]) -> None:
+    def __init__(self, linears: Sequence[LinearSpec], devices: int) -> None:
         self._linears = linears
+        self._inputs = [(share_of(m, devices) or (m.in_features, 0))[0] for m in linears]
         self._known: dict[int, tuple[Sequence[LinearSpec], frozenset[str]]] = {}
 
     def by(self, scheme: Scheme) -> tuple[Sequence[LinearSpec], frozenset[str]]:
         """Return the modules that a scheme's groups divide, and the names of the others."""
         size = (scheme.group_size or 1) if scheme.granularity == "group" else 1
         if size not in self._known:
-            others = frozenset(m.name for m in self._linears if m.in_features % size)
+            others = frozenset(
+                linear.name
+                for linear, inputs in zip(self._linears, self._inputs, strict=True)
+                if inputs % size
+            )
             fitting = self._linears
             if others:
                 fitting = [linear for linear in fitting if linear.name not in others]

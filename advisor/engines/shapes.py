@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 _USUAL_GROUPS = (128, 64, 32, 16)
+_ROW_PARALLEL = ("o_proj", "down_proj", "dense", "dense_4h_to_h", "out_proj", "fc2", "c_proj", "w2")
+"""Linears whose inputs are split over devices; of the others the outputs are."""
+SPLITTING_ENGINES = ("vllm", "sglang", "tensorrt-llm")
+"""Engines that split every matrix over several devices (tensor parallelism)."""
 _LARGEST_SHARE_LEFT = 0.5
 """Share of the weights that may stay in 16 bits before the scheme counts as not supported."""
 
@@ -35,12 +39,14 @@ class ModuleVerdict:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Modules that are alike to a kernel."""
+    """Modules that are alike to a kernel: what one device holds of each."""
 
     in_features: int
     out_features: int
     linears: tuple[LinearSpec, ...]
     parameters: int
+    whole: bool = True
+    """Whether the devices get equal parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,21 @@ class _Identity:
         return isinstance(other, _Identity) and other.linears is self.linears
 
 
+def is_row_parallel(linear: LinearSpec) -> bool:
+    """Whether devices that share a layer split this module's inputs, and not its outputs."""
+    return linear.name.rpartition(".")[2] in _ROW_PARALLEL
+
+
+def share_of(linear: LinearSpec, devices: int) -> tuple[int, int] | None:
+    """Return (inputs, outputs) of what each device holds; None where it cannot be cut evenly."""
+    inputs, outputs = linear.in_features, linear.out_features
+    if is_row_parallel(linear):
+        return None if inputs % devices else (inputs // devices, outputs)
+    return None if outputs % devices else (inputs, outputs // devices)
+
+
 def place_modules(
-    rules: Sequence[KernelRule], linears: Sequence[LinearSpec], *, fused: bool
+    rules: Sequence[KernelRule], linears: Sequence[LinearSpec], *, fused: bool, devices: int = 1
 ) -> Placement:
     """Give every shape the first kernel that takes it.
 
@@ -84,8 +103,9 @@ def place_modules(
         rules: Kernels that run the scheme on the device, in the engine's order; at least one.
         linears: The model's modules; at least one.
         fused: Whether modules of one fused group run as one product of their summed outputs.
+        devices: Devices that split every matrix.
     """
-    shapes = _shapes(_Identity(linears), fused)
+    shapes = _shapes(_Identity(linears), fused, devices)
     weights: dict[str, int] = {}
     chosen: list[tuple[_Shape, KernelRule | None, str | None]] = []
     for shape in shapes:
@@ -114,14 +134,16 @@ def refusal(scheme: Scheme, placed: Placement) -> str | None:
         bad = [shape for shape in placed.shapes if shape.in_features % size]
         if bad:
             first = bad[0].linears[0]
+            cut = first.in_features // bad[0].in_features
+            each = f", of which each device gets {bad[0].in_features}" if cut > 1 else ""
             sizes = {shape.in_features for shape in placed.shapes}
             fitting = [g for g in _USUAL_GROUPS if not any(inputs % g for inputs in sizes)]
             advice = f"group size {fitting[0]}" if fitting else "one scale per channel (-gch)"
+            count = sum(len(shape.linears) for shape in bad)
             return (
-                f"group_size must divide in_features, but {size} does not for "
-                f"{sum(len(shape.linears) for shape in bad)} modules (first: {first.name} with "
-                f"in_features={first.in_features}); use {advice}, or `advisor tune`, which gives "
-                "each module what divides it"
+                f"group_size must divide in_features, but {size} does not for {count} modules "
+                f"(first: {first.name} with in_features={first.in_features}{each}); use {advice}, "
+                "or `advisor tune`, which gives each module what divides it"
             )
     if placed.share_left > _LARGEST_SHARE_LEFT:
         left = [module for module in placed.others if module.kernel is None]
@@ -147,18 +169,23 @@ def in_words(others: Sequence[ModuleVerdict]) -> str:
 
 
 @lru_cache(maxsize=8)
-def _shapes(key: _Identity, fused: bool) -> tuple[_Shape, ...]:
+def _shapes(key: _Identity, fused: bool, devices: int) -> tuple[_Shape, ...]:
+    parts = [share_of(linear, devices) for linear in key.linears]
+    held = [
+        part or (linear.in_features, linear.out_features)
+        for part, linear in zip(parts, key.linears, strict=True)
+    ]
     outs: dict[str, int] = {}
     if fused:
-        for linear in key.linears:
-            outs[linear.fused_group] = outs.get(linear.fused_group, 0) + linear.out_features
-    grouped: dict[tuple[int, int], list[LinearSpec]] = {}
-    for linear in key.linears:
-        out = outs[linear.fused_group] if fused else linear.out_features
-        grouped.setdefault((linear.in_features, out), []).append(linear)
+        for linear, (_, out) in zip(key.linears, held, strict=True):
+            outs[linear.fused_group] = outs.get(linear.fused_group, 0) + out
+    grouped: dict[tuple[int, int, bool], list[LinearSpec]] = {}
+    for linear, part, (inputs, out) in zip(key.linears, parts, held, strict=True):
+        outputs = outs[linear.fused_group] if fused else out
+        grouped.setdefault((inputs, outputs, part is not None), []).append(linear)
     return tuple(
-        _Shape(inputs, outputs, tuple(found), sum(linear.parameters for linear in found))
-        for (inputs, outputs), found in grouped.items()
+        _Shape(inputs, outputs, tuple(found), sum(linear.parameters for linear in found), whole)
+        for (inputs, outputs, whole), found in grouped.items()
     )
 
 
@@ -173,6 +200,8 @@ def _first(rules: Sequence[KernelRule], shape: _Shape) -> tuple[KernelRule | Non
 
 
 def _problem(rule: KernelRule, shape: _Shape) -> str | None:
+    if not shape.whole:
+        return f"{rule.name} gets no equal parts of it on so many devices"
     for name, value, multiple in (
         ("in_features", shape.in_features, rule.in_multiple),
         ("out_features", shape.out_features, rule.out_multiple),

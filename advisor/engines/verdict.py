@@ -15,7 +15,13 @@ from advisor.engines.rules import (
     Support,
     load_engine,
 )
-from advisor.engines.shapes import ModuleVerdict, in_words, place_modules, refusal
+from advisor.engines.shapes import (
+    SPLITTING_ENGINES,
+    ModuleVerdict,
+    in_words,
+    place_modules,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -121,7 +127,7 @@ def verdict(
     Args:
         engine: Name of the engine.
         scheme: Scheme of all modules.
-        hardware: The device.
+        hardware: The device; of several, each gets a part of every matrix.
         linears: Quantizable modules of the model; empty = shapes are not judged.
         checkpoint_format: Format to judge instead of the engine's usual one for the scheme.
 
@@ -148,7 +154,13 @@ def verdict(
         return _no_kernel(profile, scheme, hardware, carried, rejected)
     if not linears or not scheme.is_quantized:
         return _describe(profile, fitting[0], carried, rejected, ())
-    return _with_shapes(profile, scheme, fitting, carried, rejected, linears)
+    devices = devices_sharing(profile, hardware)
+    return _with_shapes(profile, scheme, fitting, carried, rejected, linears, devices)
+
+
+def devices_sharing(profile: EngineProfile, hardware: HardwareProfile) -> int:
+    """Return over how many devices an engine splits every matrix."""
+    return hardware.count if engine_name(profile.name) in SPLITTING_ENGINES else 1
 
 
 def _engine_refusal(
@@ -258,9 +270,10 @@ def _with_shapes(
     carried: str | None,
     rejected: list[Rejection],
     linears: Sequence[LinearSpec],
+    devices: int,
 ) -> Verdict:
     """Give every (fused) module the first kernel that takes its shape."""
-    placed = place_modules(fitting, linears, fused=profile.fuses_modules)
+    placed = place_modules(fitting, linears, fused=profile.fuses_modules, devices=devices)
     if reason := refusal(scheme, placed):
         source = profile.source(fitting[0].source)
         return Verdict("none", None, reason, source, format=carried, rejected=tuple(rejected))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from advisor.errors import InputError, join_errors
 from advisor.formats.base import HEAD, Stored, list_some
 from advisor.formats.folder import atomic_folder, check_output, sync_file, write_text
-from advisor.formats.gguf_write import check_gguf, write_gguf
+from advisor.formats.gguf_write import gguf_problems, write_gguf
 from advisor.formats.layouts import HEADS, is_transposed, layout_problems
 from advisor.formats.registry import get_format
 from advisor.formats.stored import open_stored, read_config
@@ -97,13 +97,13 @@ def write_checkpoint(
     stored = open_stored(source)
     _check(source, config, stored, weights, replaced)
     schemes = {name: weight.scheme for name, weight in weights.items()}
-    complaints = checkpoint_format.problems(weights) + layout_problems(config, format, schemes)
-    if complaints:
-        raise InputError(join_errors(complaints))
     tied = _is_tied(config, stored)
     names = [name for name in sorted(stored.headers) if name not in tied]
+    complaints = checkpoint_format.problems(weights) + layout_problems(config, format, schemes)
     if format == "gguf":
-        check_gguf(config, names)
+        complaints += gguf_problems(source, config, names)
+    if complaints:
+        raise InputError(join_errors(complaints))
     unquantized = [name for name in _linears(stored) if name not in weights]
     quantization: dict[str, Any] = {}
     if weights:

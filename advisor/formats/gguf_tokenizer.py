@@ -28,15 +28,8 @@ def add_tokenizer(writer: Any, folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         InputError: The tokenizer is of a kind that GGUF files are not written for.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{folder} has no tokenizer.json: save the tokenizer as a fast one first.")
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_tokenizer(folder)
     model = document["model"]
-    if model.get("type") != "BPE":
-        raise InputError(
-            f"GGUF files are written for BPE tokenizers, but {path} is {model.get('type')!r}."
-        )
     merges = [_merge(pair) for pair in model["merges"]]
     size = int(config.get("vocab_size") or len(model["vocab"]))
     byte_fallback = bool(model.get("byte_fallback"))
@@ -51,6 +44,27 @@ def add_tokenizer(writer: Any, folder: Path, config: Mapping[str, Any]) -> None:
     if not byte_fallback:
         writer.add_token_merges(merges)
     _add_special(writer, folder, config, document)
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """Return tokenizer.json of a folder.
+
+    Raises:
+        InputError: There is none, or it is of a kind that GGUF files are not written for.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no tokenizer.json: save the tokenizer as a fast one first.")
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    model = document["model"]
+    if model.get("type") != "BPE":
+        raise InputError(
+            f"GGUF files are written for BPE tokenizers, but {path} is {model.get('type')!r}. "
+            "Use llama.cpp's convert_hf_to_gguf.py for this model."
+        )
+    if not model.get("byte_fallback"):
+        pre_tokenizer(document)
+    return document
 
 
 def pre_tokenizer(document: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from advisor.formats.base import HEAD, Stored
 from advisor.formats.folder import sync_file
 from advisor.formats.gguf import EMBEDDING, FILE, main_type, outer_weights
 from advisor.formats.gguf_names import architecture_of, interleave, rotary_heads, to_gguf
-from advisor.formats.gguf_tokenizer import add_tokenizer
+from advisor.formats.gguf_tokenizer import add_tokenizer, read_tokenizer
 from advisor.numerics.gguf_blocks import pack_blocks
 
 if TYPE_CHECKING:
@@ -31,21 +31,33 @@ _FILE_TYPES = {
 _QUANTIZATION_VERSION = 2
 
 
-def check_gguf(config: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse, before any work, a model that cannot be written.
+def gguf_problems(source: Path, config: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return why a model cannot be written as GGUF: architecture, tensors, rope, tokenizer.
 
-    Raises:
-        InputError: Its architecture, a tensor or its position encoding has no GGUF form here.
+    Args:
+        source: Folder of the 16-bit model.
+        config: Its config.json.
+        names: Its tensors.
     """
-    architecture_of(config)
-    for name in names:
-        to_gguf(name)
+
+    def tensors() -> None:
+        architecture_of(config)
+        for name in names:
+            to_gguf(name)
+
+    problems = []
+    for check in (tensors, lambda: read_tokenizer(source)):
+        try:
+            check()
+        except InputError as error:
+            problems.append(str(error))
     rope = _rope(config)
     if rope.get("type") not in (None, "default", "linear", "llama3"):
-        raise InputError(
+        problems.append(
             f"GGUF files are written with default, linear or llama3 rope, but this model has "
             f"{rope['type']!r}. Use llama.cpp's convert_hf_to_gguf.py for it."
         )
+    return problems
 
 
 def write_gguf(

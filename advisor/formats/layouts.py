@@ -17,6 +17,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from advisor.engines.releases import engine_name
+from advisor.formats.gguf_names import ARCHITECTURES as GGUF_ARCHITECTURES
 from advisor.models.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -116,6 +117,11 @@ def engine_problems(architecture: str, format: str, engine: str) -> list[str]:
     if why is None:
         return []
     return [f"{engine} loads no {format} checkpoint of {architecture}: {why}. {advice}"]
+
+
+def is_written(architecture: str, format: str) -> bool:
+    """Whether Advisor writes an architecture in a format; of GGUF it writes a few."""
+    return format != "gguf" or architecture in GGUF_ARCHITECTURES
 
 
 def layout_problems(

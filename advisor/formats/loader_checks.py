@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from advisor.engines import fused_conflicts, load_engine
 from advisor.engines.releases import holds
+from advisor.engines.shapes import is_row_parallel, share_of
 from advisor.engines.verdict import dropped_in_words
 from advisor.formats.base import list_some
 from advisor.formats.layouts import expert_scheme_fits
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
 
     from advisor.modelspec import LinearSpec
     from advisor.schemes import Scheme
-
-_ROW_PARALLEL = (
-    "o_proj", "down_proj", "out_proj", "fc2", "dense", "dense_4h_to_h", "c_proj", "w2",
-)  # fmt: skip
-"""Last parts of linears whose inputs, not outputs, tensor parallelism splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +148,10 @@ def whole_groups(checkpoint: PlannedCheckpoint) -> list[str]:
 
     def cut(scheme: Scheme, linear: LinearSpec) -> bool:
         size = scheme.group_size or -1
-        rows = _is_row_parallel(linear)
-        inputs, outputs = linear.in_features, linear.out_features
-        if (inputs if rows else outputs) % checkpoint.devices:
+        part = share_of(linear, checkpoint.devices)
+        if part is None:
             return True
-        inputs = inputs // checkpoint.devices if rows else inputs
-        outputs = outputs if rows else outputs // checkpoint.devices
+        inputs, outputs = part
         if scheme.granularity in ("group", "block") and size > 0 and inputs % size:
             return True
         if scheme.granularity == "block" and checkpoint.devices > 1 and outputs % size:
@@ -166,7 +160,7 @@ def whole_groups(checkpoint: PlannedCheckpoint) -> list[str]:
         packed = checkpoint.format in ("gptq", "awq")
         return packed and bool(outputs % words)
 
-    rule = "groups must divide the inputs"
+    rule = "groups must divide the inputs (else use one scale per channel, -gch)"
     if checkpoint.devices > 1:
         rule = (
             f"each of {checkpoint.devices} devices must get whole groups and words of every "
@@ -200,7 +194,7 @@ def order_per_device(checkpoint: PlannedCheckpoint) -> list[str]:
         return []
     return _say(
         checkpoint,
-        lambda scheme, linear: scheme.activation_order and _is_row_parallel(linear),
+        lambda scheme, linear: scheme.activation_order and is_row_parallel(linear),
         f"act-order's groups are scattered over the inputs, which {checkpoint.devices} devices "
         "share: only slow kernels take that; use -gN without -actorder",
     )
@@ -216,10 +210,6 @@ def skipped_by_part(checkpoint: PlannedCheckpoint) -> list[str]:
         f"its names of 16-bit modules also match {list_some(caught)}, which are quantized; "
         "use format compressed-tensors"
     ]
-
-
-def _is_row_parallel(linear: LinearSpec) -> bool:
-    return linear.name.rpartition(".")[2] in _ROW_PARALLEL
 
 
 def _say(

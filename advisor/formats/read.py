@@ -113,9 +113,6 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
     if not found.modules and not problems and quantization:
         problems = (f"config.json says {name}, but no module is quantized.",)
     if problems and not allow_faults:
-        shown = list(problems[:_SHOWN])
-        if len(problems) > _SHOWN:
-            shown.append(f"... and {len(problems) - _SHOWN} more")
-        raise VerificationError(f"{folder} is faulty ({len(problems)}). {join_errors(shown)}")
+        raise VerificationError(f"{folder} is faulty. {join_errors(problems, _SHOWN)}")
     modules = dict(sorted(found.modules.items()))
     return Checkpoint(folder, name, quantization, modules, stored, problems, model_config)

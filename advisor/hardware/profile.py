@@ -130,6 +130,11 @@ class HardwareProfile(Strict):
         return None if figure is None else figure.value
 
     @property
+    def argument(self) -> str:
+        """What ``--gpu`` takes for exactly this: ``l4``, ``2xl4``."""
+        return self.id if self.count == 1 else f"{self.count}x{self.id}"
+
+    @property
     def sm(self) -> int | None:
         """Compute capability as one number, as 89 for ``8.9`` and 120 for ``12.0``."""
         if self.compute_capability is None:

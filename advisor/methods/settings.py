@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-_SCALE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SCALE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class QuantizationSettings:
 
     def round_scales(self, scales: torch.Tensor) -> torch.Tensor:
         """Return float32 scales as they will be read back from the checkpoint."""
-        return scales.to(_SCALE_DTYPES[self.scale_dtype]).to(torch.float32)
+        return scales.to(SCALE_DTYPES[self.scale_dtype]).to(torch.float32)
 
     def to_dict(self) -> dict[str, object]:
         """Return the settings by name, as the plan holds them."""

@@ -123,9 +123,18 @@ def check_model_folder(folder: Path) -> None:
         raise InputError(
             f"{folder} is already quantized ({method}). Give the 16-bit model it was made from."
         )
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} holds a GGUF file ({gguf[0].name}), which is quantized already. Give the "
+            "16-bit model it was made from."
+        )
     check_weight_files(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise InputError(f"{folder} has no tokenizer.json and no tokenizer.model.")
+        raise InputError(
+            f"{folder} has no tokenizer.json and no tokenizer.model. Copy the tokenizer's files of "
+            "the original model into it."
+        )
 
 
 def load_model(

@@ -216,10 +216,22 @@ class ModelSpec:
 
     @property
     def longest_context(self) -> int | None:
-        """Positions that the model was made for; None where the config does not say."""
+        """Positions that the model was made for; None where the config does not say.
+
+        Reference: vLLM ``config/model.py`` (``_get_and_verify_max_len``): scaled rotary embeddings
+        reach further than ``max_position_embeddings``, unless that counts the scaling already.
+        """
         config = self.text_config
         value = config.get("max_position_embeddings") or config.get("n_positions")
-        return int(value) if value else None
+        if not value:
+            return None
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        kind, factor = rope.get("rope_type") or rope.get("type"), float(rope.get("factor") or 1)
+        if kind == "yarn":
+            value = rope.get("original_max_position_embeddings") or value
+        elif kind not in ("linear", "dynamic") or "gemma3" in str(config.get("model_type")):
+            factor = 1.0
+        return int(value * factor)
 
     @cached_property
     def blocks(self) -> int:

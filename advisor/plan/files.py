@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
-from typing import Any, get_args
+import secrets
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.plan.schema import PLAN_VERSION, Plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _HEADER = (
     "# A quantization plan. `advisor apply` makes the checkpoint it describes,\n"
@@ -22,26 +24,30 @@ _HEADER = (
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: a killed run leaves the old file or the new one.
 
+    A new file is readable by whom the umask says, as any other: what serves a checkpoint is often
+    another user than who made it.
+
     Raises:
         InputError: The folder is missing or cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        opened = temporary.open("xb")
     except OSError as error:
         raise InputError(
-            f"the folder of {path} must be writable, but {error.strerror}: {error.filename}. "
+            f"the folder of {path} must be writable, but {error.strerror}: {path.parent}. "
             "Name another output."
         ) from error
     try:
-        with os.fdopen(descriptor, "wb") as handle:
+        with opened as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise InputError(
             f"{path} could not be written: {error.strerror}. Nothing was changed; "
             "free some space or name another output."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CHUNK_BYTES = 1 << 22
+_DOWNLOADED = re.compile(
+    r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$"
+)
+"""Where huggingface_hub keeps what it downloads."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -72,3 +77,20 @@ def hash_model(folder: Path) -> ModelHashes:
         tokenizer=sha256_files(tokenizer),
         weights=sha256_files(folder.glob("*.safetensors")),
     )
+
+
+def model_name(folder: Path) -> tuple[str, str | None]:
+    """Return the name by which a plan finds a model again, and the commit it was at.
+
+    What was downloaded is called by its Hugging Face id, so that the plan means the same on another
+    machine. A folder ``a/b`` is written ``./a/b``: else it would read as such an id.
+    """
+    found = _DOWNLOADED.search(folder.absolute().as_posix())
+    if found is not None:
+        return f"{found['owner']}/{found['name']}", found["commit"]
+    return (f"./{folder}" if is_hub_id(str(folder)) else str(folder)), None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name reads as a Hugging Face id and not as a folder."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))

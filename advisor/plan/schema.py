@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from advisor.plan.hashing import is_hub_id
 
 PLAN_VERSION = 1
 
@@ -28,6 +31,11 @@ class ModelIdentity(Strict):
     tokenizer_sha256: str
     weights_sha256: str
 
+    @property
+    def title(self) -> str:
+        """Its Hugging Face id, or a folder's last part: where that lies is nobody's business."""
+        return self.id if is_hub_id(self.id) else PurePath(self.id).name
+
 
 class Hardware(Strict):
     """The profile that the kernels were chosen for."""
@@ -39,6 +47,11 @@ class Hardware(Strict):
     memory_bytes: int | None = None
     count: int = 1
     instruction_sets: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The name, with the number where there are several: ``2x L4``."""
+        return self.name if self.count == 1 else f"{self.count}x {self.name}"
 
 
 class Kernel(Strict):

@@ -20,6 +20,7 @@ from advisor.predict.candidate import (
 )
 from advisor.predict.explain import serve_command, tune_command, why, why_not
 from advisor.predict.ladder import Rung, ladder
+from advisor.predict.positions import context_notes, served_context
 from advisor.predict.ranking import PREFERENCES, rank, ties
 from advisor.predict.relax import Relaxation, relaxations
 from advisor.schemes import Scheme, parse_scheme
@@ -53,6 +54,7 @@ class Recommendation:
         relaxation: Smallest changes that would do, where nothing fits.
         ladder: Largest context and batch of the first candidates.
         ends: Embedding and head, where they were to be quantized too.
+        notes: What was understood otherwise than asked.
     """
 
     spec: ModelSpec
@@ -66,6 +68,7 @@ class Recommendation:
     relaxation: tuple[Relaxation, ...] | None
     ladder: tuple[Rung, ...] = ()
     ends: tuple[OuterModule, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def recommended(self) -> Candidate | None:
@@ -93,10 +96,12 @@ class Recommendation:
         )  # fmt: skip
 
     @property
-    def tune(self) -> str:
-        """Command that measures."""
+    def tune(self) -> str | None:
+        """Command that measures; None where Advisor makes nothing that fits."""
+        if not any(c.tunable for c in self.candidates if c.feasible and c.scheme.is_quantized):
+            return None
         return tune_command(
-            self.spec.id, self.hardware.id, self.engine, self.budgets,
+            self.spec.id, self.hardware.argument, self.engine, self.budgets,
             self.workload.context, self.workload.batch, self.prefer,
             sorted({OPTIONS[module.role] for module in self.ends}),
         )  # fmt: skip
@@ -130,6 +135,7 @@ class Recommendation:
             "bound": None if best is None else best.speed.words or None,
             "serve": self.serve,
             "tune": self.tune,
+            "notes": list(self.notes),
         }
 
 
@@ -141,11 +147,13 @@ class Prediction:
     hardware: HardwareProfile
     engine: str
     candidate: Candidate
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``predict --json``."""
         row = self.candidate.to_dict()
         row["why_not"] = why_not(self.candidate)
+        row["notes"] = list(self.notes)
         return {
             "schema_version": SCHEMA_VERSION,
             "model": model_dict(self.spec),
@@ -188,7 +196,7 @@ def recommend(
         InputError: Unknown engine or preference, a context or batch below 1, or no format in which
             the engine reads a quantized head or embedding of this model.
     """
-    workload = _workload(context, batch)
+    workload = _workload(spec, context, batch)
     if prefer not in PREFERENCES:
         raise InputError(
             f"prefer must be one of {', '.join(PREFERENCES)}, but got {prefer!r}."
@@ -222,6 +230,7 @@ def recommend(
         relaxation=relaxation,
         ladder=ladder(spec, hardware, engine, ranked, workload, limit),
         ends=ends,
+        notes=context_notes(spec, context),
     )
 
 
@@ -275,7 +284,7 @@ def predict(
     from advisor.budgets import Budgets as NoBudgets
 
     ends = _ends(spec, engine, quantize_head, quantize_embedding)
-    workload = _workload(context, batch)
+    workload = _workload(spec, context, batch)
     candidate = make_candidate(spec, scheme, hardware, engine, workload, ends=ends)
     if left := [module for module in ends if module.name not in candidate.outer]:
         problems = outer_problems(engine, candidate.format or "", left)
@@ -288,7 +297,7 @@ def predict(
         )
     limits = budgets or NoBudgets()
     judged = judge(_marked(candidate, makes), limits, memory_limit(limits, hardware))
-    return Prediction(spec, hardware, engine, judged)
+    return Prediction(spec, hardware, engine, judged, context_notes(spec, context))
 
 
 def model_dict(spec: ModelSpec) -> dict[str, Any]:
@@ -305,7 +314,7 @@ def model_dict(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _workload(context: int, batch: int) -> Workload:
+def _workload(spec: ModelSpec, context: int, batch: int) -> Workload:
     problems = [
         f"{name} must be at least 1, but got {value}."
         for name, value in (("context", context), ("batch", batch))
@@ -313,4 +322,4 @@ def _workload(context: int, batch: int) -> Workload:
     ]
     if problems:
         raise InputError(" ".join(problems))
-    return Workload(context, batch)
+    return Workload(served_context(spec, context), batch)

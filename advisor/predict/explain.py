@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from advisor.budgets import as_option
 from advisor.engines import engine_name, load_engine
 from advisor.predict.loss import rounded
 
@@ -56,16 +57,21 @@ def why(ranked: Sequence[Candidate], tied: Sequence[Candidate], prefer: str) -> 
         how = (
             "only `advisor tune` can tell them apart"
             if best.tunable
-            else "measure before you choose"
+            else f"measure before you choose. {_made_by(best)}"
         )
-        second = f"As far as is known it ties with {names}{more}: {how}."
+        second = f"As far as is known it ties with {names}{more}: {how.rstrip('.')}."
     elif not best.tunable:
-        second = f"Advisor does not write it: {_MAKERS.get(best.scheme.method, _OTHERS)} does."
+        second = _made_by(best)
     elif best.speed.words:
         second = f"On this workload {best.speed.words} ({best.kernel.name})."
     else:
         second = f"{best.kernel.reason}."
     return f"{first} {second}"
+
+
+def _made_by(candidate: Candidate) -> str:
+    maker = _MAKERS.get(candidate.scheme.method, _OTHERS)
+    return f"Advisor does not write it: {maker} does."
 
 
 def why_not(candidate: Candidate) -> str | None:
@@ -100,6 +106,21 @@ def amount(budget: str, value: float | None) -> str:
     if budget == "max_accuracy_drop":
         return f"{_two_digits(100 * value)} points"
     return f"{value:.3g}"
+
+
+def relaxed_in_words(budget: str, limit: float, needed: float, *, assumed: bool = False) -> str:
+    """Say what a budget would have to be: ``--max-size 6GB instead of 5.73 GB``.
+
+    Args:
+        budget: As :meth:`advisor.budgets.Budgets.limits` names it.
+        limit: The budget now.
+        needed: What it would have to be.
+        assumed: Whether the limit is the memory that the device leaves, which no option raises.
+    """
+    now = amount(budget, limit)
+    if assumed:
+        return f"{amount(budget, needed)} of memory where the device leaves {now}"
+    return f"{as_option(budget, needed)} instead of {now}"
 
 
 def size(value: float | None) -> str:
@@ -168,19 +189,10 @@ def tune_command(
 ) -> str:
     """Return the command that measures and refines the answer."""
     parts = ["advisor", "tune", model, "--gpu", hardware, "--engine", engine]
-    if budgets.max_size_bytes is not None:
-        parts += ["--max-size", _exact(budgets.max_size_bytes)]
-    if budgets.max_memory_bytes is not None:
-        parts += ["--max-memory", _exact(budgets.max_memory_bytes)]
-    if budgets.max_loss is not None:
-        parts += ["--max-loss", f"{100 * budgets.max_loss:g}%"]
-    if budgets.max_kl is not None:
-        parts += ["--max-kl", f"{budgets.max_kl:g}"]
-    if budgets.max_accuracy_drop is not None:
-        parts += ["--max-accuracy-drop", f"{100 * budgets.max_accuracy_drop:g}pp"]
-        parts += ["--task", budgets.task or ""]
-    if budgets.min_tokens_per_s is not None:
-        parts += ["--min-speed", f"{budgets.min_tokens_per_s:g}"]
+    for budget, limit in budgets.limits().items():
+        parts += as_option(budget, limit).split()
+    if budgets.task is not None:
+        parts += ["--task", budgets.task]
     if context != 4096:
         parts += ["--context", str(context)]
     if batch != 1:
@@ -188,13 +200,6 @@ def tune_command(
     if prefer != "balanced":
         parts += ["--prefer", prefer]
     return shlex.join([*parts, *options, "-o", "plan.yaml"])
-
-
-def _exact(value: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("GiB", 2**30), ("MiB", 2**20)):
-        if value % (factor // 100 or 1) == 0 and value >= factor:
-            return f"{value / factor:g}{unit}"
-    return str(value)
 
 
 def _two_digits(value: float) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from advisor.engines import verdict
+from advisor.budgets import loosened
+from advisor.engines import engine_name, verdict
+from advisor.engines.shapes import SPLITTING_ENGINES
 from advisor.predict.candidate import (
     Candidate,
     Violation,
@@ -14,7 +16,7 @@ from advisor.predict.candidate import (
     memory_limit,
     served,
 )
-from advisor.predict.explain import amount, size
+from advisor.predict.explain import relaxed_in_words
 from advisor.predict.ranking import LIKELY_COLLAPSE, RUINED, is_makeshift
 
 if TYPE_CHECKING:
@@ -27,16 +29,9 @@ if TYPE_CHECKING:
 _OTHER_GPUS = (
     "l4", "rtx4090", "rtx5090", "l40s", "rtx6000ada", "a100-sxm-80", "h100-sxm", "h200-sxm", "b200",
 )  # fmt: skip
-_FIELDS = {
-    "max_size": "max_size_bytes", "max_memory": "max_memory_bytes", "max_loss": "max_loss",
-    "max_kl": "max_kl", "max_accuracy_drop": "max_accuracy_drop", "min_speed": "min_tokens_per_s",
-}  # fmt: skip
-_WORDS = {
-    "max_size": "size", "max_memory": "memory", "max_loss": "loss", "max_kl": "KL",
-    "max_accuracy_drop": "accuracy drop", "min_speed": "speed",
-}  # fmt: skip
 _MOST = 6
 _LARGEST_ASK = 20.0
+_MOST_CARDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +41,10 @@ class Relaxation:
     Attributes:
         budget: What changes: a budget, ``context``, ``batch`` or ``gpu``.
         before: Its value now.
-        after: The value that would do.
+        after: The value that would do, in round figures.
         candidate: Scheme that fits then.
         ask: Relative size of the change: 0.1 asks a tenth more.
-        text: The change in words.
+        text: The change in words, with the option that makes it.
     """
 
     budget: str
@@ -87,11 +82,13 @@ def relaxations(
     # Nobody is asked for more memory to get a ruined model, or one the engine merely tries.
     plain = [c for c in sound or runnable if not is_makeshift(c)]
     runnable = plain or sound or runnable
-    found = _budget_changes(runnable)
+    # A device's memory is no budget to be raised: another device is.
+    given = frozenset(budgets.limits())
+    found = _budget_changes(runnable, given)
     found += _smaller_workloads(spec, runnable, hardware, engine, budgets, workload)
     found += _other_gpus(spec, runnable, hardware, engine, budgets, workload)
     if not found:
-        found = _two_budgets(runnable)
+        found = _two_budgets(runnable, given)
     found = [entry for entry in found if entry.ask <= _LARGEST_ASK]
     return tuple(sorted(found, key=lambda entry: entry.ask)[:_MOST])
 
@@ -103,7 +100,7 @@ def _ask(violation: Violation) -> float:
     return (1 / ratio if ratio < 1 else ratio) - 1 if ratio > 0 else float("inf")
 
 
-def _budget_changes(candidates: Sequence[Candidate]) -> list[Relaxation]:
+def _budget_changes(candidates: Sequence[Candidate], given: frozenset[str]) -> list[Relaxation]:
     """For each budget, the candidate that breaks it alone and by the least."""
     best: dict[str, Relaxation] = {}
     for candidate in candidates:
@@ -114,13 +111,13 @@ def _budget_changes(candidates: Sequence[Candidate]) -> list[Relaxation]:
         known = best.get(violation.budget)
         if violation.value is not None and (known is None or ask < known.ask):
             best[violation.budget] = Relaxation(
-                violation.budget, violation.limit, violation.value, candidate.name, ask,
-                _in_words(candidate.name, (violation,)),
+                violation.budget, violation.limit, loosened(violation.budget, violation.value),
+                candidate.name, ask, _in_words(candidate.name, (violation,), given),
             )  # fmt: skip
     return list(best.values())
 
 
-def _two_budgets(candidates: Sequence[Candidate]) -> list[Relaxation]:
+def _two_budgets(candidates: Sequence[Candidate], given: frozenset[str]) -> list[Relaxation]:
     """Several budgets at once, where no single one is enough."""
     found = []
     for candidate in candidates:
@@ -129,24 +126,28 @@ def _two_budgets(candidates: Sequence[Candidate]) -> list[Relaxation]:
             continue
         asks = [_ask(entry) for entry in broken]
         largest = broken[asks.index(max(asks))]
+        needed = loosened(largest.budget, largest.value or 0.0)
+        text = _in_words(candidate.name, broken, given)
         found.append(
-            Relaxation(
-                largest.budget, largest.limit, largest.value or 0.0, candidate.name, sum(asks),
-                _in_words(candidate.name, broken),
-            )
-        )  # fmt: skip
+            Relaxation(largest.budget, largest.limit, needed, candidate.name, sum(asks), text)
+        )
     return sorted(found, key=lambda entry: entry.ask)[:2]
 
 
-def _in_words(name: str, violations: Sequence[Violation]) -> str:
+def _in_words(name: str, violations: Sequence[Violation], given: frozenset[str]) -> str:
     parts = []
     for entry in violations:
-        more = ""
-        if entry.budget in ("max_size", "max_memory"):
-            more = f" (+{size((entry.value or 0) - (entry.limit or 0))})"
-        now, then = amount(entry.budget, entry.limit), amount(entry.budget, entry.value)
-        parts.append(f"{_WORDS[entry.budget]} {then} instead of {now}{more}")
+        needed, assumed = loosened(entry.budget, entry.value or 0.0), entry.budget not in given
+        parts.append(relaxed_in_words(entry.budget, entry.limit or 0.0, needed, assumed=assumed))
     return f"{' and '.join(parts)}, with {name}"
+
+
+def _too_heavy(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return those that fail on memory or speed alone."""
+    return [
+        c for c in candidates
+        if c.violations and all(v.budget in ("max_memory", "min_speed") for v in c.violations)
+    ]  # fmt: skip
 
 
 def _smaller_workloads(
@@ -158,10 +159,7 @@ def _smaller_workloads(
     workload: Workload,
 ) -> list[Relaxation]:
     """Less context or fewer sequences, for candidates that fail on memory or speed alone."""
-    stuck = [
-        c for c in candidates
-        if c.violations and all(v.budget in ("max_memory", "min_speed") for v in c.violations)
-    ]  # fmt: skip
+    stuck = _too_heavy(candidates)
     found: list[Relaxation] = []
     limit = memory_limit(budgets, hardware)
     for what, start in (("context", workload.context), ("batch", workload.batch)):
@@ -177,7 +175,7 @@ def _smaller_workloads(
                 again = served(candidate, spec, hardware, engine, smaller)
                 if judge(again, budgets, limit).feasible:
                     ask = start / value - 1
-                    text = f"{what} {value} instead of {start}, with {candidate.name}"
+                    text = f"--{what} {value} instead of {start}, with {candidate.name}"
                     best = Relaxation(what, start, value, candidate.name, ask, text)
                     break
         if best is not None:
@@ -193,28 +191,59 @@ def _other_gpus(
     budgets: Budgets,
     workload: Workload,
 ) -> list[Relaxation]:
-    """The same on a larger or faster GPU, for candidates that fail on memory or speed."""
+    """A larger or faster GPU, and more of the same, for what fails on memory or speed."""
     from advisor.hardware.catalogue import find_profile
 
-    stuck = [
-        c for c in candidates
-        if c.violations and all(v.budget in ("max_memory", "min_speed") for v in c.violations)
-    ]  # fmt: skip
     if budgets.max_memory_bytes is not None or hardware.kind == "cpu":
         return []
-    stuck.sort(key=lambda c: c.loss.expected)
-    for name in _OTHER_GPUS:
-        other = find_profile(name)
-        if (other.memory_bytes or 0) <= (hardware.memory_bytes or 0):
-            continue
-        for candidate in stuck:
-            kernel = verdict(engine, candidate.scheme, other, spec.linears)
-            moved = replace(candidate, kernel=kernel)
-            again = served(moved, spec, other, engine, workload)
-            if judge(again, budgets, memory_limit(budgets, other)).feasible:
-                ask = (other.memory_bytes or 0) / max(1, hardware.memory_bytes or 1)
-                text = f"the same on {other.name}, with {candidate.name}"
-                return [
-                    Relaxation("gpu", hardware.id, other.id, candidate.name, max(0.5, ask), text)
-                ]
-    return []
+    stuck = sorted(_too_heavy(candidates), key=lambda c: c.loss.expected)
+    larger = (find_profile(name) for name in _OTHER_GPUS)
+    choices = (
+        [gpu for gpu in larger if (gpu.memory_bytes or 0) > (hardware.memory_bytes or 0)],
+        _more_of_the_same(spec, hardware, engine),
+    )
+    found = []
+    for others in choices:
+        for other in others:
+            name = _first_on(other, spec, stuck, engine, budgets, workload)
+            if name is not None:
+                held = max(1, (hardware.memory_bytes or 1) * hardware.count)
+                ask = (other.memory_bytes or 0) * other.count / held
+                text = f"--gpu {other.argument}, with {name}"
+                found.append(
+                    Relaxation("gpu", hardware.argument, other.argument, name, max(0.5, ask), text)
+                )
+                break
+    return found
+
+
+def _more_of_the_same(
+    spec: ModelSpec, hardware: HardwareProfile, engine: str
+) -> list[HardwareProfile]:
+    """Return more cards of one kind, by numbers that divide the KV heads."""
+    if engine_name(engine) not in SPLITTING_ENGINES:
+        return []
+    heads = [layer.kv_heads for layer in spec.attention if not layer.is_latent]
+    counts = (2 * hardware.count * 2**power for power in range(3))
+    return [
+        hardware.model_copy(update={"count": count})
+        for count in counts
+        if count <= _MOST_CARDS and not any(number % count for number in heads)
+    ]
+
+
+def _first_on(
+    other: HardwareProfile,
+    spec: ModelSpec,
+    candidates: Sequence[Candidate],
+    engine: str,
+    budgets: Budgets,
+    workload: Workload,
+) -> str | None:
+    """Return the first candidate that meets the budgets on another device."""
+    for candidate in candidates:
+        kernel = verdict(engine, candidate.scheme, other, spec.linears)
+        again = served(replace(candidate, kernel=kernel), spec, other, engine, workload)
+        if judge(again, budgets, memory_limit(budgets, other)).feasible:
+            return candidate.name
+    return None

@@ -13,6 +13,9 @@ from advisor.predict.gguf import gguf_size, mixture_size
 from advisor.predict.storage import Part, canonical_format, module_parts
 from advisor.schemes import BF16, Scheme
 
+_USUAL_GROUPS = (128, 64, 32)
+"""Group sizes that kernels take."""
+
 SHARD_BYTES = 5 * 10**9
 """Size at which our writer starts another file, unless told otherwise; transformers' default."""
 
@@ -176,7 +179,7 @@ def check_group_sizes(uses: Iterable[tuple[Scheme, ShapeClass]]) -> None:
     problems = []
     for scheme, kinds in offenders.items():
         sizes = sorted({kind.in_features for kind in kinds})
-        fitting = [g for g in (256, 128, 64, 32, 16) if not any(size % g for size in sizes)]
+        fitting = [g for g in _USUAL_GROUPS if not any(size % g for size in sizes)]
         advice = " Use one scale per channel (-gch)."
         if fitting:
             advice = f" Use group size {' or '.join(map(str, fitting[:2]))}."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from advisor.plan.hashing import is_hub_id
 from advisor.predict.explain import serve_command
 from advisor.predict.explain import size as in_words
 from advisor.schemes import parse_scheme
@@ -33,12 +34,12 @@ def render_card(plan: Plan, modules: Mapping[str, str], files: Mapping[str, int]
         Markdown with YAML front matter; a function of the arguments alone, without dates, paths
         of one machine or hashes of what lies elsewhere.
     """
-    name, link = _name(plan.model.id), _link(plan)
+    name, link = plan.model.title, _link(plan)
     sections = [
         _front_matter(plan, modules),
         f"# {name}, {plan.scheme.name}",
         f"{f'[{name}]({link})' if link else name} quantized by Quantization Advisor "
-        f"{plan.advisor_version} for {plan.engine.name} on {plan.hardware.name}. "
+        f"{plan.advisor_version} for {plan.engine.name} on {plan.hardware.title}. "
         "`advisor-plan.yaml` beside this file is the whole recipe.",
         _figures(plan, files),
         _judged(plan),
@@ -49,16 +50,9 @@ def render_card(plan: Plan, modules: Mapping[str, str], files: Mapping[str, int]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _name(identity: str) -> str:
-    """Return what names a model; where it lies on one machine is nobody's business."""
-    return identity if identity.count("/") == 1 else PurePath(identity).name
-
-
 def _link(plan: Plan) -> str:
     """Return the hub's address of the original; empty for a folder."""
-    name = plan.model.id
-    is_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    return f"https://huggingface.co/{name}" if is_hub else ""
+    return f"https://huggingface.co/{plan.model.id}" if is_hub_id(plan.model.id) else ""
 
 
 def _front_matter(plan: Plan, modules: Mapping[str, str]) -> str:
@@ -66,7 +60,7 @@ def _front_matter(plan: Plan, modules: Mapping[str, str]) -> str:
     bits = {f"{parse_scheme(name).bits:g}-bit" for name in modules.values() if name != "bf16"}
     tags = ["quantized", plan.scheme.format, *sorted(bits), plan.engine.name]
     document = {
-        "base_model": _name(plan.model.id),
+        "base_model": plan.model.title,
         "base_model_relation": "quantized",
         "library_name": _LIBRARIES.get(plan.scheme.format, "transformers"),
         "pipeline_tag": "text-generation",
@@ -142,14 +136,24 @@ def _text(text: Text) -> str:
     )
 
 
-def _serving(plan: Plan, files: Mapping[str, int]) -> str:
-    gguf = [name for name in files if name.endswith(".gguf")]
-    command = serve_command(
-        plan.engine.name, gguf[0] if gguf else ".", plan.serving.context, plan.serving.batch,
+def serve_plan(plan: Plan, path: str) -> str:
+    """Return the command that serves a plan's checkpoint as it was tuned for.
+
+    Args:
+        plan: The plan.
+        path: Folder of the checkpoint (for llama.cpp, the GGUF file).
+    """
+    return serve_command(
+        plan.engine.name, path, plan.serving.context, plan.serving.batch,
         devices=plan.hardware.count,
     )  # fmt: skip
+
+
+def _serving(plan: Plan, files: Mapping[str, int]) -> str:
+    gguf = [name for name in files if name.endswith(".gguf")]
+    command = serve_plan(plan, gguf[0] if gguf else ".")
     kernel = plan.engine.kernel
-    verdict = f"Kernel on {plan.hardware.name}: {kernel.support}, {kernel.reason}."
+    verdict = f"Kernel on {plan.hardware.title}: {kernel.support}, {kernel.reason}."
     return f"## Serving\n\n```sh\n{command}\n```\n\n{verdict}"
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 48
+LEFT, RIGHT, TOP, BOTTOM = 84, 16, 16, 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,68 +78,6 @@ def frontier(points: Sequence[Point], size_limit: int | None = None) -> str:
         )
     parts.extend(_labels([(x(point.size_bytes / 1e6), y(point.kl), point) for point in points]))
     return draw_svg("".join(parts), "Loss against size")
-
-
-def bits_map(bits: Mapping[str, float]) -> str:
-    """Draw bits per module: a row per kind of module, a column per block; empty without modules."""
-    cells: dict[tuple[str, int], float] = {}
-    for name, width_bits in bits.items():
-        if match := re.search(r"\.(\d+)\.(.+)$", name):
-            cells[match[2], int(match[1])] = width_bits
-    if not cells:
-        return ""
-    kinds = list(dict.fromkeys(kind for kind, _ in cells))
-    blocks = sorted({block for _, block in cells})
-    width = max(10, min(28, (WIDTH - 150) // len(blocks)))
-    parts = []
-    for row, kind in enumerate(kinds):
-        top = 10 + row * 24
-        label = escape(kind.split(".")[-1])
-        parts.append(f'<text class="small" x="138" y="{top + 15}" text-anchor="end">{label}</text>')
-        for column, block in enumerate(blocks):
-            stored = cells.get((kind, block))
-            if stored is None:
-                continue
-            left = 146 + column * width
-            parts.append(
-                f'<rect x="{left}" y="{top}" width="{width - 2}" height="20" '
-                f'fill="{_shade(stored)}"><title>{escape(kind)}, block {block}: {stored:g} bits'
-                "</title></rect>"
-            )
-            if width >= 18:
-                ink = "#fff" if stored > 5 else "#123"
-                parts.append(
-                    f'<text class="cell" x="{left + width / 2 - 1}" y="{top + 14}" fill="{ink}" '
-                    f'text-anchor="middle">{stored:g}</text>'
-                )
-    bottom = 10 + len(kinds) * 24
-    for column, block in enumerate(blocks):
-        if column % max(1, len(blocks) // 10) == 0:
-            middle = 146 + column * width + width / 2
-            parts.append(
-                f'<text class="small" x="{middle}" y="{bottom + 12}" '
-                f'text-anchor="middle">{block}</text>'
-            )
-    parts.append(_legend(sorted(set(cells.values())), bottom + 22))
-    return draw_svg("".join(parts), "Bits per module", height=bottom + 44)
-
-
-def _legend(values: Sequence[float], top: float) -> str:
-    """Return a swatch with its number for every bit width of the map."""
-    parts = []
-    for place, bits in enumerate(values):
-        left = 146 + 74 * place
-        parts.append(
-            f'<rect x="{left}" y="{top}" width="14" height="14" fill="{_shade(bits)}"/>'
-            f'<text class="small" x="{left + 19}" y="{top + 11}">{bits:g} bits</text>'
-        )
-    return "".join(parts)
-
-
-def _shade(bits: float) -> str:
-    """Light for few bits, dark for many."""
-    share = min(max((bits - 2) / 14, 0.0), 1.0) ** 0.6
-    return f"hsl(212 60% {88 - 62 * share:.0f}%)"
 
 
 def _labels(marks: list[tuple[float, float, Point]]) -> list[str]:

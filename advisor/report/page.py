@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from advisor.report.charts import Point, bits_map, frontier
+from advisor.report.bits_map import bits_map
+from advisor.report.charts import Point, frontier
 from advisor.report.scatter import Scored, best_by_trial, scores_against_measured
 from advisor.report.sections import (
     judged_apart,
@@ -20,7 +20,6 @@ from advisor.report.sections import (
     treated_otherwise,
 )
 from advisor.report.style import STYLE
-from advisor.schemes import parse_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +38,7 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
         modules: Every quantizable module, for the map of bits; a plan names only those that
             differ from its default scheme.
     """
-    # A folder's last part names the model; where it lies on one machine is nobody's business.
-    name = plan.model.id if plan.model.id.count("/") == 1 else PurePath(plan.model.id).name
-    title = f"{plan.scheme.name} for {name} on {plan.hardware.name}"
+    title = f"{plan.scheme.name} for {plan.model.title} on {plan.hardware.title}"
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{_answer(plan)}</p>',
@@ -71,7 +68,7 @@ def render_plots(plan: Plan, modules: Sequence[str] = ()) -> dict[str, str]:
     """
     plots = {
         "Loss against size": _frontier(plan),
-        "Bits per module": bits_map(_bits(plan, modules)),
+        "Bits per module": bits_map(_schemes(plan, modules), plan.scheme.format),
         "Predicted and measured": scores_against_measured(_scored(plan)),
         "Trials": _trials(plan),
     }
@@ -166,9 +163,8 @@ def _trials(plan: Plan) -> str:
     return best_by_trial(steps, plan.search.trials, label)
 
 
-def _bits(plan: Plan, modules: Sequence[str]) -> dict[str, float]:
-    chosen = dict.fromkeys(modules, plan.scheme.default) | plan.scheme.modules
-    return {name: parse_scheme(scheme).bits for name, scheme in chosen.items()}
+def _schemes(plan: Plan, modules: Sequence[str]) -> dict[str, str]:
+    return dict.fromkeys(modules, plan.scheme.default) | plan.scheme.modules
 
 
 def _candidates(plan: Plan) -> str:

@@ -131,10 +131,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def size_text(value: int) -> str:
-    """Print bytes as kB, MB or GB."""
-    if value < 1e6:
-        return f"{value / 1e3:.1f} kB"
-    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+    """Print bytes as kB, MB or GB, finely enough to tell candidates of one budget apart."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if value >= factor:
+            digits = 3 if value < 10 * factor else 2 if value < 100 * factor else 1
+            return f"{value / factor:.{digits}f} {unit}"
+    return f"{value / 1e3:.1f} kB"
 
 
 def percent_text(value: Interval) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from advisor.errors import InputError, did_you_mean, join_errors
+from advisor.methods.setting_rules import setting_problems
 from advisor.methods.settings import QuantizationSettings
 from advisor.plan.schema import SchemeChoice
 from advisor.predict.gguf_types import module_types
@@ -29,20 +30,19 @@ def assignment_of(plan: Plan, linears: Sequence[LinearSpec]) -> dict[str, Scheme
         InputError: The plan names a module that the model does not have, or no known scheme.
     """
     names = [linear.name for linear in linears]
-    unknown = sorted(plan.scheme.modules.keys() - set(names))
-    if unknown:
-        raise InputError(
-            join_errors(
-                [
-                    f"the plan names module {name!r}, which the model does not have."
-                    f"{did_you_mean(name, names)}"
-                    for name in unknown
-                ]
-            )
-        )
+    problems = [
+        f"the plan names module {name!r}, which the model does not have.{did_you_mean(name, names)}"
+        for name in sorted(plan.scheme.modules.keys() - set(names))
+    ]
     ends = plan.scheme.outer
-    written = {plan.scheme.default, *plan.scheme.modules.values(), *ends.values()}
-    parsed = {name: parse_scheme(name) for name in written}
+    parsed: dict[str, Scheme] = {}
+    for name in sorted({plan.scheme.default, *plan.scheme.modules.values(), *ends.values()}):
+        try:
+            parsed[name] = parse_scheme(name)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(join_errors(problems))
     default = parsed[plan.scheme.default]
     chosen = plan.scheme.modules
     found = {name: parsed[chosen[name]] if name in chosen else default for name in names}
@@ -72,14 +72,18 @@ def settings_of(plan: Plan) -> QuantizationSettings:
     """Return the methods' settings of a plan.
 
     Raises:
-        InputError: A setting is unknown.
+        InputError: A setting is unknown or breaks its rule; all of them are listed.
     """
     given = {name: value for name, value in plan.settings.items() if name != _SAMPLES}
-    known = [field.name for field in fields(QuantizationSettings)]
-    if unknown := sorted(given.keys() - set(known)):
-        raise InputError(
-            f"unknown setting {unknown[0]!r} in the plan.{did_you_mean(unknown[0], known)}"
+    problems = setting_problems(given)
+    samples, most = plan.settings.get(_SAMPLES), plan.calibration and plan.calibration.sequences
+    if samples is not None and not (type(samples) is int and 1 <= samples <= (most or samples)):
+        problems.append(
+            f"setting {_SAMPLES} must be a whole number from 1 to the {most} sequences of the "
+            f"calibration, but the plan says {samples!r}."
         )
+    if problems:
+        raise InputError(join_errors(problems))
     return QuantizationSettings(**given)  # type: ignore[arg-type]
 
 

@@ -51,6 +51,8 @@ def shape_fallbacks(
                 reason = f"GGUF blocks of 32 do not divide in_features={linear.in_features}"
         elif (
             grouped
+            and scheme.is_integer
+            and scheme.activation is None
             and not any(fits(option, linear) for option in grouped)
             and not (scheme.granularity == "group" and fits(scheme, linear))
         ):

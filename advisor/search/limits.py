@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from advisor.engines.verdict import verdict
+from advisor.predict.candidate import memory_limit
 from advisor.predict.memory import Serving, serving_memory
 from advisor.predict.speed import predict_speed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from advisor.budgets import Budgets
     from advisor.hardware.profile import HardwareProfile
@@ -18,26 +19,31 @@ if TYPE_CHECKING:
     from advisor.predict.size import SizeEstimate
     from advisor.schemes import Scheme
 
-_SHARE_OF_MEMORY = 0.92
-"""What serving may take of a device when no memory budget is given."""
-
 
 @dataclass(frozen=True, slots=True)
 class SizeLimit:
-    """The largest checkpoint allowed.
+    """The largest checkpoint that one budget allows.
 
     Attributes:
-        max_bytes: Bytes of the weight files; None for no limit.
-        budget: Name of the budget that decided, or None.
+        budget: ``max_size``, ``max_memory`` or ``min_speed``.
+        given: The budget; a device's own memory where none was given.
+        max_bytes: Bytes of the weight files.
+        needed: What the budget would have to be for a checkpoint of so many bytes; None where it
+            cannot be predicted.
+        assumed: Whether it is what the device has, and no budget.
     """
 
-    max_bytes: int | None
-    budget: str | None
+    budget: str
+    given: float
+    max_bytes: int
+    needed: Callable[[int], float | None]
+    assumed: bool = False
 
 
-def size_limit(
+def size_limits(
     spec: ModelSpec,
     smallest: SizeEstimate,
+    largest: SizeEstimate,
     schemes: Sequence[Scheme],
     hardware: HardwareProfile,
     engine: str,
@@ -45,15 +51,17 @@ def size_limit(
     *,
     context: int,
     batch: int,
-) -> SizeLimit:
-    """Return what size, memory and speed budgets together leave for the checkpoint.
+) -> tuple[SizeLimit, ...]:
+    """Return what each budget on size, memory and speed leaves for the checkpoint, least first.
 
-    Memory beside the weights does not depend on the bits, and decoding reads every weight once, so
-    both are limits on bytes.
+    Memory of a device is linear in the checkpoint's bytes (of several devices each holds a part;
+    an engine that decompresses holds the same whatever the file), and decoding reads every weight
+    once, so both are limits on bytes.
 
     Args:
         spec: The model.
         smallest: Size of its smallest mixture.
+        largest: Size of its largest.
         schemes: The engine's options, for the kernel's speed.
         hardware: The device.
         engine: What serves.
@@ -61,25 +69,44 @@ def size_limit(
         context: Tokens of a sequence.
         batch: Sequences at once.
     """
-    found: list[tuple[int, str]] = []
-    if budgets.max_size_bytes is not None:
-        found.append((budgets.max_size_bytes, "max_size"))
-    memory = memory_bytes(spec, smallest, hardware, engine, context=context, batch=batch)
-    available = budgets.max_memory_bytes
-    if available is None and hardware.memory_bytes:
-        available = int(_SHARE_OF_MEMORY * hardware.memory_bytes * hardware.count)
-    if available is not None and memory is not None:
-        beside = memory - smallest.total_bytes
-        found.append((max(1, available - beside), "max_memory"))
+    found: list[SizeLimit | None] = []
+    if (size := budgets.max_size_bytes) is not None:
+        found.append(SizeLimit("max_size", size, size, float))
+    least, most = (
+        memory_bytes(spec, size, hardware, engine, context=context, batch=batch)
+        for size in (smallest, largest)
+    )
+    available = memory_limit(budgets, hardware)
+    if available is not None and least is not None and most is not None:
+        found.append(
+            _memory_limit(
+                available, (smallest.total_bytes, least), (largest.total_bytes, most),
+                assumed=budgets.max_memory_bytes is None,
+            )
+        )  # fmt: skip
     if budgets.min_tokens_per_s is not None:
-        limit = _speed_limit(
-            spec, smallest, schemes, hardware, engine, budgets.min_tokens_per_s, context, batch
+        found.append(
+            _speed_limit(
+                spec, smallest, schemes, hardware, engine, budgets.min_tokens_per_s, context, batch
+            )
         )
-        if limit is not None:
-            found.append((limit, "min_speed"))
-    if not found:
-        return SizeLimit(None, None)
-    return SizeLimit(*min(found))
+    return tuple(sorted((x for x in found if x is not None), key=lambda x: x.max_bytes))
+
+
+def _memory_limit(
+    available: int, smallest: tuple[int, int], largest: tuple[int, int], *, assumed: bool
+) -> SizeLimit | None:
+    """Return the limit of memory, from two pairs of bytes of the file and of memory."""
+    (size, least), (end, most) = smallest, largest
+    per_byte = (most - least) / max(1, end - size)
+    if per_byte <= 0:  # decompressed: whatever the file, the memory is the same
+        if least <= available:
+            return None
+        return SizeLimit("max_memory", available, 1, lambda _: least, assumed)
+    room = size + int((available - least) / per_byte)
+    return SizeLimit(
+        "max_memory", available, max(1, room), lambda n: least + per_byte * (n - size), assumed
+    )
 
 
 def memory_bytes(
@@ -91,7 +118,7 @@ def memory_bytes(
     context: int,
     batch: int,
 ) -> int | None:
-    """Return the peak memory of serving a checkpoint, or None where attention is not known."""
+    """Return the peak memory of each device when serving; None where attention is not known."""
     if not spec.attention:
         return None
     devices = hardware.count if hardware.kind == "gpu" else 1
@@ -108,28 +135,28 @@ def _speed_limit(
     tokens_per_s: float,
     context: int,
     batch: int,
-) -> int | None:
+) -> SizeLimit | None:
     """Return the largest checkpoint that decodes fast enough; None where speed is not predicted."""
     quantized = [scheme for scheme in schemes if scheme.is_quantized]
     if not quantized:
         return None
     scheme = min(quantized, key=lambda option: option.bits)
     kernel = verdict(engine, scheme, hardware, spec.linears)
+    beside = smallest.total_bytes - smallest.quantizable_bytes
 
-    def speed(linear_bytes: int) -> float | None:
+    def speed(size_bytes: int) -> float | None:
         estimate = predict_speed(
             spec, scheme, kernel, hardware, engine,
-            linear_bytes=linear_bytes, context=context, batch=batch,
+            linear_bytes=max(1, size_bytes - beside), context=context, batch=batch,
         )  # fmt: skip
         return None if estimate.decode is None else estimate.decode.expected
 
-    beside = smallest.total_bytes - smallest.quantizable_bytes
-    low, high = 1, 2 * spec.quantizable_parameters
+    low, high = beside + 1, beside + 2 * spec.quantizable_parameters
     fastest = speed(low)
     if fastest is None:
         return None
     if fastest < tokens_per_s:
-        return beside
+        return SizeLimit("min_speed", tokens_per_s, beside, speed)
     while high - low > 4096:
         middle = (low + high) // 2
         reached = speed(middle)
@@ -137,4 +164,4 @@ def _speed_limit(
             low = middle
         else:
             high = middle
-    return beside + low
+    return SizeLimit("min_speed", tokens_per_s, low, speed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from advisor.engines.outer import ends_taking
 from advisor.engines.verdict import verdict
 from advisor.errors import AdvisorError
-from advisor.formats.layouts import engine_problems, layout_problems
+from advisor.formats.layouts import engine_problems, is_written, layout_problems
 from advisor.formats.registry import format_names
 from advisor.methods.registry import method_names
 from advisor.predict.candidate import SCHEME_NAMES
@@ -76,7 +76,9 @@ def uniform_offers(
             continue
         carried = _format(scheme, linears, hardware, engine, offered)
         assignment = {linear.name: scheme for linear in linears}
-        if carried is None or _unread(spec, carried, engine, assignment):
+        if carried is None or not is_written(spec.architecture, carried):
+            continue
+        if _unread(spec, carried, engine, assignment):
             continue
         taking = ends_taking(scheme, hardware, engine, carried, ends)
         assignment |= dict.fromkeys(taking, scheme)

@@ -15,7 +15,7 @@ from advisor.engines.verdict import verdict
 from advisor.hardware.cpu import detect_cpu
 from advisor.models.device import device_name
 from advisor.modelspec.outer import outer_modules
-from advisor.plan.hashing import hash_model
+from advisor.plan.hashing import hash_model, model_name
 from advisor.plan.schema import (
     Accuracy,
     BudgetLimits,
@@ -117,6 +117,7 @@ def build_plan(
         best: (trial, best objective from then on).
     """
     hashes = hash_model(task.loaded.folder)
+    name, revision = model_name(task.loaded.folder)
     task = replace(task, format_name=chosen.format_name or task.format_name)
     winner = next((f for f in finalists if f.mixture == chosen), None)
     measured = _measured(winner, "", task.judges.first)
@@ -124,7 +125,8 @@ def build_plan(
     return Plan(
         advisor_version=advisor.__version__,
         model=ModelIdentity(
-            id=str(task.loaded.folder),
+            id=name,
+            revision=revision,
             architecture=task.spec.architecture,
             parameters=task.spec.parameters,
             quantizable_parameters=task.spec.quantizable_parameters,

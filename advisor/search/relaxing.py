@@ -6,10 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from advisor.budgets import loosened
+from advisor.predict.explain import relaxed_in_words
 from advisor.search.finalists import Finalist, excess_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from advisor.budgets import Budgets
+    from advisor.search.limits import SizeLimit
     from advisor.search.refine import Refiner
 
 
@@ -18,11 +23,12 @@ class Relaxation:
     """A changed budget, and the candidate that then is an answer.
 
     Attributes:
-        budget: ``max_size``, ``max_loss``, ``max_kl`` or ``max_accuracy_drop``.
-        limit: The budget as given.
-        needed: What it would have to be; the other budgets stay.
+        budget: As :meth:`advisor.budgets.Budgets.limits` names it.
+        limit: The budget as given; of memory also what the device has.
+        needed: What it would have to be, in round figures; the other budgets stay.
         candidate: Name of the candidate.
         also: Further changes that are needed together with it.
+        assumed: Whether the limit is what the device has, and no budget.
     """
 
     budget: str
@@ -30,6 +36,18 @@ class Relaxation:
     needed: float
     candidate: str
     also: tuple[Relaxation, ...] = ()
+    assumed: bool = False
+
+    @property
+    def text(self) -> str:
+        """The changes in words, with the options that make them."""
+        parts = [part.words for part in (self, *self.also)]
+        return f"{' and '.join(parts)}, with {self.candidate}"
+
+    @property
+    def words(self) -> str:
+        """This change alone."""
+        return relaxed_in_words(self.budget, self.limit, self.needed, assumed=self.assumed)
 
     def to_dict(self) -> dict[str, object]:
         """Return it as ``recommend --json`` writes relaxations; ``also`` only where any."""
@@ -38,26 +56,30 @@ class Relaxation:
             "from": self.limit,
             "to": self.needed,
             "candidate": self.candidate,
+            "text": self.text,
         }
         if self.also:
             found["also"] = [change.to_dict() for change in self.also]
         return found
 
 
-def relaxations(refiner: Refiner, budgets: Budgets) -> tuple[Relaxation, ...]:
+def relaxations(
+    refiner: Refiner, budgets: Budgets, limits: Sequence[SizeLimit]
+) -> tuple[Relaxation, ...]:
     """Return the smallest changes that have an answer, measuring what that takes.
 
     Args:
         refiner: After its own run, which found nothing within all the budgets.
         budgets: As given by the user.
+        limits: What the budgets on size, memory and speed leave for the checkpoint.
     """
     goal = refiner.goal
     found: list[Relaxation] = []
     measured = [f for f in refiner.measurer.finalists if f.in_full]
     within = [f for f in measured if excess_bytes(f.mixture, goal) == 0]
     if within and goal.has_quality_budget:
-        best = min(within, key=lambda f: f.measured_kl)
-        found += _quality(best, budgets)
+        needs = [changes for f in within if (changes := _quality(f, budgets))]
+        found += _least(needs)
     if goal.max_bytes is None:
         return tuple(found)
     free = replace(refiner, goal=replace(goal, max_bytes=None, smallest=goal.has_quality_budget))
@@ -66,14 +88,13 @@ def relaxations(refiner: Refiner, budgets: Budgets) -> tuple[Relaxation, ...]:
     candidates = [f for f in refiner.measurer.finalists if f.passes]
     if candidates:
         smallest = min(candidates, key=lambda f: f.mixture.size_bytes)
-        size = smallest.mixture.size_bytes
-        found.insert(0, Relaxation("max_size", goal.max_bytes, size, smallest.name))
+        found = _least([_bytes(smallest, limits)]) + found
     if not within and goal.has_quality_budget:
-        found += _both(refiner, budgets, goal.max_bytes)
+        found += _both(refiner, budgets, limits)
     return tuple(found)
 
 
-def _both(refiner: Refiner, budgets: Budgets, max_bytes: int) -> list[Relaxation]:
+def _both(refiner: Refiner, budgets: Budgets, limits: Sequence[SizeLimit]) -> list[Relaxation]:
     """Return what would do beside more bytes, where even the smallest is over the size budget.
 
     No loss is large enough then for the size as given, so that both must give way. Of all that
@@ -84,35 +105,53 @@ def _both(refiner: Refiner, budgets: Budgets, max_bytes: int) -> list[Relaxation
     replace(refiner, goal=goal).run()
     measured = [f for f in refiner.measurer.finalists if f.in_full]
     enough = min((f.mixture.size_bytes for f in measured if f.passes), default=math.inf)
-    found = [
-        Relaxation("max_size", max_bytes, f.mixture.size_bytes, f.name, tuple(changes))
-        for f in measured
-        if f.mixture.size_bytes < enough and (changes := _quality(f, budgets))
-    ]
-    return [min(found, key=_asked)] if found else []
+    return _least(
+        [
+            [*_bytes(f, limits), *changes]
+            for f in measured
+            if f.mixture.size_bytes < enough and (changes := _quality(f, budgets))
+        ]
+    )
+
+
+def _least(needs: Sequence[Sequence[Relaxation]]) -> list[Relaxation]:
+    """Return, as one, what the candidate needs together that asks the least; none of none."""
+    needs = [changes for changes in needs if changes]
+    if not needs:
+        return []
+    first, *others = min(needs, key=lambda changes: sum(map(_asked, changes)))
+    return [replace(first, also=tuple(others))]
 
 
 def _asked(change: Relaxation) -> float:
-    """Return how much a change asks for, as the logarithm of the ratios to the budgets."""
-    return math.log(change.needed / change.limit) + sum(_asked(other) for other in change.also)
+    """Return how much a change asks for, as the logarithm of the ratio to the budget."""
+    if change.limit <= 0 or change.needed <= 0:
+        return math.inf
+    return abs(math.log(change.needed / change.limit))
 
 
-def _quality(best: Finalist, budgets: Budgets) -> list[Relaxation]:
-    """Return what the quality budgets would have to be for a candidate to pass."""
+def _bytes(finalist: Finalist, limits: Sequence[SizeLimit]) -> list[Relaxation]:
+    """Return what budgets on size, memory and speed would have to be for a candidate."""
+    size = finalist.mixture.size_bytes
     found = []
-    loss, kl = best.loss_high, best.kl_high
-    if budgets.max_loss is not None and loss > budgets.max_loss:
-        found.append(Relaxation("max_loss", budgets.max_loss, _rounded_up(loss), best.name))
-    if budgets.max_kl is not None and kl > budgets.max_kl:
-        found.append(Relaxation("max_kl", budgets.max_kl, _rounded_up(kl), best.name))
-    limit = budgets.max_accuracy_drop
-    if limit is not None and best.task is not None and best.task.drop.high > limit:
-        needed = _rounded_up(best.task.drop.high)
-        found.append(Relaxation("max_accuracy_drop", limit, needed, best.name))
+    for limit in limits:
+        needed = limit.needed(size) if size > limit.max_bytes else None
+        if needed is not None:
+            asked = loosened(limit.budget, needed)
+            found.append(
+                Relaxation(limit.budget, limit.given, asked, finalist.name, assumed=limit.assumed)
+            )
     return found
 
 
-def _rounded_up(value: float) -> float:
-    """Return a limit of three digits that the value meets."""
-    step = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return math.ceil(value / step) * step
+def _quality(finalist: Finalist, budgets: Budgets) -> list[Relaxation]:
+    """Return what the quality budgets would have to be for a candidate to pass."""
+    highs = {"max_loss": finalist.loss_high, "max_kl": finalist.kl_high}
+    if finalist.task is not None:
+        highs["max_accuracy_drop"] = finalist.task.drop.high
+    given = budgets.limits()
+    return [
+        Relaxation(budget, given[budget], loosened(budget, high), finalist.name)
+        for budget, high in highs.items()
+        if budget in given and high > given[budget]
+    ]

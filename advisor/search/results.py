@@ -44,6 +44,7 @@ class TuneResult:
         quality: How well the scores predicted what was measured.
         goal: The budgets as the search used them.
         seconds: Wall time.
+        answer: Of the finalists, the one that the plan describes; None where none was measured.
     """
 
     plan: Plan
@@ -54,3 +55,4 @@ class TuneResult:
     quality: ScoreQuality
     goal: Goal
     seconds: float
+    answer: Finalist | None = None

@@ -21,7 +21,7 @@ from advisor.search.disk import DiskUse, check_disk, predict_disk
 from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.goal import Goal, goal_of
-from advisor.search.limits import size_limit
+from advisor.search.limits import SizeLimit, size_limits
 from advisor.search.measuring import Measurer
 from advisor.search.memory import check_memory, predict_memory
 from advisor.search.offers import uniform_offers
@@ -94,6 +94,7 @@ class Run:
     sampler: str = "tpe"
     fit: Representativeness | None = None
     relaxed: tuple[Relaxation, ...] = ()
+    limits: tuple[SizeLimit, ...] = ()
     study: str = "none"
     outsiders: Callable[[int | None], Iterable[Outside]] | None = None
     max_disk_bytes: int | None = None
@@ -147,11 +148,12 @@ class Run:
         """Return what is wanted, and where to look for it."""
         task = self.task
         smallest, largest = composer.smallest_and_largest()
-        limit = size_limit(
-            task.spec, smallest, composer.options, task.hardware, task.engine, task.budgets,
-            context=task.context, batch=task.batch,
+        self.limits = size_limits(
+            task.spec, smallest, largest, composer.options, task.hardware, task.engine,
+            task.budgets, context=task.context, batch=task.batch,
         )  # fmt: skip
-        goal = goal_of(task.budgets, prefer, limit.max_bytes)
+        least = self.limits[0].max_bytes if self.limits else None
+        goal = goal_of(task.budgets, prefer, least)
         high = largest.bits_per_weight
         if self.outer:  # what embedding and head may take more is counted as the linears'
             more = largest.total_bytes - smallest.total_bytes + smallest.quantizable_bytes
@@ -260,7 +262,7 @@ class Run:
             refiner.settle()
         complete_nearest(refiner)
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
-            self.relaxed = relaxations(refiner, task.budgets)
+            self.relaxed = relaxations(refiner, task.budgets, self.limits)
 
     def _may_not_measure(self) -> bool:
         """Whether to stop; a time budget still leaves room for one mixture and one uniform."""
@@ -272,9 +274,9 @@ class Run:
         return finalist.passes and excess_bytes(finalist.mixture, goal) == 0
 
     def _result(self, scorer: Scorer, goal: Goal, seed: int) -> TuneResult:
-        feasible, scored, task = False, True, self.task
-        if self.finalists:
-            answer = choose(self.finalists, goal)
+        scored, task = True, self.task
+        answer = choose(self.finalists, goal) if self.finalists else None
+        if answer is not None:
             chosen, feasible = answer.mixture, self._meets(answer, goal)
         else:
             chosen, scored = self._unmeasured(scorer, goal)
@@ -300,6 +302,7 @@ class Run:
             quality=quality,
             goal=goal,
             seconds=self.clock.seconds,
+            answer=answer,
         )
 
     def _unmeasured(self, scorer: Scorer, goal: Goal) -> tuple[Mixture, bool]:

@@ -8,7 +8,9 @@ from advisor.calibration.tokens import check_disjoint
 from advisor.engines.options import MixtureOptions, mixture_options
 from advisor.engines.outer import outer_problems, with_ends
 from advisor.errors import InputError, join_errors
+from advisor.formats.gguf_write import gguf_problems
 from advisor.formats.layouts import engine_problems
+from advisor.formats.stored import open_stored, read_config
 from advisor.methods.settings import QuantizationSettings
 from advisor.modelspec.outer import outer_modules
 from advisor.search.judges import Judges
@@ -117,6 +119,9 @@ def tune(
     offered = options or mixture_options(engine, hardware, spec.linears)
     ends = outer_modules(spec, head=quantize_head, embedding=quantize_embedding)
     problems = engine_problems(spec.architecture, offered.format, engine)
+    if offered.format == "gguf":  # refused when written, but that is after the whole search
+        stored = open_stored(loaded.folder)
+        problems += gguf_problems(loaded.folder, read_config(loaded.folder), list(stored.headers))
     if problems := problems + outer_problems(engine, offered.format, ends):
         raise InputError(join_errors(problems))
     offered, ends = with_ends(engine, hardware, offered, ends)

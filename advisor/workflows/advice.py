@@ -10,8 +10,9 @@ from advisor.workflows.checking import BudgetsGiven, check_request
 from advisor.workflows.resolve import resolve_hardware
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from advisor.modelspec import ModelSpec
     from advisor.predict.advise import Prediction, Recommendation
     from advisor.schemes import Scheme
 
@@ -51,26 +52,34 @@ def recommend(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
         late=[lambda: load_modelspec(model)],
     )  # fmt: skip
+    spec = load_modelspec(model)
     return rank(
-        load_modelspec(model),
+        spec,
         request.hardware,
         request.engine,
         request.budgets,
         context=context,
         batch=batch,
         prefer=prefer,
-        makes=_makes,
+        makes=_maker(spec, request.engine),
         quantize_head=quantize_head,
         quantize_embedding=quantize_embedding,
     )
 
 
-def _makes(scheme: Scheme, format: str | None) -> bool:
-    """Return whether Advisor has both the method and the writer of a checkpoint."""
+def _maker(spec: ModelSpec, engine: str) -> Callable[[Scheme, str | None], bool]:
+    """Return whether Advisor has the method and writes this model so that the engine reads it."""
+    from advisor.formats.layouts import engine_problems, is_written
     from advisor.formats.registry import format_names
     from advisor.methods.registry import method_names
 
-    return scheme.method in method_names() and format in format_names()
+    def makes(scheme: Scheme, format: str | None) -> bool:
+        if scheme.method not in method_names() or format is None or format not in format_names():
+            return False
+        unread = engine_problems(spec.architecture, format, engine)
+        return is_written(spec.architecture, format) and not unread
+
+    return makes
 
 
 def predict(
@@ -98,14 +107,15 @@ def predict(
         gpu=gpu, engine=engine, late=[lambda: load_modelspec(model)],
         others=[lambda: parse_scheme(scheme)],
     )  # fmt: skip
+    spec = load_modelspec(model)
     prediction = predict_one(
-        load_modelspec(model),
+        spec,
         parse_scheme(scheme),
         request.hardware,
         request.engine,
         context=context,
         batch=batch,
-        makes=_makes,
+        makes=_maker(spec, request.engine),
         quantize_head=quantize_head,
         quantize_embedding=quantize_embedding,
     )

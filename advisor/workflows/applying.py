@@ -10,6 +10,7 @@ from advisor.errors import InputError, join_errors
 from advisor.plan.files import load_plan, save_plan
 from advisor.plan.hashing import sha256_file
 from advisor.predict.size import SHARD_BYTES
+from advisor.workflows.checking import Checks
 from advisor.workflows.computing import check_device_name, describe_device, device_of_plan
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
@@ -60,7 +61,7 @@ class ApplyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``advisor apply --json``."""
-        from advisor.predict.explain import serve_command
+        from advisor.report.card import serve_plan
 
         return {
             "schema_version": 1,
@@ -73,9 +74,7 @@ class ApplyResult:
             "quantized_modules": self.quantized_modules,
             "warnings": list(self.warnings),
             "computed_on": self.computed_on or None,
-            "serve": serve_command(
-                self.plan.engine.name, str(self.served), self.plan.serving.context
-            ),
+            "serve": serve_plan(self.plan, str(self.served)),
         }
 
 
@@ -115,14 +114,14 @@ def apply(
     from advisor.report.card import render_card
     from advisor.search.assignment import assignment_of
     from advisor.workflows.identity import check_model, device_warnings, version_warnings
-    from advisor.workflows.resolve import resolve_model_folder
+    from advisor.workflows.resolve import planned_model_folder
 
     report = progress or ignore_progress
     plan_path, target = Path(plan), Path(output)
     content = load_plan(plan_path)
     check_output(target)
     check_device_name(device)
-    folder = resolve_model_folder(model or content.model.id)
+    folder = planned_model_folder(content.model, model)
     check_model(content, folder)
     warnings = check_loadable(content, folder)
     where: dict[str, Any] = {}
@@ -177,9 +176,14 @@ def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
     from advisor.search.assignment import assignment_of, settings_of
 
     spec = load_modelspec(str(folder))
-    schemes = assignment_of(plan, spec.linears)
+    checks = Checks()
+    settings = checks.run(lambda: settings_of(plan))
+    schemes = checks.run(lambda: assignment_of(plan, spec.linears))
+    checks.settle()
+    if settings is None or schemes is None:  # then it was refused
+        raise InputError("the plan could not be read.")
     problems = storing_problems(
-        plan.scheme.format, schemes, spec.linears, static_groups=settings_of(plan).static_groups
+        plan.scheme.format, schemes, spec.linears, static_groups=settings.static_groups
     )
     heads = spec.text_config.get("num_attention_heads")
     refusals, warnings = loading_problems(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advisor.evaluation.tasks import TaskMeasurement
-    from advisor.plan.schema import Plan
     from advisor.search.finalists import Finalist
     from advisor.search.tune import TuneResult
 
@@ -15,17 +14,11 @@ def in_order(result: TuneResult) -> list[Finalist]:
     """Return the finalists: the answer, then those that pass, by measured KL."""
     return sorted(
         result.finalists,
-        key=lambda row: (not is_answer(row, result.plan), not row.passes, row.measured_kl),
+        key=lambda row: (row is not result.answer, not row.passes, row.measured_kl),
     )
 
 
-def is_answer(row: Finalist, plan: Plan) -> bool:
-    """Return whether the plan describes a finalist; names may repeat, measurements do not."""
-    expected = plan.expected
-    return (row.measurement.kl, row.mixture.size_bytes) == (expected.kl, expected.size_bytes)
-
-
-def finalist_document(row: Finalist, plan: Plan) -> dict[str, Any]:
+def finalist_document(row: Finalist, result: TuneResult) -> dict[str, Any]:
     """Return a finalist as ``advisor tune --json`` lists it."""
     measured = row.measurement
     return {
@@ -33,14 +26,14 @@ def finalist_document(row: Finalist, plan: Plan) -> dict[str, Any]:
         "method": row.mixture.family.method,
         "sequential": row.mixture.family.sequential,
         "backend": row.mixture.backend,
-        "chosen": is_answer(row, plan),
+        "chosen": row is result.answer,
         "settings": "" if row.mixture.backend else row.mixture.family.describe(),
         "size_bytes": row.mixture.size_bytes,
         "bits_per_weight": row.mixture.bits_per_weight,
         "predicted_kl": row.mixture.predicted_kl,
         "outer": {
             name: str(row.mixture.assignment[name])
-            for name in plan.scheme.outer
+            for name in result.plan.scheme.outer
             if name in row.mixture.assignment
         },
         "kl": measured.kl.model_dump(),
@@ -71,19 +64,22 @@ def _accuracy(task: TaskMeasurement) -> dict[str, Any]:
 
 def why(result: TuneResult) -> str:
     """Say in a sentence why this is the answer."""
-    plan = result.plan
+    goal, plan = result.goal, result.plan
     if not result.finalists:
         return "the best predicted candidate: the search was stopped before anything was measured"
     uniform = [row for row in result.finalists if row.mixture.is_uniform and row.in_full]
     best = min(uniform, key=lambda row: row.measured_kl, default=None)
-    aim = (
-        "the smallest that meets the budgets"
-        if result.goal.smallest
-        else "the least loss that fits"
-    )
+    aim = "the smallest that meets the budgets" if goal.smallest else "the least loss that fits"
+    if goal.assumed:
+        aim = (
+            f"the smallest within {goal.max_loss:.0%} of perplexity, which is aimed at where no "
+            "budget is given"
+        )
     if plan.expected.kl is None or best is None or best.name == plan.scheme.name:
         return f"{aim}, of {len(result.finalists)} that were measured"
     ratio = plan.expected.kl.value / max(best.measured_kl, 1e-12)
     more = plan.expected.size_bytes / best.mixture.size_bytes - 1
     bytes_ = f"{abs(more):.1%} {'more' if more > 0 else 'fewer'} bytes"
+    if goal.smallest:
+        return f"{aim}: {bytes_} than the uniform one of least KL ({best.name})"
     return f"{aim}: {ratio:.2f} times the KL of the best uniform one ({best.name}) with {bytes_}"

@@ -116,7 +116,8 @@ def inspect(
     Args:
         path: Folder with config.json and safetensors, or with a GGUF file; or that file.
         gpu: Device to judge kernels for.
-        engine: Engine to judge kernels and loading for.
+        engine: Engine to judge kernels and loading for; ``auto`` is the device's usual one, of a
+            GGUF file llama.cpp.
         progress: Called with events.
 
     Raises:
@@ -130,6 +131,9 @@ def inspect(
     if not folder.is_dir() and find_gguf(folder) is None:
         raise InputError(f"no checkpoint folder at {folder}.")
     hardware = resolve_hardware(gpu)
+    is_gguf = find_gguf(folder) is not None
+    if is_gguf and engine.strip().lower() == "auto":
+        engine = "llama.cpp"
     engine_name = resolve_engine(engine, hardware)
     spec = modelspec_of(folder)
     try:

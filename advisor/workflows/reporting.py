@@ -15,6 +15,8 @@ from advisor.report.style import STYLE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from advisor.plan.schema import ModelIdentity
+
 
 @dataclass(frozen=True, slots=True)
 class ReportResult:
@@ -52,7 +54,7 @@ def report(
             f"--output must be a file, but {target} is a folder. Use {target}/report.html."
         )
     content = load_plan(Path(plan))
-    modules = _modules(content.model.id)
+    modules = _modules(content.model)
     drawn = {} if png is None else _draw(render_plots(content, modules))
     write_atomically(target, render_report(content, modules))
     return ReportResult(target, _write(drawn, Path(png)) if png is not None else ())
@@ -77,11 +79,20 @@ def _write(drawn: Mapping[str, bytes], folder: Path) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _modules(model: str) -> tuple[str, ...]:
+def _modules(identity: ModelIdentity) -> tuple[str, ...]:
     """Return the model's linears; none where the model is not at hand any more."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from advisor.plan.hashing import is_hub_id
     from advisor.predict.models import load_modelspec
 
+    place: str | Path = identity.id
+    if is_hub_id(identity.id):  # a page is written without asking the network
+        config = try_to_load_from_cache(identity.id, "config.json", revision=identity.revision)
+        if not isinstance(config, str):
+            return ()
+        place = Path(config).parent
     try:
-        return tuple(linear.name for linear in load_modelspec(model).linears)
+        return tuple(linear.name for linear in load_modelspec(place).linears)
     except InputError:
         return ()

@@ -9,6 +9,7 @@ from advisor.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from advisor.hardware.profile import HardwareProfile
+    from advisor.plan.schema import ModelIdentity
 
 _PREFERENCES = ("accuracy", "size", "speed", "balanced")
 
@@ -77,8 +78,32 @@ def _may_be_on_the_hub(model: str | Path) -> bool:
     )
 
 
-def resolve_model_folder(model: str | Path) -> Path:
+def planned_model_folder(identity: ModelIdentity, model: str | Path | None) -> Path:
+    """Return the folder of a plan's 16-bit model, or of where the user says that it is now.
+
+    Args:
+        identity: The plan's model.
+        model: Overrides where the plan says that it is.
+
+    Raises:
+        InputError: It is not there, and cannot be downloaded.
+    """
+    if model:
+        return resolve_model_folder(model)
+    try:
+        return resolve_model_folder(identity.id, identity.revision)
+    except InputError as error:
+        raise InputError(
+            f"{error} The plan names it: where it lies elsewhere now, say --model PATH."
+        ) from error
+
+
+def resolve_model_folder(model: str | Path, revision: str | None = None) -> Path:
     """Return the local folder of a model with weights; a Hugging Face id is downloaded.
+
+    Args:
+        model: A folder or a Hugging Face id.
+        revision: Commit of the repository; by default its newest.
 
     Raises:
         InputError: No such folder, and no such model can be reached.
@@ -97,7 +122,9 @@ def resolve_model_folder(model: str | Path) -> Path:
 
     try:
         path = snapshot_download(
-            text, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+            text,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -15,7 +15,7 @@ from advisor.workflows.checking import (
     seconds_of,
 )
 from advisor.workflows.computing import check_device_name, describe_device, device_for
-from advisor.workflows.finalist_documents import finalist_document, in_order, is_answer, why
+from advisor.workflows.finalist_documents import finalist_document, in_order, why
 from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress
 from advisor.workflows.resolve import check_model_name, resolve_model_folder
 
@@ -41,6 +41,7 @@ class Tuning:
         failures: (library, scheme, why) of other libraries' candidates that could not be made.
         not_mapped: Why the weights were held in memory whole; empty where they were mapped.
         computed_on: Where it was computed, and why not on an accelerator that is there.
+        notes: What was understood otherwise than asked.
     """
 
     result: TuneResult
@@ -48,6 +49,7 @@ class Tuning:
     failures: tuple[tuple[str, str, str], ...] = ()
     not_mapped: str = ""
     computed_on: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -64,7 +66,7 @@ class Tuning:
             "why": why(result),
             "plan_path": str(self.plan_path),
             "plan": plan.model_dump(mode="json"),
-            "finalists": [finalist_document(row, plan) for row in in_order(result)],
+            "finalists": [finalist_document(row, result) for row in in_order(result)],
             "relaxation": [change.to_dict() for change in result.relaxation],
             "search": {
                 "study": plan.search.study if plan.search else None,
@@ -75,6 +77,7 @@ class Tuning:
             },
             "computed_on": self.computed_on,
             "weights": {"mapped": not self.not_mapped, "reason": self.not_mapped or None},
+            "notes": list(self.notes),
             "seconds": result.seconds,
             "backends_failed": [
                 {"backend": name, "scheme": scheme, "reason": reason}
@@ -181,6 +184,7 @@ def tune(
     from advisor.models.device import computing
     from advisor.models.load import check_model_folder, load_model
     from advisor.predict.models import load_modelspec
+    from advisor.predict.positions import context_notes, served_context
     from advisor.search.tune import tune as search
     from advisor.workflows.backend_offers import BackendOffers, named_backends
     from advisor.workflows.judging import draw_judges
@@ -221,7 +225,7 @@ def tune(
             time_budget_s=seconds,
             seed=seed,
             storage=storage,
-            context=context,
+            context=served_context(spec, context),
             batch=batch,
             prefer=prefer,
             sequential=sequential,
@@ -234,16 +238,17 @@ def tune(
         )
     result = _with_backend(result, offers)
     save_plan(result.plan, target)
-    where = describe_device(choice)
-    return Tuning(result, target, tuple(offers.failures), loaded.not_mapped, where)
+    return Tuning(
+        result, target, tuple(offers.failures), loaded.not_mapped, describe_device(choice),
+        context_notes(spec, context),
+    )  # fmt: skip
 
 
 def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:
     """Return the result with the library in its plan, where another library's candidate won."""
-    answer = next((row for row in result.finalists if is_answer(row, result.plan)), None)
-    if answer is None or answer.mixture.backend is None:
+    if result.answer is None or result.answer.mixture.backend is None:
         return result
-    return replace(result, plan=offers.planned(result.plan, answer.mixture.backend))
+    return replace(result, plan=offers.planned(result.plan, result.answer.mixture.backend))
 
 
 def _steps(report: ProgressCallback) -> Callable[[str, str, int, int], None]:

@@ -98,7 +98,7 @@ def verify(
     from advisor.models.device import computing
     from advisor.models.load import load_model
     from advisor.workflows.identity import check_model, device_warnings, version_warnings
-    from advisor.workflows.resolve import resolve_model_folder
+    from advisor.workflows.resolve import planned_model_folder
 
     report = progress or ignore_progress
     plan_path, target = Path(plan), Path(folder)
@@ -109,7 +109,7 @@ def verify(
     places.settle()
     if content is None:  # then it was refused
         raise InputError(f"no plan at {plan_path}.")
-    source = resolve_model_folder(model or content.model.id)
+    source = planned_model_folder(content.model, model)
     check_model(content, source)
     warnings = list(version_warnings(content))
     checks = [_files(content, target, warnings), _tokenizer(content, target)]

@@ -110,6 +110,16 @@ def test_a_plan_says_what_odd_modules_got_instead(engine, scheme, reason):
     assert reason in row.reason
 
 
+@pytest.mark.parametrize(
+    "scheme", ["smoothquant-int8-gch-sym-aint8", "rtn-fp8-gch-afp8", "bnb-nf4"]
+)
+def test_what_has_no_groups_to_begin_with_is_no_fallback(scheme):
+    hardware = find_profile("rtx-4090")
+    offered = mixture_options("vllm", hardware, ODD)
+    assignment = {linear.name: parse_scheme(scheme) for linear in ODD}
+    assert shape_fallbacks("vllm", hardware, ODD, offered, assignment) == ()
+
+
 def test_bitsandbytes_on_a_cpu_needs_whole_blocks_in_a_row():
     """Seen with 0.50.2: other rows load, and fail in the first forward pass."""
     narrow = [linear("attn", 96, 96)]

@@ -9,6 +9,7 @@ from simulated_device import SimulatedDevice
 from advisor import workflows
 from advisor.budgets import Budgets
 from advisor.models import device as devices
+from advisor.search import planning
 
 SETTINGS = {
     "gpu": "cpu", "engine": "vllm", "context": 64, "samples": 8, "sequence_length": 32,
@@ -21,10 +22,13 @@ def machine(monkeypatch):
     """Let this machine have an accelerator with room for anything."""
     monkeypatch.setattr(devices, "accelerators", lambda: [torch.device("cuda:0")])
     monkeypatch.setattr(devices, "device_memory", lambda _: (80 * 10**9, 80 * 10**9))
-    monkeypatch.setattr(
-        devices, "device_name", lambda d: "CPU" if d.type == "cpu" else "Simulated 80GB"
-    )
+    for users in (devices, planning):
+        monkeypatch.setattr(users, "device_name", _name)
     monkeypatch.setattr(devices, "release_cached", lambda _: None)
+
+
+def _name(device):
+    return "CPU" if device.type == "cpu" else "Simulated 80GB"
 
 
 def run(model, folder, cache, patch, device, **changes):

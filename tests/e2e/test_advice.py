@@ -125,6 +125,50 @@ def test_markdown_is_one_table_with_every_scheme(advisor):
     assert rows[0].startswith(f"| **{document['recommended']}** |")
 
 
+def test_what_advisor_does_not_write_is_not_offered_for_tuning(advisor):
+    arguments = ("--gpu", "a100-sxm-80", "--engine", "llama.cpp")
+    mixtral = advisor("recommend", "mixtral-8x7b-v0.1", *arguments, "--json").document
+    assert mixtral["recommended"].startswith("gguf-")
+    assert mixtral["tune"] is None
+    assert {row["tunable"] for row in mixtral["candidates"] if row["bits"] < 16} == {False}
+    outcome = advisor("recommend", "mixtral-8x7b-v0.1", *arguments)
+    assert "advisor tune" not in outcome.out
+    assert "llama.cpp's llama-quantize does" in " ".join(outcome.out.split())
+    llama = advisor("recommend", "llama-3.1-8b", *arguments, "--json").document
+    assert llama["tune"].startswith("advisor tune meta-llama/Meta-Llama-3.1-8B")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--gpu", "l4", "--json", "--markdown"), "--json and --markdown both say"),
+        (
+            ("--compare", "l4,a10", "--gpu", "t4"),
+            "--compare l4,a10 names the GPUs: leave out --gpu t4",
+        ),
+        (("--compare", "l4,a10", "--markdown"), "--markdown is for one GPU"),
+        (("--compare", "l4,a10", "--all"), "--all is for one GPU"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(advisor, arguments, words):
+    outcome = advisor("recommend", "llama-3.1-8b", *arguments)
+    assert (outcome.code, words in outcome.err) == (2, True), outcome
+    if "--json" in arguments:
+        assert outcome.document["error"]["exit_code"] == 2
+
+
+def test_what_others_make_is_marked(advisor):
+    out = advisor("recommend", "llama-3.1-8b", "--gpu", "l4", "--max-size", "6GB").out
+    assert "made with other software, so after the rest: autoround-int4-g128-sym" in out
+
+
+def test_several_cards_stay_several(advisor):
+    outcome = advisor("recommend", "llama-3.1-8b", "--gpu", "2x L4")
+    assert " on 2x L4," in outcome.out
+    assert "advisor tune meta-llama/Meta-Llama-3.1-8B --gpu 2xl4 " in outcome.out
+    assert "--tensor-parallel-size 2" in outcome.out
+
+
 def test_several_gpus_side_by_side(advisor):
     outcome = advisor("recommend", "llama-3.1-8b", "--compare", "l4,a10,t4", "--max-size", "6GB")
     assert outcome.code == 0
@@ -155,3 +199,23 @@ def test_what_only_reads_ends_well_in_words_and_json(advisor, arguments):
     assert outcome.out.strip()
     assert "None" not in outcome.out
     assert advisor(*arguments, "--json").document["schema_version"] == 1
+
+
+def test_a_scheme_without_a_kernel_does_not_run_and_one_too_large_does_not_fit(advisor):
+    scheme = ("--scheme", "gguf-q4_k_m", "--engine", "vllm", "--gpu", "l4")
+    assert "Does not run. vLLM" in advisor("predict", "llama-3.1-8b", *scheme).out
+    large = ("--scheme", "bf16", "--engine", "vllm", "--gpu", "l4")
+    assert "Does not fit. memory" in advisor("predict", "llama-3.1-70b", *large).out
+
+
+def test_help_of_compare_speaks_of_no_budget(advisor):
+    outcome = advisor("compare", "--help")
+    assert "budget" not in outcome.out
+    assert "calibration" not in outcome.out
+
+
+@pytest.mark.parametrize("group", [(), ("profiles",), ("backends",)])
+def test_a_group_alone_shows_its_help_and_no_error(advisor, group):
+    outcome = advisor(*group)
+    assert (outcome.code, outcome.err) == (2, "")
+    assert "Usage: advisor" in outcome.out

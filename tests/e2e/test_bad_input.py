@@ -72,6 +72,21 @@ def quantized_head_with_rounded_inputs(work):
     ]  # fmt: skip
 
 
+@case(
+    r"(?s)8 problems:.*damping must be a number, but the plan says 'lots'.*descent must be a whole"
+    r".*clip must be one of none, mse.*smoothing must be in \[0, 1\].*sequential must be true or"
+    r".*unknown setting 'dampin'.*Did you mean 'damping'.*names module 'model\.layers\.9\.x'"
+    r".*unknown method 'gptk' in scheme 'gptk-int4'"
+)
+def plan_of_wrong_settings_and_schemes(work):
+    settings = {
+        "damping": "lots", "descent": True, "clip": "mze", "smoothing": 3, "sequential": "yes",
+        "dampin": 1, "clip_steps": 20, "scale_dtype": "float16",
+    }  # fmt: skip
+    modules = {"model.layers.9.x": "rtn-int8-gch-sym"}
+    return apply(work.plan(settings=settings, scheme__default="gptk-int4", scheme__modules=modules))
+
+
 @case(r"model\.embed_tokens is embedding and head in one.*reads from a compressed-tensors")
 def plan_with_a_quantized_tied_embedding(work):
     return apply(work.plan(scheme__outer={"model.embed_tokens": "gptq-int4-g32-sym"}))
@@ -133,6 +148,27 @@ def weights_not_a_number(work):
     tensors = load_file(work.model / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
     save_file(tensors, work.model / "model.safetensors", metadata={"format": "pt"})
+    return tune(work)
+
+
+@case(r"(?s)has no known name for this tokenizer's way.*GGUF files are written with default")
+def model_that_is_never_written_as_gguf(work):
+    path = work.model / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    path.write_text(json.dumps(tokenizer | {"pre_tokenizer": {"type": "Whitespace"}}))
+    work.edit_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    return tune(work, "--engine", "llama.cpp")
+
+
+@case(r"holds a GGUF file \(m\.gguf\), which is quantized already\. Give the 16-bit model")
+def gguf_folder(work):
+    (work.model / "model.safetensors").rename(work.model / "m.gguf")
+    return tune(work)
+
+
+@case(r"no tokenizer\.json and no tokenizer\.model\. Copy the tokenizer's files of the original")
+def no_tokenizer(work):
+    (work.model / "tokenizer.json").unlink()
     return tune(work)
 
 
@@ -510,14 +546,17 @@ def test_full_disk_leaves_the_old_report(workplace, advisor, full_disk):
 
 def test_unwritable_folder(workplace, advisor, monkeypatch):
     plan = workplace.plan()
-    import tempfile
+    usual = Path.open
 
-    def refuse(**_):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "locked")
+    def refuse(path, mode="r", *arguments, **named):
+        if "x" in mode:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return usual(path, mode, *arguments, **named)
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     check(
-        advisor("report", plan), r"must be writable, but Permission denied: locked\. Name another"
+        advisor("report", plan, "-o", "locked/report.html"),
+        r"must be writable, but Permission denied: locked\. Name another",
     )
 
 

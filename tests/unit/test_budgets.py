@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from advisor.budgets import Budgets, parse_duration, parse_fraction, parse_points, parse_size
+from advisor.budgets import (
+    Budgets,
+    as_option,
+    loosened,
+    parse_duration,
+    parse_fraction,
+    parse_points,
+    parse_size,
+)
 from advisor.errors import InputError
 
 
@@ -79,3 +87,33 @@ def test_all_budgets_at_once():
 def test_a_task_and_its_drop_come_together(limits):
     with pytest.raises(InputError, match="needs --"):
         Budgets(**limits)
+
+
+@pytest.mark.parametrize(
+    ("budget", "value", "limit", "option"),
+    [
+        ("max_size", 9_081_264_000, 9_090_000_000, "--max-size 9.09GB"),
+        ("max_size", 2_018_856, 2_020_000, "--max-size 2.02MB"),
+        ("max_size", 6 * 10**9, 6 * 10**9, "--max-size 6GB"),
+        ("max_memory", 123_456_789_012, 124 * 10**9, "--max-memory 124GB"),
+        ("max_loss", 0.0314, 0.032, "--max-loss 3.2%"),
+        ("max_loss", 0.032, 0.032, "--max-loss 3.2%"),
+        ("max_loss", 1.234, 1.3, "--max-loss 130%"),
+        ("max_kl", 0.0012345, 0.00124, "--max-kl 0.00124"),
+        ("max_accuracy_drop", 0.01234, 0.013, "--max-accuracy-drop 1.3pp"),
+        ("min_speed", 56.19, 56.1, "--min-speed 56.1"),
+    ],
+)
+def test_a_loosened_limit_is_round_and_met_as_typed(budget, value, limit, option):
+    assert loosened(budget, value) == limit
+    assert as_option(budget, limit) == option
+    name, text = option.removeprefix("--").split()
+    task = {"task": "t"} if budget == "max_accuracy_drop" else {}
+    (read,) = Budgets.from_text(**{name.replace("-", "_"): text}, **task).limits().values()
+    assert read == pytest.approx(limit, rel=1e-12)
+    assert read <= value if budget == "min_speed" else read >= value
+
+
+def test_a_size_is_typed_as_it_was_given():
+    assert as_option("max_memory", 12 * 2**30) == "--max-memory 12GiB"
+    assert as_option("max_memory", 12 * 2**30 + 1) == f"--max-memory {12 * 2**30 + 1}"

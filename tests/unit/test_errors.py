@@ -24,3 +24,10 @@ def test_exit_codes():
         errors.VerificationError: 1,
         errors.BackendError: 1,
     }
+
+
+def test_of_many_complaints_the_number_is_right():
+    text = errors.join_errors([f"fault {index}" for index in range(12)], 10)
+    assert text.splitlines()[0] == "12 problems:"
+    assert text.splitlines()[-2:] == ["  - fault 9", "  - ... and 2 more"]
+    assert errors.join_errors(["a", "b"], 2) == "2 problems:\n  - a\n  - b"

@@ -105,3 +105,9 @@ def test_tables_and_sentences_round_a_loss_alike():
             low, high = (percent(value).rstrip("%") for value in (loss.low, loss.high))
             numbers = [float(part) for part in shown.split("[")[1].rstrip("]").split("-")]
             assert numbers == [float(low), float(high)], (billions, name)
+
+
+def test_tiny_numbers_keep_their_digits():
+    value = {"low": 9.81e-6, "value": 1.02e-5, "high": 1.06e-5}
+    found = output.interval(value, middle="value", kind="number")
+    assert found == "1.0e-05 [9.8e-06, 1.1e-05]"

@@ -32,6 +32,24 @@ def test_lines_when_stderr_is_no_terminal(capsys):
     ]
 
 
+def test_what_is_only_said_takes_one_line_and_a_stage_starts_once(capsys):
+    run(
+        ProgressEvent("Memory", 1, 1, "about 2 GB"),
+        ProgressEvent("Trials", 1, 9),
+        ProgressEvent("Scores", 2, 2),
+        ProgressEvent("Trials", 9, 9),
+        ProgressEvent("Scores", 2, 2),
+    )
+    assert capsys.readouterr().err.splitlines() == [
+        "Memory: about 2 GB",
+        "Trials ...",
+        "Scores ...",
+        "Scores: 2 of 2 in 0 s",
+        "Trials: 9 of 9 in 0 s",
+        "Scores: 2 of 2 in 0 s",
+    ]
+
+
 def test_json_is_silent_unless_verbose(capsys):
     state.json = True
     run(*EVENTS)

@@ -14,8 +14,10 @@ from advisor.engines import (
     verdict,
 )
 from advisor.errors import InputError
+from advisor.hardware.catalogue import find_profile
 from advisor.hardware.profile import HardwareProfile
 from advisor.modelspec import LinearSpec
+from advisor.predict.models import load_modelspec
 from advisor.schemes import parse_scheme
 
 
@@ -206,6 +208,25 @@ def test_every_rejected_kernel_is_named_with_its_reasons():
     assert "needs exactly sm_90, this GPU is sm_89" in found.reason
     assert {entry.kernel for entry in found.rejected} >= {"cutlass-w4a8", "machete", "marlin"}
     assert all(entry.reasons and entry.source for entry in found.rejected)
+
+
+def test_what_each_of_several_devices_holds_decides():
+    # Qwen2.5-72B's intermediate size is 231 groups of 128: two devices would cut one in half.
+    spec = load_modelspec("Qwen/Qwen2.5-72B")
+    scheme = parse_scheme("gptq-int4-g128-sym")
+    one, two = find_profile("h100-sxm"), find_profile("2x h100-sxm")
+    assert verdict("vllm", scheme, one, spec.linears).support == "weight-only"
+    found = verdict("vllm", scheme, two, spec.linears)
+    assert found.support == "none"
+    assert "in_features=29568, of which each device gets 14784); use group size 64" in found.reason
+    assert verdict("vllm", parse_scheme("gptq-int4-g64-sym"), two, spec.linears).name
+    # llama.cpp gives whole layers to devices, so that nothing is cut.
+    whole = verdict("llama.cpp", parse_scheme("gguf-q4_k_m"), two, spec.linears)
+    assert whole == verdict("llama.cpp", parse_scheme("gguf-q4_k_m"), one, spec.linears)
+    offered = mixture_options("vllm", two, spec.linears)
+    cut = {m.name for m in spec.linears if m.name.endswith("down_proj")}
+    assert offered.unfit[parse_scheme("gptq-int4-g128-asym")] == cut
+    assert not offered.unfit.get(parse_scheme("gptq-int4-g64-asym"))
 
 
 def test_documentation_and_code_are_both_kept():

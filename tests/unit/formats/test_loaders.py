@@ -102,7 +102,7 @@ def test_what_releases_stopped_to_load(name, scheme, words, older):
         ("sglang", "compressed-tensors", all_in("rtn-int3-g64-sym"),
          ["4 or 8 bits, but 14 modules"]),
         ("vllm", "gptq", all_in("rtn-int4-g128-sym"),
-         ["groups must divide the inputs, but 12 modules"]),
+         ["groups must divide the inputs (else use one scale per channel, -gch), but 12 modules"]),
     ],
 )  # fmt: skip
 def test_what_a_loader_refuses(engine, name, schemes, words):

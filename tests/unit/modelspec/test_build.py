@@ -192,3 +192,25 @@ def test_bad_configurations_name_every_offender(config, words):
         build_modelspec(config, model_id="test")
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "longest"),
+    [
+        ({}, 2048),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 8192),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 4096),
+        # Llama 3.1's and Phi's scaling is in max_position_embeddings already.
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 2048),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 32.0}}, 2048),
+        # YaRN scales what the model had before; DeepSeek names that, Qwen2.5 leaves it there.
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 8192),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0,
+                           "original_max_position_embeddings": 512}}, 2048),
+        ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+         2048),
+    ],
+)  # fmt: skip
+def test_scaled_positions_reach_further(changes, longest):
+    config = {"architectures": ["LlamaForCausalLM"], **BASE, "max_position_embeddings": 2048}
+    assert build_modelspec(config | changes, model_id="test").longest_context == longest

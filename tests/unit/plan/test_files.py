@@ -35,6 +35,16 @@ def test_write_makes_folders_and_replaces(tmp_path):
     assert path.read_bytes() == b"two"
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_is_as_readable_as_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "plan.yaml", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "plan.yaml").stat().st_mode & 0o777 == mode
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"must be writable.*Name another output"):

@@ -3,8 +3,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
-from advisor.plan.hashing import hash_model, sha256_file, sha256_files, sha256_json
+import pytest
+
+from advisor.plan.hashing import (
+    hash_model,
+    model_name,
+    sha256_file,
+    sha256_files,
+    sha256_json,
+)
 
 
 def test_file_hash_is_the_one_that_everybody_computes(tmp_path):
@@ -49,3 +58,18 @@ def test_each_part_of_a_model_has_its_own_hash(random_llama_folder, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(data)
     assert hash_model(folder).weights != before.weights
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "revision"),
+    [
+        (f"/c/hub/models--org--Model-1.5B/snapshots/{'ab' * 20}", "org/Model-1.5B", "ab" * 20),
+        (f"models--org--a--b/snapshots/{'0' * 40}", "org/a--b", "0" * 40),
+        ("/data/models--org--m/snapshots/main", "/data/models--org--m/snapshots/main", None),
+        ("tiny", "tiny", None),
+        ("models/tiny", "./models/tiny", None),
+        ("../models/tiny", "../models/tiny", None),
+    ],
+)
+def test_a_download_is_called_by_its_id_and_a_folder_never_reads_as_one(folder, name, revision):
+    assert model_name(Path(folder)) == (name, revision)

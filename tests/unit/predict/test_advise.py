@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -111,6 +112,47 @@ def test_nothing_fits_names_the_smallest_relaxations(llama, rtx4090):
     sizes = [entry["to"] for entry in found if entry["budget"] == "max_size"]
     assert sizes
     assert sizes[0] > 4 * GB
+
+
+@pytest.mark.parametrize(
+    ("gpu", "given"),
+    [
+        ("rtx4090", {"max_size": "9.08GB", "max_loss": "1%"}),
+        ("rtx4090", {"max_size": "3GB", "max_kl": "0.2"}),
+        ("2xl4", {"max_memory": "12GiB", "min_speed": "300"}),
+        ("l4", {"max_size": "1GB", "min_speed": "500"}),
+    ],
+)
+def test_a_relaxation_does_as_it_is_written(llama, gpu, given):
+    found = recommend(llama, find_profile(gpu), "vllm", Budgets.from_text(**given)).relaxation
+    tried = 0
+    for entry in found:
+        options = re.findall(r"--((?:max|min)-[a-z]+) (\S+)", entry.text)
+        typed = given | {name.replace("-", "_"): value for name, value in options}
+        again = recommend(llama, find_profile(gpu), "vllm", Budgets.from_text(**typed))
+        assert not options or again.recommended is not None, entry.text
+        tried += bool(options)
+    assert tried
+
+
+def test_more_cards_of_the_same_are_a_way_out_where_the_engine_shares_a_model():
+    spec = load_modelspec("meta-llama/Llama-3.1-70B")
+
+    def asked(gpu, engine):
+        found = recommend(spec, find_profile(gpu), engine, Budgets(max_loss=0.01)).relaxation
+        return [entry.after for entry in found if entry.budget == "gpu"]
+
+    assert "4xrtx4090" in asked("rtx4090", "vllm")
+    assert "4xl4" in asked("2xl4", "vllm")
+    assert not any(name.endswith("xrtx4090") for name in asked("rtx4090", "transformers"))
+
+
+def test_a_device_s_memory_is_no_budget_to_be_raised():
+    spec = load_modelspec("meta-llama/Llama-3.1-70B")
+    found = recommend(spec, find_profile("rtx4090"), "vllm", Budgets()).relaxation
+    memory = next(entry for entry in found if entry.budget == "max_memory")
+    assert "where the device leaves 23.7 GB" in memory.text
+    assert "--max-memory" not in memory.text
 
 
 def test_too_long_a_context_is_relaxed_by_less_context_or_a_larger_gpu():
@@ -243,3 +285,22 @@ def test_the_ladder_is_the_largest_that_fits(llama, rtx4090):
     assert total(rung.largest_context, 1) <= rung.limit_bytes < total(rung.largest_context + 16, 1)
     assert total(2048, rung.largest_batch) <= rung.limit_bytes < total(2048, rung.largest_batch + 1)
     assert answer.to_dict()["ladder"][0]["largest_batch_at_context"] == rung.largest_batch
+
+
+def test_no_more_context_is_served_than_the_model_was_made_for():
+    spec, gpu = load_modelspec("facebook/opt-1.3b"), find_profile("l4")
+    found = recommend(spec, gpu, "vllm", Budgets(), context=8192).to_dict()
+    assert found["context"] == 2048
+    assert "--max-model-len 2048 " in found["serve"]
+    assert "--context 2048" in found["tune"]
+    assert "context of 2048, not 8192" in found["notes"][0]
+    fits = recommend(spec, gpu, "vllm", Budgets(), context=2048).to_dict()
+    assert fits["notes"] == []
+    assert fits["candidates"][0]["memory_bytes"] == found["candidates"][0]["memory_bytes"]
+    one = predict(spec, parse_scheme("gptq-int4-g128-sym"), gpu, "vllm", context=8192).to_dict()
+    assert one["candidate"]["notes"] == found["notes"]
+
+
+def test_a_group_size_that_is_advised_has_a_kernel(llama):
+    row = predict(llama, parse_scheme("gptq-int4-g100-sym"), find_profile("l4"), "vllm").candidate
+    assert row.problem.endswith("Use group size 128 or 64.")

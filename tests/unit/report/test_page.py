@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from advisor.plan.files import load_plan
+from advisor.report.bits_map import stored_bits
 from advisor.report.page import render_report
+from advisor.report.sections import size_text
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "plan.yaml"
 MODULES = [
@@ -73,6 +75,50 @@ def test_the_figures_are_there(page):
 def test_a_chart_of_loss_against_size_and_a_map_of_bits(page):
     assert page.count("<svg") == 2
     assert "down_proj" in page
+
+
+def test_the_map_tells_group_sizes_of_one_width_apart(plan):
+    modules = {MODULES[0]: "gptq-int4-g32-asym", MODULES[1]: "gptq-int4-gch-sym"}
+    scheme = plan.scheme.model_copy(
+        update={
+            "default": "gptq-int4-g128-sym",
+            "modules": modules,
+            "format": "compressed-tensors",
+        }
+    )
+    text = render_report(plan.model_copy(update={"scheme": scheme}), MODULES)
+    for line in (
+        "gptq-int4-g32-asym, 4.63 bits", "gptq-int4-g128-sym, 4.13 bits", "gptq-int4-gch-sym, 4.00",
+        "self_attn.q_proj, block 0: gptq-int4-g32-asym",
+    ):  # fmt: skip
+        assert line in text, line
+    shades = [int(found) for found in re.findall(r'height="14" fill="hsl\(212 60% (\d+)%\)"', text)]
+    assert len(shades) == 3
+    assert shades == sorted(shades, reverse=True)  # more bits are darker
+    assert shades[0] - shades[-1] > 25  # though the widths are all four
+    # A style, as an attribute would lose against the style sheet's colour of text.
+    assert 'style="fill:#fff"' in text
+
+
+@pytest.mark.parametrize(
+    ("scheme", "format_name", "bits"),
+    [
+        ("gptq-int4-g64-sym", "gptq", 4 + 20 / 64 + 0.0078),  # g_idx: 32 bits an input
+        ("awq-int4-g64-asym", "awq", 4 + 20 / 64),
+        ("rtn-fp8-gch-afp8", "compressed-tensors", 8.004),
+        ("nvfp4", "compressed-tensors", 4.5),
+        ("gguf-q4_k", "gguf", 4.5),
+        ("gguf-q4_k_m", "gguf", 4),
+        ("bf16", "compressed-tensors", 16),
+    ],
+)
+def test_bits_of_a_scheme_count_its_scales(scheme, format_name, bits):
+    assert stored_bits(scheme, format_name) == pytest.approx(bits, abs=5e-3)
+
+
+def test_sizes_within_one_budget_differ_in_words():
+    assert [size_text(size) for size in (2_019_133, 2_016_567, 118_004_000, 5_728_000_000, 118_400)
+            ] == ["2.019 MB", "2.017 MB", "118.0 MB", "5.728 GB", "118.4 kB"]  # fmt: skip
 
 
 def test_names_cannot_write_html(plan):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from advisor.budgets import Budgets
+from advisor.budgets import Budgets, loosened
 from advisor.calibration.collect import open_store
 from advisor.calibration.store import cache_root
 from advisor.calibration.tokens import TokenSequences, hash_tokens
@@ -188,16 +188,41 @@ def test_budgets_that_cannot_be_met_say_what_would(run):
     alone, both = result.relaxation
     assert (alone.budget, alone.also) == ("max_size", ())
     assert alone.needed > both.needed > 20_000
-    needed = [f for f in result.finalists if f.mixture.size_bytes == alone.needed]
+    needed = [f for f in result.finalists if f.mixture.size_bytes <= alone.needed]
     assert any(f.passes and f.name == alone.candidate for f in needed)
+    assert max(f.mixture.size_bytes for f in needed) > 0.99 * alone.needed
     # Nothing is as small as 20 kB: the quality must give way too, by as little as was measured.
-    smaller = [f for f in result.finalists if f.mixture.size_bytes < alone.needed]
+    smaller = [f for f in needed if not f.passes]
     asked = [f.mixture.size_bytes / 20_000 * f.measured_kl / 1e-4 for f in smaller]
     nearest = smaller[asked.index(min(asked))]
-    assert (both.candidate, both.needed) == (nearest.name, nearest.mixture.size_bytes)
+    assert both.candidate == nearest.name
+    assert both.needed == loosened("max_size", nearest.mixture.size_bytes)
+    size = f"--max-size {both.needed / 1000:g}kB instead of 20 kB"
+    assert both.text.startswith(f"{size} and --max-kl ")
     assert [change.budget for change in both.also] == ["max_kl"]
     assert both.also[0].needed > both.also[0].limit == 1e-4
     assert both.to_dict()["also"] == [both.also[0].to_dict()]
+
+
+def test_what_one_candidate_needs_is_asked_for_together(run, model):
+    size = _middle(model[1])
+    result = run(Budgets(max_size_bytes=size, max_loss=1e-9, max_kl=1e-9))
+    quality = [change for change in result.relaxation if change.budget != "max_size"]
+    assert [(c.budget, [more.budget for more in c.also]) for c in quality] == [
+        ("max_loss", ["max_kl"])
+    ]
+    within = [f for f in result.finalists if f.mixture.size_bytes <= size and f.in_full]
+    assert any(
+        f.loss_high <= quality[0].needed and f.kl_high <= quality[0].also[0].needed for f in within
+    )
+
+
+def test_a_budget_on_memory_is_relaxed_as_memory(run):
+    result = run(Budgets(max_memory_bytes=1000))
+    assert not result.feasible
+    assert [(change.budget, change.limit) for change in result.relaxation] == [("max_memory", 1000)]
+    assert result.relaxation[0].needed >= result.plan.expected.memory_bytes > 1000
+    assert result.relaxation[0].text.startswith("--max-memory ")
 
 
 @pytest.mark.parametrize("stage", ["Statistics", "Trials", "Reference", "Finalist"])

@@ -5,8 +5,10 @@ import pytest
 from advisor import workflows
 from advisor.errors import InputError
 from advisor.hardware.catalogue import find_profile
+from advisor.plan.schema import ModelIdentity
 from advisor.workflows.resolve import (
     check_preference,
+    planned_model_folder,
     resolve_engine,
     resolve_hardware,
     resolve_model_folder,
@@ -46,6 +48,28 @@ def test_what_is_no_hugging_face_id_is_never_downloaded(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(InputError, match="no model folder at"):
         resolve_model_folder(name)
+
+
+def test_a_plan_s_model_is_asked_for_at_its_commit_and_may_have_moved(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, *, revision, **_):
+        asked.append((name, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    identity = ModelIdentity(
+        id="someone/model", revision="c0ffee", architecture="LlamaForCausalLM", parameters=1,
+        quantizable_parameters=1, config_sha256="", tokenizer_sha256="", weights_sha256="",
+    )  # fmt: skip
+    assert planned_model_folder(identity, None) == tmp_path
+    assert asked == [("someone/model", "c0ffee")]
+    gone = identity.model_copy(update={"id": "./gone", "revision": None})
+    with pytest.raises(InputError, match=r"no model folder at \./gone\..* say --model PATH"):
+        planned_model_folder(gone, None)
+    assert planned_model_folder(gone, tmp_path) == tmp_path
 
 
 def test_a_download_that_fails_says_why(monkeypatch):
