@@ -68,8 +68,12 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "scheme", "stored"), CASES)
-def test_it_makes_what_it_is_asked_for(installed, model_folder, tmp_path, name, scheme, stored):
+def test_it_makes_what_it_is_asked_for(
+    installed, model_folder, tmp_path, monkeypatch, name, scheme, stored
+):
     installed(name)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     run = run_backend(
         name,
         model_folder,
@@ -82,6 +86,7 @@ def test_it_makes_what_it_is_asked_for(installed, model_folder, tmp_path, name, 
         gpu="cpu",
         engine="transformers",
     )
+    assert os.listdir(tmp_path / "here") == []
     found = run.to_dict()
     assert found["format"] == stored
     assert found["version"] == check(get_backend(name)).version
