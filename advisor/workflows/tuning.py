@@ -129,7 +129,8 @@ def tune(
         storage: RDB URL of the study.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
-        backends: Other libraries, whose best uniform candidates are measured with the finalists.
+        backends: Other libraries, whose best uniform candidates, and own mixtures, are measured
+            with the finalists.
         max_disk: The most that the search may add to the disk: ``20GB``, or bytes.
         quantize_head: Let the head take fewer bits too, where the engine reads that.
         quantize_embedding: Let the embedding take fewer bits too, where the engine reads that.
@@ -226,7 +227,7 @@ def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:
     answer = next((row for row in result.finalists if is_answer(row, result.plan)), None)
     if answer is None or answer.mixture.backend is None:
         return result
-    return replace(result, plan=offers.planned(result.plan, answer.mixture.backend))
+    return replace(result, plan=offers.planned(result.plan, answer.mixture))
 
 
 def _steps(report: ProgressCallback) -> Callable[[str, str, int, int], None]:

@@ -66,7 +66,8 @@ def round_to_gptq(job):
         shutil.copyfile(sys.argv[1], keep)
     Path("logs").mkdir()  # as gptqmodel does, wherever it stands
     Path("logs/gptq_log.log").write_text("layer 0\n")
-    source = Path(job["settings"]["prepared"])
+    mixed = bool(job["options"]) and job["settings"].get("prepared_mixture")
+    source = Path(mixed or job["settings"]["prepared"])
     for file in source.iterdir():
         shutil.copyfile(file, Path(job["output"]) / file.name)
     # Libraries save tokenizers anew, and not as they were.
