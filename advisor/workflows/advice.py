@@ -12,7 +12,7 @@ from advisor.workflows.resolve import resolve_hardware
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from advisor.predict.advise import Prediction, Recommendation
+    from advisor.predict.answers import Prediction, Recommendation
     from advisor.schemes import Scheme
 
 
