@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,9 @@ class BackendStatus:
 def environments_root() -> Path:
     """Return where environments live: $ADVISOR_BACKENDS, or a folder of the user's data."""
     chosen = os.environ.get("ADVISOR_BACKENDS")
-    return Path(chosen) if chosen else Path.home() / ".local" / "share" / "advisor" / "backends"
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return Path.home() / ".local" / "share" / "advisor" / "backends"
 
 
 def environment_of(backend: Backend) -> Path:
@@ -133,6 +136,7 @@ def install(
                     stdin=subprocess.DEVNULL,
                     stdout=handle,
                     stderr=subprocess.STDOUT,
+                    cwd=folder,
                     check=False,
                 )
             if result.returncode != 0:
@@ -157,6 +161,7 @@ def _interpreter(backend: Backend, python: str | None) -> str:
     found = sys.executable if python is None else shutil.which(python)
     if found is None:
         raise InputError(f"--python must name an interpreter, but there is no {python!r}.")
+    found = os.path.abspath(found)  # installed from another folder than this one
     command = [found, "-c", "import sys; print(*sys.version_info[:2])"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -252,9 +257,15 @@ def _probe(backend: Backend, folder: Path) -> dict[str, Any]:
     # Isolated: neither the folder that this runs in nor PYTHONPATH may stand in for a package.
     command = [str(python_of(folder)), "-I", "-c", _PROBE, backend.name, backend.module]
     try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
-        )
+        with tempfile.TemporaryDirectory() as scratch:  # for what an import may write
+            result = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_PROBE_SECONDS,
+                cwd=scratch,
+                check=False,
+            )
         found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
         problem = f"its environment does not answer ({type(error).__name__}). Delete {folder}"

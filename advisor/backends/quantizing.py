@@ -106,7 +106,7 @@ def quantize(
     check_output(output)
     check_ready(request, linears)
     backend = request.backend
-    work = cache_root() / "backends" / f"{backend.name}-{os.getpid()}-{time.time_ns()}"
+    work = cache_root().absolute() / "backends" / f"{backend.name}-{os.getpid()}-{time.time_ns()}"
     work.mkdir(parents=True)
     tokens = None
     if calibration is not None:

@@ -45,19 +45,23 @@ def run_worker(
 ) -> JobResult:
     """Give a job to a worker and wait for its result.
 
+    The worker runs in the job's folder, so that what its library writes where it stands (gptqmodel
+    a folder of logs) is not left in the user's.
+
     Whatever ends the wait (the limit, Ctrl-C, another error) ends the worker and all that it
     started. Should this process be killed, the worker sees its input close and ends itself.
 
     Args:
         command: The interpreter and the worker's script.
         job: What to do.
-        folder: Where the job and the log are written; it exists.
+        folder: Where the job and the log are written and the worker runs; it exists.
         timeout_s: Seconds after which the worker is ended; None for no limit.
         progress: Called with (stage, done, in all).
 
     Raises:
         BackendError: The worker failed, was killed or took too long: one line, with the log.
     """
+    folder = folder.absolute()
     log = folder / _LOG
     (folder / _JOB).write_text(job.model_dump_json(), encoding="utf-8")
     environment = {name: text for name, text in os.environ.items() if name not in _HIDDEN}

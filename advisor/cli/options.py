@@ -234,6 +234,6 @@ Sampler = Annotated[
 Backends = Annotated[
     list[str],
     typer.Option("--backends", rich_help_panel=_SEARCH, metavar="NAME,...",
-                 help="Other libraries (advisor backends list) whose best uniform candidates are "
-                 "measured too, and chosen only if they win."),
+                 help="Other libraries (advisor backends list) whose best uniform candidates and "
+                 "own mixtures are measured too, and chosen only if they win."),
 ]  # fmt: skip

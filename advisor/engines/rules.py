@@ -161,6 +161,8 @@ class EngineProfile(Strict):
     """Versions that the rules were read from."""
     releases: tuple[str, str] | None = None
     """Oldest and newest release that the rules tell apart; absent = they name none."""
+    default_release: str | None = None
+    """The release meant where none is named; absent = the newest."""
     release: str = ""
     """The release asked for; empty = the newest."""
     sources: dict[str, Source]
@@ -226,7 +228,12 @@ def load_engine(engine: str) -> EngineProfile:
             f"unknown engine {engine!r}: use one of {known} or auto.{did_you_mean(name, files)}"
         )
     profile = load_engine_file(files[name])
-    return _of_release(profile, release) if release else profile
+    if release:
+        check_release(profile.title, profile.name, release, profile.releases or ())
+        return _of_release(profile, release, named(name, release))
+    if profile.default_release:
+        return _of_release(profile, profile.default_release, name)
+    return profile
 
 
 @lru_cache(maxsize=8)
@@ -235,9 +242,8 @@ def _files(_folders: tuple[tuple[Path, int], ...]) -> dict[str, Path]:
     return {path.stem: path for path in data_files("engines")}
 
 
-def _of_release(profile: EngineProfile, release: str) -> EngineProfile:
-    check_release(profile.title, profile.name, release, profile.releases or ())
-    return profile.model_copy(update={"name": named(profile.name, release), "release": release})
+def _of_release(profile: EngineProfile, release: str, name: str) -> EngineProfile:
+    return profile.model_copy(update={"name": name, "release": release})
 
 
 def load_engine_file(path: Path) -> EngineProfile:

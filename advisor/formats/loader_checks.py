@@ -124,6 +124,15 @@ def packed_bits(bits: tuple[int, ...]) -> Callable[[PlannedCheckpoint], list[str
     return check
 
 
+def no_zero_points(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Packed integers are symmetric."""
+    return _say(
+        checkpoint,
+        lambda scheme, _: scheme.is_integer and scheme.symmetric is False,
+        "packed integers must be symmetric: use symmetric schemes, or serve with transformers 5.22",
+    )
+
+
 def gptq_types(checkpoint: PlannedCheckpoint) -> list[str]:
     """Two integer types are known."""
     return _say(

@@ -71,6 +71,14 @@ RULES: tuple[LoaderRule, ...] = (
         "(get_experts_scheme, DecompressExperts)",
     ),
     LoaderRule(
+        ("transformers",),
+        ("compressed-tensors",),
+        checks.no_zero_points,
+        "huggingface/transformers src/transformers/quantizers/quantizer_compressed_tensors.py "
+        "(5.23.0 and 5.24.0: size mismatch of weight_zero_point; 5.22.0 loads it)",
+        since="5.23",
+    ),
+    LoaderRule(
         ("sglang",),
         ("compressed-tensors",),
         checks.packed_bits((4, 8)),

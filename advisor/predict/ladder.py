@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from advisor.predict.memory import Serving, largest_batch, largest_context
+from advisor.predict.memory import Serving, serving_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import ModelSpec
     from advisor.predict.candidate import Candidate, Workload
+    from advisor.predict.size import SizeEstimate
 
 _FIRST = 3
 """Candidates that get a rung."""
+_UNKNOWN_CONTEXT = 1 << 20
+_MOST_SEQUENCES = 4096
+"""Where the searches for the largest context and batch stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +88,47 @@ def ladder(
         whole = spec.longest_context is not None and most >= spec.longest_context
         rungs.append(Rung(candidate.name, limit_bytes, most, whole, workload.context, batch))
     return tuple(rungs)
+
+
+def largest_context(
+    spec: ModelSpec,
+    size: SizeEstimate,
+    engine: str | Serving,
+    limit_bytes: int,
+    batch: int = 1,
+) -> int:
+    """Return the largest context that fits a memory limit, 0 where none does.
+
+    It is at most what the model was made for (``max_position_embeddings``).
+    """
+    most = spec.longest_context or _UNKNOWN_CONTEXT
+    return _largest(
+        lambda context: serving_memory(spec, size, engine, context, batch).total <= limit_bytes,
+        most,
+    )
+
+
+def largest_batch(
+    spec: ModelSpec,
+    size: SizeEstimate,
+    engine: str | Serving,
+    limit_bytes: int,
+    context: int,
+) -> int:
+    """Return the largest batch that fits a memory limit, 0 where none does (4096 at most)."""
+    return _largest(
+        lambda batch: serving_memory(spec, size, engine, context, batch).total <= limit_bytes,
+        _MOST_SEQUENCES,
+    )
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest number up to ``most`` that fits; what fits is monotone."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from advisor.engines.releases import engine_name
@@ -17,14 +17,8 @@ from advisor.predict.memory_data import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from advisor.modelspec import AttentionLayer, ModelSpec
     from advisor.predict.size import SizeEstimate
-
-_UNKNOWN_CONTEXT = 1 << 20
-_MOST_SEQUENCES = 4096
-"""Where the searches for the largest context and batch stop."""
 
 _DECOMPRESSED = ("compressed-tensors", "gguf")
 """Formats that transformers turns into 16-bit weights before it computes."""
@@ -90,21 +84,6 @@ class Serving:
             raise InputError(f"device must be gpu or cpu, but got {self.device!r}.")
 
 
-@dataclass(frozen=True, slots=True)
-class LadderRow:
-    """One rung: the largest batch at a context.
-
-    Attributes:
-        context: Tokens of every sequence.
-        batch: Sequences that fit at once, 0 where none does.
-        memory: What they take; None where none fits.
-    """
-
-    context: int
-    batch: int
-    memory: MemoryEstimate | None
-
-
 def serving_memory(
     spec: ModelSpec,
     size: SizeEstimate,
@@ -150,11 +129,7 @@ def runtime_weights(
     quantizable = size.quantizable_bytes
     embedding, head = size.embedding_bytes, size.head_bytes
     quantized = size.decompressed_bytes > size.weight_bytes
-    if (
-        engine_name(serving.engine) == "transformers"
-        and quantized
-        and size.format in ("compressed-tensors", "gguf")
-    ):
+    if engine_name(serving.engine) == "transformers" and quantized and size.format in _DECOMPRESSED:
         total, quantizable = size.decompressed_bytes, 2 * spec.quantizable_parameters
         notes.append(
             f"transformers decompresses {size.format} weights to 16 bits at the first forward: "
@@ -250,69 +225,3 @@ def _overhead_bytes(data: EngineMemory, serving: Serving) -> int:
         return CPU_CONTEXT_BYTES
     shared = PARALLEL_BYTES if serving.tensor_parallel > 1 else 0
     return data.context_bytes + data.graph_bytes + shared
-
-
-def largest_context(
-    spec: ModelSpec,
-    size: SizeEstimate,
-    engine: str | Serving,
-    limit_bytes: int,
-    batch: int = 1,
-) -> int:
-    """Return the largest context that fits a memory limit, 0 where none does.
-
-    It is at most what the model was made for (``max_position_embeddings``).
-    """
-    most = spec.longest_context or _UNKNOWN_CONTEXT
-    return _largest(
-        lambda context: serving_memory(spec, size, engine, context, batch).total <= limit_bytes,
-        most,
-    )
-
-
-def largest_batch(
-    spec: ModelSpec,
-    size: SizeEstimate,
-    engine: str | Serving,
-    limit_bytes: int,
-    context: int,
-) -> int:
-    """Return the largest batch that fits a memory limit, 0 where none does (4096 at most)."""
-    return _largest(
-        lambda batch: serving_memory(spec, size, engine, context, batch).total <= limit_bytes,
-        _MOST_SEQUENCES,
-    )
-
-
-def memory_ladder(
-    spec: ModelSpec,
-    size: SizeEstimate,
-    engine: str | Serving,
-    limit_bytes: int,
-) -> tuple[LadderRow, ...]:
-    """Return the largest batch at 2048, 4096, ... tokens up to the model's longest context."""
-    most = spec.longest_context or 131_072
-    contexts = [1 << power for power in range(11, 21) if 1 << power < most] + [most]
-    rows = []
-    for context in contexts:
-        batch = largest_batch(spec, size, engine, limit_bytes, context)
-        memory = serving_memory(spec, size, engine, context, batch) if batch else None
-        rows.append(LadderRow(context, batch, memory))
-    return tuple(rows)
-
-
-def with_engine(serving: Serving, engine: str) -> Serving:
-    """Return the same way of serving on another engine."""
-    return replace(serving, engine=engine)
-
-
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest number up to ``most`` that fits; what fits is monotone."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from advisor.modelspec import ModelSpec
-    from advisor.predict.advise import Prediction, Recommendation
+    from advisor.predict.answers import Prediction, Recommendation
     from advisor.schemes import Scheme
 
 

@@ -1,8 +1,10 @@
-"""``tune --backends``: the best uniform candidate of each named library, made in its turn."""
+"""``tune --backends``: the best candidates of each named library, made in their turn.
+
+Each library makes its best uniform candidate, and a mixture of its own where it knows how.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import shutil
@@ -10,39 +12,44 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from advisor.backends.jobs import JobResult
+from advisor.backends.mixtures import TARGET
 from advisor.backends.quantizing import Request, check_ready, quantize
 from advisor.backends.registry import get_backend
 from advisor.backends.requests import check_request
-from advisor.engines.verdict import verdict
 from advisor.errors import AdvisorError, BackendError, InputError, join_errors
 from advisor.models.device import release_cached
 from advisor.plan.hashing import sha256_json
-from advisor.predict.loss import predict_loss
-from advisor.predict.size import checkpoint_size
-from advisor.schemes import Scheme
 from advisor.search.outside import Outside
+from advisor.workflows.backend_choices import (
+    Server,
+    best_mixture,
+    best_uniform,
+    possible_schemes,
+    schemes_of,
+)
 from advisor.workflows.backend_plans import backend_choice, read_made, with_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from advisor.backends.registry import Backend, Makes
+    from advisor.backends.registry import Backend, Setting
     from advisor.calibration.tokens import TokenSequences
     from advisor.hardware.profile import HardwareProfile
     from advisor.models.load import LoadedModel
     from advisor.modelspec import ModelSpec
     from advisor.plan.schema import Plan
+    from advisor.schemes import Scheme
+    from advisor.search.mixture import Mixture
     from advisor.search.realise import Realised
 
-_GROUP_SIZES = (32, 64, 128)
 _RESULT = "backend-result.json"
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class BackendOffers:
-    """Makes one candidate of each library, of the size that the search asks for.
+    """Makes the best candidates of each library, of the size that the search asks for.
 
     Attributes:
         backends: The libraries.
@@ -65,52 +72,37 @@ class BackendOffers:
     folder: Path
     progress: Callable[[str, str, int, int], None]
     failures: list[tuple[str, str, str]] = field(default_factory=list)
-    _made: dict[str, tuple[Request, JobResult]] = field(default_factory=dict)
+    _made: dict[tuple[str, str], tuple[Request, JobResult]] = field(default_factory=dict)
 
     def __call__(self, max_bytes: int | None) -> Iterator[Outside]:
-        """Make the best candidate of each library, one after the other.
+        """Make the best uniform candidate of each library and its own mixture, one by one.
 
         Args:
             max_bytes: Bytes that it may have; None for any.
         """
         for backend in self.backends:
-            scheme = self.best_scheme(backend, max_bytes)
-            if scheme is None:
-                size = "any size" if max_bytes is None else f"{max_bytes:,} bytes"
-                why = f"nothing that it makes has a kernel in {self.engine} and fits {size}"
-                self.failures.append((backend.name, "none", why))
-                continue
-            request = Request(backend, scheme, {}, seed=self.calibration.seed)
-            try:
-                yield self._candidate(request)
-            except AdvisorError as error:
-                _logger.warning("%s", error)
-                self.failures.append((backend.name, str(scheme), str(error)))
+            for request in self._requests(backend, max_bytes):
+                try:
+                    yield self._candidate(request)
+                except AdvisorError as error:
+                    _logger.warning("%s", error)
+                    self.failures.append((backend.name, _described(request), str(error)))
 
-    def best_scheme(self, backend: Backend, max_bytes: int | None) -> Scheme | None:
-        """Return what a library makes of least published loss, within a size, with a kernel."""
-        found = []
-        for rule in backend.makes:
-            for scheme in schemes_of(rule):
-                if not self._is_possible(backend, scheme, rule):
-                    continue
-                size = checkpoint_size(self.spec, scheme, rule.format).total_bytes
-                if max_bytes is None or size <= max_bytes:
-                    loss = predict_loss(self.spec, scheme).expected
-                    found.append((loss, size, str(scheme), scheme))
-        return min(found)[-1] if found else None
-
-    def _is_possible(self, backend: Backend, scheme: Scheme, rule: Makes) -> bool:
-        try:
-            check_request(backend, scheme, self.spec.linears, {}, "auto")
-        except AdvisorError:
-            return False
-        if rule.format == "safetensors":  # written back in 16 bits: saves nothing
-            return False
-        kernel = verdict(
-            self.engine, scheme, self.hardware, self.spec.linears, checkpoint_format=rule.format
-        )
-        return kernel.support in ("native", "weight-only") and not kernel.kept_16bit
+    def _requests(self, backend: Backend, max_bytes: int | None) -> list[Request]:
+        """Return what to ask of a library; where it is nothing, that is a failure."""
+        server = Server(self.spec, self.hardware, self.engine)
+        possible = possible_schemes(backend, server)
+        found: list[tuple[Scheme, dict[str, Setting]]] = []
+        if (uniform := best_uniform(possible, server, max_bytes)) is not None:
+            found.append((uniform, {}))
+        else:
+            size = "any size" if max_bytes is None else f"{max_bytes:,} bytes"
+            why = f"nothing that it makes has a kernel in {self.engine} and fits {size}"
+            self.failures.append((backend.name, "none", why))
+        if (mixture := best_mixture(backend, possible, server, max_bytes)) is not None:
+            found.append(mixture)
+        seed = self.calibration.seed
+        return [Request(backend, scheme, settings, seed=seed) for scheme, settings in found]
 
     def _candidate(self, request: Request) -> Outside:
         """Make a candidate, or find it where an earlier run made it."""
@@ -142,7 +134,7 @@ class BackendOffers:
             )
             kept.write_text(result.model_dump_json(), encoding="utf-8")
         mixture, checkpoint = read_made(request, output, self.spec)
-        self._made[name] = (request, result)
+        self._made[name, mixture.name] = (request, result)
 
         def load() -> Realised:
             from advisor.search.realise import Realised
@@ -152,36 +144,20 @@ class BackendOffers:
 
         return Outside(mixture, load)
 
-    def planned(self, plan: Plan, name: str) -> Plan:
+    def planned(self, plan: Plan, mixture: Mixture) -> Plan:
         """Return the plan of an answer that a library made."""
-        request, result = self._made[name]
+        request, result = self._made[mixture.backend or "", mixture.name]
         rule = check_request(request.backend, request.scheme, self.spec.linears, {}, "auto")
         choice = backend_choice(request, result.version, result.versions)
         return with_backend(plan, choice, needs_text=rule.needs_text)
 
 
-def schemes_of(rule: Makes) -> list[Scheme]:
-    """Return the uniform schemes of a rule that are worth a look, with usual group sizes."""
-    found = []
-    sizes = {"group": _GROUP_SIZES, "channel": (-1,)}
-    for weight, granularity, symmetric, activation in itertools.product(
-        rule.weights, rule.granularities, rule.symmetric, rule.activations
-    ):
-        for size in sizes.get(granularity, (None,)):
-            doubles = (False, True) if rule.double_quantization else (False,)
-            found += [
-                Scheme(
-                    rule.method,
-                    weight,
-                    granularity=granularity,
-                    group_size=size,
-                    symmetric=symmetric,
-                    activation=activation,
-                    double_quantization=double,
-                )
-                for double in doubles
-            ]
-    return found
+def _described(request: Request) -> str:
+    """Return what was asked for, in words."""
+    if not request.options:
+        return str(request.scheme)
+    choice = ", ".join(map(str, (request.scheme, *request.options)))
+    return f"mixture of {choice} at {request.all_settings[TARGET]} bits"
 
 
 def check_backend_names(names: Sequence[str]) -> None:

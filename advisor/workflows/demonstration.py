@@ -12,7 +12,7 @@ from advisor.errors import AdvisorError, InputError
 from advisor.workflows.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
-    from advisor.predict.advise import Recommendation
+    from advisor.predict.answers import Recommendation
     from advisor.workflows.machine import ProfileReport
     from advisor.workflows.tuning import Tuning
     from advisor.workflows.verifying import VerifyReport

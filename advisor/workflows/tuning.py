@@ -143,7 +143,8 @@ def tune(
         storage: RDB URL of the study.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
-        backends: Other libraries, whose best uniform candidates are measured with the finalists.
+        backends: Other libraries, whose best uniform candidates, and own mixtures, are measured
+            with the finalists.
         max_disk: The most that the search may add to the disk: ``20GB``, or bytes.
         quantize_head: Let the head take fewer bits too, where the engine reads that.
         quantize_embedding: Let the embedding take fewer bits too, where the engine reads that.
@@ -248,7 +249,7 @@ def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:
     """Return the result with the library in its plan, where another library's candidate won."""
     if result.answer is None or result.answer.mixture.backend is None:
         return result
-    return replace(result, plan=offers.planned(result.plan, result.answer.mixture.backend))
+    return replace(result, plan=offers.planned(result.plan, result.answer.mixture))
 
 
 def _steps(report: ProgressCallback) -> Callable[[str, str, int, int], None]:

@@ -12,9 +12,9 @@ from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.errors import InputError
 from advisor.evaluation.runtime import quantized_model
-from advisor.formats import gptq
 from advisor.formats.compressed_tensors_config import resolve_module
 from advisor.formats.export import write_checkpoint
+from advisor.formats.gptq_config import resolve_rule
 from advisor.formats.layouts import engine_problems
 from advisor.formats.read import read_checkpoint
 from advisor.formats.registry import get_format, storage_scheme
@@ -131,14 +131,14 @@ def test_engines_find_one_scheme_for_the_experts_of_a_layer(realised):
         scheme, _ = resolve_module(f"{experts}.0.{leaf}", config)
         assert scheme == storage_scheme(assignment[f"{experts}.0.w1"], "compressed-tensors")
     config = get_format("gptq").quantization_config(made.weights, [])
-    of_path, of_expert = (gptq._resolve(name, config) for name in (experts, f"{experts}.3.w2"))
+    of_path, of_expert = (resolve_rule(name, config) for name in (experts, f"{experts}.3.w2"))
     assert of_path == of_expert
     assert (of_path["bits"], of_path["group_size"]) == (4, 4)
     kept = get_format("gptq").quantization_config(
         {name: weight for name, weight in made.weights.items() if "experts" not in name},
         [name for name in made.weights if "experts" in name],
     )
-    assert gptq._resolve(experts, kept) is gptq._resolve(f"{experts}.3.w2", kept) is None
+    assert resolve_rule(experts, kept) is resolve_module(f"{experts}.3.w2", kept) is None
 
 
 def test_bitsandbytes_refuses_experts_that_no_loader_would_read(realised, tmp_path):

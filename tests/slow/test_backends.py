@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,8 @@ from advisor.formats.read import read_checkpoint
 from advisor.plan.files import load_plan
 from advisor.plan.hashing import sha256_file
 from advisor.predict.models import load_modelspec
+from advisor.predict.size import checkpoint_size
+from advisor.schemes import parse_scheme
 from advisor.workflows.applying import PLAN_NAME, apply
 from advisor.workflows.backend_runs import run_backend
 from advisor.workflows.tuning import tune
@@ -68,8 +70,12 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "scheme", "stored"), CASES)
-def test_it_makes_what_it_is_asked_for(installed, model_folder, tmp_path, name, scheme, stored):
+def test_it_makes_what_it_is_asked_for(
+    installed, model_folder, tmp_path, monkeypatch, name, scheme, stored
+):
     installed(name)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     run = run_backend(
         name,
         model_folder,
@@ -82,6 +88,7 @@ def test_it_makes_what_it_is_asked_for(installed, model_folder, tmp_path, name, 
         gpu="cpu",
         engine="transformers",
     )
+    assert os.listdir(tmp_path / "here") == []
     found = run.to_dict()
     assert found["format"] == stored
     assert found["version"] == check(get_backend(name)).version
@@ -141,6 +148,46 @@ def test_a_search_measures_it_and_applies_it_where_it_wins(
     assert report.passed, report.to_dict()
     (made,) = (tmp_path / "plan.yaml.search" / "backends").glob(f"{name}-*/model.safetensors")
     assert sha256_file(made) == sha256_file(tmp_path / "made" / "model.safetensors")
+
+
+def test_a_search_has_auto_round_mix_at_its_own_size(
+    installed, model_folder, tmp_path, monkeypatch
+):
+    installed("auto-round")
+    quick = get_backend("auto-round").settings | {"iters": 4, "batch_size": 4}
+    monkeypatch.setitem(
+        registry.BACKENDS, "auto-round", replace(get_backend("auto-round"), settings=quick)
+    )
+
+    def mixed(finalists, goal):
+        made = [f for f in finalists if f.mixture.backend and not f.mixture.is_uniform]
+        return made[0] if made else finalists[0]
+
+    monkeypatch.setattr("advisor.search.run.choose", mixed)
+    spec = load_modelspec(model_folder)
+    sizes = [
+        checkpoint_size(spec, parse_scheme(f"autoround-int{part}-sym"), "gptq").total_bytes
+        for part in ("4-g32", "8-g128")
+    ]
+    limit = sizes[0] + (sizes[1] - sizes[0]) // 4
+    path = tmp_path / "plan.yaml"
+    tuning = tune(
+        model_folder, gpu="rtx-4090", engine="vllm", context=128, output=path,
+        backends=["auto-round"], budgets=Budgets(max_size_bytes=limit), trials=1, sequential=False,
+        samples=8, sequence_length=64, evaluation_sequences=4,
+    )  # fmt: skip
+    document = tuning.to_dict()
+    assert document["backends_failed"] == []
+    assert [row["backend"] for row in document["finalists"]].count("auto-round") == 2
+    plan = load_plan(path)
+    assert plan.backend is not None
+    assert plan.backend.settings["options"] == "int4-g128-sym,int8-g128-sym"
+    assert len({plan.scheme.default, *plan.scheme.modules.values()}) > 1
+    assert 0.97 * limit < plan.expected.size_bytes <= limit
+    applied = apply(path, tmp_path / "made")
+    assert applied.size_bytes == plan.expected.size_bytes
+    report = verify(path, tmp_path / "made")
+    assert report.passed, report.to_dict()
 
 
 class _WithoutCuda(Backend):

@@ -7,13 +7,16 @@ difference is also a property of the test, in roundings of the data type (``--ju
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
+from advisor.engines import mixture_options
 from advisor.evaluation import runtime
 from advisor.evaluation.runtime import quantized_model
 from advisor.formats.export import write_checkpoint
+from advisor.hardware.catalogue import find_profile
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
 from advisor.models.checkpoint import read_tensor, tensor_names
@@ -65,6 +68,21 @@ def roundings(found, expected, dtype) -> float:
     return float((found - expected).abs().max()) / unit
 
 
+class EachInTurn:
+    """All options that mixtures have on one grid, a module each in turn."""
+
+    def __init__(self, symmetric: bool) -> None:
+        offered = mixture_options("transformers", find_profile("rtx-4090")).schemes
+        wanted = [scheme for scheme in offered if scheme.symmetric is symmetric]
+        self.options = [str(replace(scheme, method="rtn")) for scheme in wanted]
+        self.given: dict[str, str] = {}
+
+    def __call__(self, module: str) -> str | None:
+        if not module.endswith("_proj"):
+            return None
+        return self.given.setdefault(module, self.options[len(self.given) % len(self.options)])
+
+
 @pytest.mark.parametrize(
     ("choose", "limit"),
     [
@@ -72,6 +90,7 @@ def roundings(found, expected, dtype) -> float:
         ("rtn-int4-g64-asym", 0.0), ("rtn-int4-gch-sym", 0.0), ("rtn-int5-g32-asym", 0.0),
         ("rtn-int6-g32-sym", 0.0), ("rtn-int8-g32-asym", 0.0), ("rtn-int8-gch-sym", 0.0),
         ("rtn-fp8-gch", 0.0), ("rtn-fp8-gtensor", 0.0), ("rtn-fp8-b128", 0.0), (mixed, 0.0),
+        (EachInTurn(symmetric=True), 0.0), (EachInTurn(symmetric=False), 0.0),
         ("mxfp4", 0.0), ("mxfp8", 0.0), ("nvfp4", 0.0),
         # transformers rounds the scales of inputs to bf16, vLLM's kernels (and we) do not.
         ("rtn-int8-gch-sym-aint8", 32.0), ("rtn-fp8-gch-afp8", 32.0),
@@ -85,6 +104,8 @@ def test_compressed_tensors(model_folder, tmp_path, choose, limit, record_proper
     difference = roundings(found, expected, torch.bfloat16)
     record_property("roundings", difference)
     assert difference <= limit
+    if isinstance(choose, EachInTurn):
+        assert set(choose.options) == set(choose.given.values())
 
 
 def as_compressed_tensors_rounds(kind):

@@ -45,7 +45,7 @@ def fake_backend(tmp_path, monkeypatch):
             "fake",
             (Makes("gptq", "gptq", ("int4",)),),
             "nothing",
-            {"act": "succeed", "prepared": ""} | settings,
+            {"act": "succeed", "prepared": "", "prepared_mixture": ""} | settings,
             lock=lock,
         )
         monkeypatch.setitem(registry.BACKENDS, "fake", backend)
@@ -70,23 +70,25 @@ def prepared(random_llama_folder, tmp_path):
     from advisor.models.checkpoint import read_tensor, tensor_names
     from advisor.schemes import parse_scheme
 
-    def make(scheme: str, others: dict[str, str] | None = None) -> Path:
+    def make(
+        scheme: str, others: dict[str, str] | None = None, model: Path = random_llama_folder
+    ) -> Path:
         def chosen(name: str) -> str:
             named = (other for part, other in (others or {}).items() if part in name)
             return next(named, scheme)
 
         weights = {
             name.removesuffix(".weight"): quantize(
-                read_tensor(random_llama_folder, name).to(torch.float32),
+                read_tensor(model, name).to(torch.float32),
                 None,
                 parse_scheme(chosen(name)),
                 QuantizationSettings(),
             )
-            for name in tensor_names(random_llama_folder)
+            for name in tensor_names(model)
             if name.endswith("_proj.weight")
         }
-        folder = tmp_path / f"prepared-{scheme}"
-        write_checkpoint(random_llama_folder, folder, format="gptq", weights=weights)
+        folder = tmp_path / f"prepared-{scheme}{'-mixed' if others else ''}"
+        write_checkpoint(model, folder, format="gptq", weights=weights)
         return folder
 
     return make

@@ -64,7 +64,10 @@ def round_to_gptq(job):
     """Stand in for a library: copy the checkpoint that the test has prepared."""
     if keep := job["settings"].get("keep"):
         shutil.copyfile(sys.argv[1], keep)
-    source = Path(job["settings"]["prepared"])
+    Path("logs").mkdir()  # as gptqmodel does, wherever it stands
+    Path("logs/gptq_log.log").write_text("layer 0\n")
+    mixed = bool(job["options"]) and job["settings"].get("prepared_mixture")
+    source = Path(mixed or job["settings"]["prepared"])
     for file in source.iterdir():
         shutil.copyfile(file, Path(job["output"]) / file.name)
     # Libraries save tokenizers anew, and not as they were.

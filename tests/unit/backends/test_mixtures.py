@@ -7,12 +7,15 @@ import pytest
 from advisor.backends.mixtures import average_bits, further_schemes, together
 from advisor.backends.registry import get_backend
 from advisor.backends.requests import check_request
+from advisor.budgets import Budgets
 from advisor.errors import InputError, VerificationError
 from advisor.plan.files import load_plan
 from advisor.predict.models import load_modelspec
+from advisor.predict.size import checkpoint_size
 from advisor.schemes import BF16, parse_scheme
 from advisor.workflows.applying import PLAN_NAME, apply
 from advisor.workflows.backend_runs import run_backend
+from advisor.workflows.tuning import tune
 from advisor.workflows.verifying import verify
 
 SHORT = {"samples": 4, "sequence_length": 32, "evaluation_sequences": 4}
@@ -113,3 +116,60 @@ def test_a_mixture_is_planned_module_by_module(mixed, tmp_path):
 def test_a_scheme_that_was_no_option_is_an_error(mixed):
     with pytest.raises(VerificationError, match=r"down_proj is .*int4-g64-sym"):
         mixed("rtn-int4-g64-sym", "bf16")
+
+
+@pytest.fixture
+def tuned(fake_backend, prepared, llama_builder, tmp_path):
+    """Tune a model that Marlin runs, with a library that mixes int4 in groups of 128 and 32."""
+
+    def go(uniform="rtn-int4-g64-sym", engine="vllm"):
+        folder = llama_builder(hidden_size=256, intermediate_size=512)
+        others = {"layers.1.mlp.down_proj": "rtn-int4-g32-sym"}
+        fake_backend(
+            act="round", prepared=str(prepared(uniform, None, folder)),
+            prepared_mixture=str(prepared("rtn-int4-g128-sym", others, folder)),
+            target_bits=0.0, options="", keep=str(tmp_path / "job.json"),
+        )  # fmt: skip
+        spec = load_modelspec(folder)
+        sizes = [
+            checkpoint_size(spec, parse_scheme(f"gptq-int4-g{size}-sym"), "gptq").total_bytes
+            for size in (64, 32)
+        ]
+        return tune(
+            folder, budgets=Budgets(max_size_bytes=sum(sizes) // 2), backends=["fake"],
+            output=tmp_path / "plan.yaml", trials=2, sequential=False, context=64, gpu="rtx-4090",
+            engine=engine, **SHORT,
+        )  # fmt: skip
+
+    return go
+
+
+def test_a_search_has_a_library_mix_at_its_own_size(tuned, monkeypatch, tmp_path):
+    def theirs(finalists, goal):
+        made = [f for f in finalists if f.mixture.backend and not f.mixture.is_uniform]
+        return made[0] if made else finalists[0]
+
+    monkeypatch.setattr("advisor.search.run.choose", theirs)
+    document = tuned().to_dict()
+    assert document["backends_failed"] == []
+    names = {row["name"] for row in document["finalists"] if row["backend"] == "fake"}
+    assert names == {"gptq-int4-g64-sym", load_plan(tmp_path / "plan.yaml").scheme.name}
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert plan.backend is not None
+    assert plan.backend.settings["options"] == "int4-g32-sym"
+    # Half way between uniform groups of 64 and 32, scales and zero points counted.
+    assert plan.backend.settings["target_bits"] == pytest.approx(4.469, abs=0.002)
+    job = json.loads((tmp_path / "job.json").read_text())
+    assert job["settings"]["target_bits"] == plan.backend.settings["target_bits"]
+    assert [option["name"] for option in job["options"]] == ["gptq-int4-g32-sym"]
+    assert plan.scheme.modules == {"model.layers.1.mlp.down_proj": "gptq-int4-g32-sym"}
+    assert apply(tmp_path / "plan.yaml", tmp_path / "out").size_bytes == plan.expected.size_bytes
+    report = verify(tmp_path / "plan.yaml", tmp_path / "out")
+    assert report.passed, report.to_dict()
+
+
+def test_no_mixture_is_made_for_an_engine_that_reads_none_in_its_format(tuned):
+    document = tuned("rtn-int4-g64-asym", "transformers").to_dict()
+    assert document["backends_failed"] == []
+    theirs = [row["name"] for row in document["finalists"] if row["backend"] == "fake"]
+    assert theirs == ["gptq-int4-g64-asym"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from advisor.budgets import Budgets
@@ -46,6 +48,27 @@ def test_a_checkpoint_is_measured_like_our_own(run, random_llama_folder, tmp_pat
     modes = {path.stat().st_mode for path in (tmp_path / "out").glob("*.safetensors")}
     assert modes == {(tmp_path / "out" / "config.json").stat().st_mode}
     assert {"fake: Loading", "fake: Quantizing", "Measuring"} <= {e.stage for e in events}
+
+
+def test_what_a_library_writes_where_it_stands_is_not_left_there(
+    fake_backend, prepared, random_llama_folder, tmp_path, monkeypatch
+):
+    """gptqmodel makes a folder of logs in its working directory; relative paths stay the user's."""
+    fake_backend(act="round", prepared=str(prepared("rtn-int4-g32-sym")))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for name, folder in (("ADVISOR_BACKENDS", "environments"), ("ADVISOR_CACHE", "cache")):
+        monkeypatch.setenv(name, os.path.join("..", folder))
+    model = os.path.relpath(random_llama_folder)
+    run_backend("fake", model, "gptq-int4-g32-sym", "out", **SHORT, **TARGET)
+    assert os.listdir(here) == ["out"]
+    names = {path.name for path in (here / "out").iterdir()}
+    assert "config.json" in names
+    assert "logs" not in names
+    apply(here / "out" / PLAN_NAME, "again")
+    assert sorted(os.listdir(here)) == ["again", "out"]
+    assert list((tmp_path / "cache" / "backends").iterdir()) == []
 
 
 def test_its_plan_names_the_library_and_can_be_applied_and_verified(run, tmp_path):

@@ -118,6 +118,11 @@ def linear(name: str, inputs: int, outputs: int, fused: str | None = None) -> Li
         ("transformers", "bnb-nf4", "6.1", "weight-only", "bitsandbytes-4bit"),
         ("transformers", "llm.int8", "7.0", "none", None),
         ("transformers", "rtn-int8-gch-sym-aint8", "8.0", "emulated", "decompressed"),
+        # Without a release it is the one that Advisor brings along, not the newest.
+        ("transformers", "rtn-int5-g32-asym", "8.0", "emulated", "decompressed-asymmetric"),
+        ("transformers==5.22", "rtn-int5-g32-asym", "8.0", "emulated", "decompressed-asymmetric"),
+        ("transformers==5.23", "rtn-int5-g32-asym", "8.0", "none", None),
+        ("transformers==5.24", "rtn-int5-g32-sym", "8.0", "emulated", "decompressed"),
         ("transformers", "gguf-q4_k_m", "8.0", "emulated", "gguf-dequantized"),
         ("llama.cpp", "gguf-q4_k_m", "6.1", "weight-only", "ggml-quantized"),
         ("llama.cpp", "gptq-int4-g128-sym", "8.9", "none", None),
@@ -201,6 +206,13 @@ def test_releases_that_no_rule_knows(engine, words):
 def test_a_patch_release_has_the_rules_of_its_minor():
     assert load_engine("vllm==0.32.4").label == "vLLM 0.32.4"
     assert load_engine("vllm").label == "vLLM 0.32"
+
+
+def test_an_engine_may_mean_another_release_than_the_newest():
+    usual = load_engine("transformers")
+    assert (usual.name, usual.label) == ("transformers", "transformers 5.17")
+    newest = load_engine("transformers==5.24")
+    assert (newest.name, newest.label) == ("transformers==5.24", "transformers 5.24")
 
 
 def test_every_rejected_kernel_is_named_with_its_reasons():
@@ -299,6 +311,10 @@ def test_mixtures_hold_only_what_runs_on_the_device():
     assert "gptq-int4-g64-sym" in cpu
     assert "gptq-int4-g64-asym" in cpu
     assert not any(name.startswith(("gptq-int8", "gptq-int3")) for name in cpu)
+    of_transformers = {s.weight for s in mixture_options("transformers", CPU).schemes}
+    assert {"int2", "int3", "int4", "int5", "int8"} <= of_transformers
+    newest = mixture_options("transformers==5.24", CPU).schemes
+    assert not [str(s) for s in newest if s.symmetric is False]
     narrow = (linear("a", 576, 200), linear("b", 576, 576))
     found = verdict("vllm", parse_scheme("rtn-int4-g64-sym"), CPU, narrow)
     assert found.kept_16bit == ("a",)

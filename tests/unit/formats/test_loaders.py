@@ -84,6 +84,20 @@ def test_what_releases_stopped_to_load(name, scheme, words, older):
         assert warnings[0].startswith("vLLM 0.30 and newer do not load it: it reads no act-order")
 
 
+def test_transformers_stopped_to_read_packed_zero_points():
+    chosen = all_in("rtn-int3-g64-sym", mlp__down_proj="rtn-int2-g32-asym")
+    refusals, warnings = judge("transformers", "compressed-tensors", chosen, LINEARS)
+    assert refusals == []
+    assert warnings[0].startswith("transformers 5.23 and newer do not load it: ")
+    refusals, warnings = judge("transformers==5.24", "compressed-tensors", chosen, LINEARS)
+    assert refusals[0].startswith("transformers 5.24 could not load it: packed integers must be ")
+    assert "2 modules (first: model.layers.1.mlp.down_proj)" in refusals[0]
+    assert warnings == []
+    symmetric = all_in("rtn-int3-g64-sym")
+    assert judge("transformers==5.24", "compressed-tensors", symmetric, LINEARS) == ([], [])
+    assert judge("transformers==5.24", "gptq", all_in("rtn-int4-g64-asym"), LINEARS) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("engine", "name", "schemes", "words"),
     [

@@ -148,7 +148,7 @@ def test_gptq_zero_points_and_indices_that_loaders_would_disagree_on(written):
 
 def test_gptq_mixtures_resolve_under_single_and_fused_names(written):
     """vLLM asks for qkv_proj, gptqmodel for q_proj: both must find the same rule."""
-    from advisor.formats.gptq import _resolve
+    from advisor.formats.gptq_config import resolve_rule
 
     def choose(module):
         if "layers.0.self_attn" in module:
@@ -160,11 +160,11 @@ def test_gptq_mixtures_resolve_under_single_and_fused_names(written):
     assert str(checkpoint.modules["model.layers.0.self_attn.k_proj"]) == "gptq-int8-gch-sym"
     assert str(checkpoint.modules[UP]) == "gptq-int4-g32-sym"
     assert "model.layers.0.mlp.up_proj" not in checkpoint.modules
-    fused = _resolve("model.layers.0.self_attn.qkv_proj", checkpoint.config)
+    fused = resolve_rule("model.layers.0.self_attn.qkv_proj", checkpoint.config)
     assert (fused["bits"], fused["group_size"]) == (8, -1)
-    assert _resolve("model.layers.0.mlp.gate_up_proj", checkpoint.config) is None
+    assert resolve_rule("model.layers.0.mlp.gate_up_proj", checkpoint.config) is None
     # No expression may reach a neighbour whose name begins the same.
-    assert _resolve("model.layers.0.self_attn.qkv_proj_extra", checkpoint.config)["bits"] == 4
+    assert resolve_rule("model.layers.0.self_attn.qkv_proj_extra", checkpoint.config)["bits"] == 4
     assert checkpoint.config["checkpoint_format"] == "gptq"
 
 

@@ -8,9 +8,6 @@ from advisor.errors import InputError
 from advisor.predict.memory import (
     Serving,
     kv_cache_bytes,
-    largest_batch,
-    largest_context,
-    memory_ladder,
     serving_memory,
 )
 from advisor.predict.models import load_modelspec
@@ -93,26 +90,6 @@ def test_chunked_prefill_bounds_activations(llama, gptq):
     whole = activations(Serving("vllm", prefill_chunk=0), 65536)
     assert whole > 10 * activations("vllm", 65536)
     assert activations("transformers", 65536) > 10 * activations("transformers", 4096)
-
-
-def test_largest_context_and_batch_are_the_edge(llama, gptq):
-    limit = 10 * GIB
-    context = largest_context(llama, gptq, "vllm", limit)
-    assert serving_memory(llama, gptq, "vllm", context, 1).total <= limit
-    assert serving_memory(llama, gptq, "vllm", context + 16, 1).total > limit
-    batch = largest_batch(llama, gptq, "vllm", limit, 4096)
-    assert serving_memory(llama, gptq, "vllm", 4096, batch).total <= limit
-    assert serving_memory(llama, gptq, "vllm", 4096, batch + 1).total > limit
-    assert largest_context(llama, gptq, "vllm", 4 * GIB) == 0
-    assert largest_context(llama, gptq, "vllm", 10**15) == 131072  # what the model was made for
-
-
-def test_the_ladder_gives_up_batch_for_context(llama, gptq):
-    rows = memory_ladder(llama, gptq, "vllm", 24 * GIB)
-    batches = [row.batch for row in rows]
-    assert batches == sorted(batches, reverse=True)
-    assert rows[-1].context == 131072
-    assert all(row.memory is None or row.memory.total <= 24 * GIB for row in rows)
 
 
 def test_bad_requests(llama, gptq):
