@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +47,13 @@ class TrialRecord:
     feasible: bool
     rejected: str | None
     attributes: Mapping[str, Any]
+
+
+def best_so_far(records: Sequence[TrialRecord]) -> list[tuple[int, float]]:
+    """Return (trial from 1, value) wherever a trial within the budgets beat all before it."""
+    found: list[tuple[int, float]] = []
+    for count, record in enumerate(records, start=1):
+        value = record.value if record.feasible else None
+        if value is not None and (not found or value < found[-1][1]):
+            found.append((count, float(f"{value:.6g}")))
+    return found

@@ -28,15 +28,14 @@ from advisor.plan.schema import (
     Kernel,
     ModelIdentity,
     Plan,
-    RunnerUp,
     Search,
     Serving,
     SliceResult,
     Text,
 )
 from advisor.search.assignment import plan_settings, scheme_choice
-from advisor.search.finalists import Finalist, excess_bytes, is_tie
 from advisor.search.limits import memory_bytes
+from advisor.search.runners_up import rounded_score, runners_up
 from advisor.search.study import SAMPLERS
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.modelspec import ModelSpec
+    from advisor.search.finalists import Finalist
     from advisor.search.goal import Goal
     from advisor.search.judges import Judges
     from advisor.search.mixture import Mixture
@@ -164,7 +164,7 @@ def build_plan(
             best=tuple(best),
             score_spearman=spearman,
         ),
-        runners_up=_runners_up(goal, chosen, winner, finalists),
+        runners_up=runners_up(goal, chosen, winner, finalists),
         computed_on=computed_on(task.loaded.device),
         versions=versions(),
     )
@@ -216,7 +216,7 @@ def _expected(task: Task, chosen: Mixture, winner: Finalist | None, *, scored: b
         size_bytes=chosen.size_bytes,
         bits_per_weight=round(chosen.bits_per_weight, 4),
         basis="measured" if winner is not None else unmeasured,
-        predicted_kl=_predicted(chosen),
+        predicted_kl=rounded_score(chosen),
         memory_bytes=memory_bytes(
             task.spec, size, task.hardware, task.engine, context=task.context, batch=task.batch
         ),
@@ -249,53 +249,6 @@ def _text(sequences: TokenSequences, overlap: float | None) -> Text:
         tokens_sha256=sequences.sha256,
         share_of_calibration_tokens=overlap,
     )
-
-
-def _runners_up(
-    goal: Goal, chosen: Mixture, winner: Finalist | None, finalists: Sequence[Finalist]
-) -> tuple[RunnerUp, ...]:
-    """Return what else was measured, best first, each with why it lost."""
-    others = [f for f in finalists if f.mixture != chosen]
-    others.sort(key=lambda f: (not f.passes, f.mixture.size_bytes if goal.smallest else 0,
-                               f.measured_kl))  # fmt: skip
-    return tuple(
-        RunnerUp(
-            name=other.name,
-            size_bytes=other.mixture.size_bytes,
-            basis="measured",
-            loss=other.measurement.loss,
-            kl=other.measurement.kl,
-            predicted_kl=_predicted(other.mixture),
-            reason=f"{_why(goal, winner, other)} ({_made_by(other.mixture)})",
-        )
-        for other in others
-    )
-
-
-def _made_by(mixture: Mixture) -> str:
-    """Return the library, or the settings of our own."""
-    return f"by {mixture.backend}" if mixture.backend else mixture.family.describe()
-
-
-def _predicted(mixture: Mixture) -> float | None:
-    """Return a candidate's score, to four digits; None where it has none."""
-    return float(f"{mixture.predicted_kl:.4g}") if mixture.predicted_kl > 0 else None
-
-
-def _why(goal: Goal, winner: Finalist | None, other: Finalist) -> str:
-    """Return why a measured candidate is not the answer."""
-    if (over := excess_bytes(other.mixture, goal)) > 0:
-        return f"{over:,} bytes over the size budget"
-    if not other.passes:
-        return other.decision.reason
-    if winner is None:
-        return "the search was stopped before it could be compared"
-    more = other.mixture.size_bytes - winner.mixture.size_bytes
-    if goal.smallest and more > 0:
-        return f"{more:,} bytes larger"
-    if is_tie(other, winner):
-        return f"a tie in KL, and {more:,} bytes larger" if more > 0 else "a tie in KL"
-    return f"KL {other.measured_kl:.4f} against {winner.measured_kl:.4f}"
 
 
 def versions() -> dict[str, str]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from advisor.evaluation.intervals import guarded_interval
+from advisor.search.early_ends import above_limit, surely_above
 from advisor.search.finalists import Finalist, excess_bytes
-from advisor.search.study import above_limit, surely_above
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from advisor.calibration.mixing import collect, mixes, open_statistics
 from advisor.calibration.representativeness import Representativeness, representativeness
 from advisor.calibration.settings import default_prefixes
 from advisor.calibration.store import cache_root
-from advisor.errors import InputError
 from advisor.formats.layouts import experts_as_one
 from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
@@ -25,25 +23,32 @@ from advisor.search.limits import SizeLimit, size_limits
 from advisor.search.measuring import Measurer
 from advisor.search.memory import check_memory, predict_memory
 from advisor.search.offers import uniform_offers
+from advisor.search.outcomes import best_so_far
 from advisor.search.outer import OuterBook
 from advisor.search.outside import measure_outsiders
-from advisor.search.planning import Stopped, Task, build_plan
+from advisor.search.planning import Task, build_plan
 from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
 from advisor.search.space import Space, build_space, parameters_of, priors
 from advisor.search.study import run_study
-from advisor.search.trials import Scorer, fallback, promising_families, scoring_allowance
+from advisor.search.trials import (
+    Scorer,
+    promising_families,
+    scoring_allowance,
+    unmeasured_answer,
+)
 from advisor.search.workers import storage_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from advisor.calibration.mixing import Statistics
     from advisor.engines.options import MixtureOptions
     from advisor.modelspec.outer import OuterModule
+    from advisor.search.clock import Clock
     from advisor.search.mixture import Mixture
     from advisor.search.outcomes import TrialRecord
     from advisor.search.outside import Outside
@@ -51,31 +56,6 @@ if TYPE_CHECKING:
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Clock:
-    """Time and the wish to stop."""
-
-    budget_s: float | None
-    asked: Callable[[], bool]
-    started: float = field(default_factory=time.monotonic)
-    stopped: Stopped = "completed"
-
-    @property
-    def seconds(self) -> float:
-        """Wall time so far."""
-        return time.monotonic() - self.started
-
-    def over(self, share: float = 1.0) -> bool:
-        """Whether to stop, remembering why."""
-        if self.stopped == "interrupted" or self.asked():
-            self.stopped = "interrupted"
-            return True
-        if self.budget_s is not None and self.seconds > share * self.budget_s:
-            self.stopped = "time budget"
-            return True
-        return False
 
 
 @dataclass(slots=True)
@@ -279,7 +259,7 @@ class Run:
         if answer is not None:
             chosen, feasible = answer.mixture, self._meets(answer, goal)
         else:
-            chosen, scored = self._unmeasured(scorer, goal)
+            chosen, scored = unmeasured_answer(scorer)
             feasible = excess_bytes(chosen, goal) == 0
         quality = score_quality(self.finalists)
         plan = build_plan(
@@ -305,19 +285,6 @@ class Run:
             answer=answer,
         )
 
-    def _unmeasured(self, scorer: Scorer, goal: Goal) -> tuple[Mixture, bool]:
-        """Return the best of an interrupted search, and whether it has a score."""
-        if scorer.best is not None:
-            return scorer.best, True
-        smallest, largest = scorer.composer.smallest_and_largest()
-        limit = goal.max_bytes or (smallest.total_bytes + largest.total_bytes) // 2
-        for family in promising_families(scorer.scored, scorer.composer, limit):
-            return scorer.composer.mixture(family, limit, or_smallest=True), True
-        rounded = fallback(scorer.composer, goal.max_bytes) or fallback(scorer.composer, None)
-        if rounded is None:
-            raise InputError("the engine offers no scheme that fits all modules of this model.")
-        return rounded, False
-
     def _stage(self, name: str) -> Callable[[int, int], None]:
         def step(done: int, total: int) -> None:
             self.report(SearchEvent(name, done, total))
@@ -333,16 +300,6 @@ class Run:
         number = len(self.finalists) + 1
         by = mixture.backend or mixture.family.method
         return self._stage(f"Finalist {number}: {mixture.name} ({by})")
-
-
-def best_so_far(records: Sequence[TrialRecord]) -> list[tuple[int, float]]:
-    """Return (trial from 1, value) wherever a trial within the budgets beat all before it."""
-    found: list[tuple[int, float]] = []
-    for count, record in enumerate(records, start=1):
-        value = record.value if record.feasible else None
-        if value is not None and (not found or value < found[-1][1]):
-            found.append((count, float(f"{value:.6g}")))
-    return found
 
 
 def _prefixes(sequences: int) -> tuple[int, ...]:

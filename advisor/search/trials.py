@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from advisor.errors import InputError
 from advisor.search.families import Family, schemes_of
 from advisor.search.mixture import Mixture
 from advisor.search.outcomes import Outcome, TrialRecord
@@ -231,3 +232,22 @@ def fallback(composer: Composer, max_bytes: int | None) -> Mixture | None:
                     )
                 )
     return max(found, key=lambda mixture: mixture.size_bytes, default=None)
+
+
+def unmeasured_answer(scorer: Scorer) -> tuple[Mixture, bool]:
+    """Return the best candidate of a search that measured none, and whether it has a score.
+
+    Raises:
+        InputError: No candidate fits the model.
+    """
+    if scorer.best is not None:
+        return scorer.best, True
+    composer, most = scorer.composer, scorer.goal.max_bytes
+    smallest, largest = composer.smallest_and_largest()
+    limit = most or (smallest.total_bytes + largest.total_bytes) // 2
+    for family in promising_families(scorer.scored, composer, limit):
+        return composer.mixture(family, limit, or_smallest=True), True
+    rounded = fallback(composer, most) or fallback(composer, None)
+    if rounded is None:
+        raise InputError("the engine offers no scheme that fits all modules of this model.")
+    return rounded, False

@@ -13,10 +13,11 @@ from advisor.formats.layouts import engine_problems
 from advisor.formats.stored import open_stored, read_config
 from advisor.methods.settings import QuantizationSettings
 from advisor.modelspec.outer import outer_modules
+from advisor.search.clock import Clock
 from advisor.search.judges import Judges
 from advisor.search.planning import Task
 from advisor.search.results import SearchEvent, TuneResult
-from advisor.search.run import Clock, Run
+from advisor.search.run import Run
 from advisor.search.study import check_sampler
 
 if TYPE_CHECKING:

@@ -56,10 +56,11 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import load_model
     from advisor.predict.models import load_modelspec
+    from advisor.search.clock import Clock
     from advisor.search.compose import Composer
     from advisor.search.judges import Judges
     from advisor.search.planning import Task
-    from advisor.search.run import Clock, Run
+    from advisor.search.run import Run
     from advisor.search.scores import ScoreBook
     from advisor.search.trials import Scorer, scoring_allowance
     from advisor.search.tune import OUTPUT_FEEDBACK

@@ -7,8 +7,7 @@ import re
 import pytest
 
 from advisor.report.scatter import Scored, best_by_trial, scores_against_measured
-from advisor.search.outcomes import TrialRecord
-from advisor.search.run import best_so_far
+from advisor.search.outcomes import TrialRecord, best_so_far
 
 
 def _circles(svg):

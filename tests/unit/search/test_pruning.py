@@ -15,6 +15,7 @@ from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
 from advisor.search import measuring
 from advisor.search.closing import complete_nearest
+from advisor.search.early_ends import surely_above
 from advisor.search.families import Family
 from advisor.search.finalists import Finalist, choose
 from advisor.search.goal import Goal, goal_of
@@ -23,7 +24,6 @@ from advisor.search.measuring import Measurer
 from advisor.search.mixture import Mixture
 from advisor.search.pruning import Watch
 from advisor.search.refine import Refiner
-from advisor.search.study import surely_above
 
 WITHIN = Goal(None, None, None, smallest=False)
 
