@@ -127,6 +127,11 @@ class MixedStore:
         """Folder of what a run keeps only until it is done."""
         return next(iter(self.stores.values())).work_folder
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward pass was part of every source's."""
+        return all(store.has_gradients for store in self.stores.values())
+
     def layer(
         self, linear: LinearSpec, samples: int | None = None, *, gradients: bool = True
     ) -> LayerStatistics:

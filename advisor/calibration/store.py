@@ -71,6 +71,11 @@ class StatisticsStore(StoreFiles):
         """Numbers of samples for which statistics can be read."""
         return tuple(self.manifest.get("prefixes", ()))
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward pass was part of it: without, embedding and head have no sums."""
+        return bool(self.manifest.get("gradient_tokens"))
+
     def layer(
         self, linear: LinearSpec, samples: int | None = None, *, gradients: bool = True
     ) -> LayerStatistics:

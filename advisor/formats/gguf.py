@@ -94,14 +94,28 @@ def outer_weights(
     Yields:
         Tensor name and its quantized weight.
     """
-    base = main_type(weights)
     for name, tensor in tensors:
-        if name.removesuffix(".weight") in weights:
-            continue
-        role = "embedding" if name.startswith(EMBEDDING) else "head"
-        kind = outer_type(role, base, tensor.shape[1], tied=tied)
-        if kind in BLOCK_TYPES:
+        kind = outer_kind(name.removesuffix(".weight"), tensor.shape[1], weights, tied=tied)
+        if kind is not None:
             yield name, quantize_blocks(tensor.detach().float(), Scheme("gguf", kind))
+
+
+def outer_kind(
+    name: str, inputs: int, weights: Mapping[str, QuantizedWeight], *, tied: bool
+) -> str | None:
+    """Return the block type that llama.cpp gives an embedding or a head; None for 16 bits.
+
+    Args:
+        name: Module path.
+        inputs: Weights of a row.
+        weights: The quantized modules. An end that is among them is asked for no more.
+        tied: Whether the embedding is the head too.
+    """
+    if name in weights or not any(weight.scheme.method == "gguf" for weight in weights.values()):
+        return None
+    role = "embedding" if name.startswith(EMBEDDING) else "head"
+    kind = outer_type(role, main_type(weights), inputs, tied=tied)
+    return kind if kind in BLOCK_TYPES else None
 
 
 def expects(name: str, config: Mapping[str, Any]) -> bool:

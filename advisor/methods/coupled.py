@@ -27,42 +27,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from advisor.methods.descent import ColumnState, nearest_values
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.grids import choose_grid
+from advisor.methods.outputs import feedback_of, row_spans
 from advisor.numerics.affine import grid_levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from advisor.calibration.statistics import LayerStatistics
     from advisor.methods.settings import QuantizationSettings
 
 ROW_BLOCK = 32
 """Rows that are quantized together, without feedback among them."""
 _WIDEST_STEP = 64
 """Columns of a step, where groups do not say otherwise."""
-
-
-def output_metric(statistics: LayerStatistics, settings: QuantizationSettings) -> Tensor | None:
-    """Return G as far as it is to be believed, float32 [out, out]; None for independent rows.
-
-    Off-diagonals are shrunk to ``output_feedback`` times T / (T + out): G of T tokens is the less
-    certain, the more outputs it relates. The diagonal is damped by ``output_damping`` of its mean.
-
-    Args:
-        statistics: Of the linear itself; G is used where it is whole.
-        settings: ``output_feedback`` and ``output_damping``.
-    """
-    gradient = statistics.gradient_moment
-    if not settings.output_feedback or gradient is None or gradient.ndim == 1:
-        return None
-    tokens = min(statistics.tokens, statistics.gradient_tokens)
-    share = settings.output_feedback * tokens / (tokens + len(gradient))
-    diagonal = gradient.diagonal()
-    mean = float(diagonal.double().mean())
-    metric = gradient.float() * share
-    metric.diagonal().copy_(diagonal + settings.output_damping * (mean if mean > 0 else 1.0))
-    return metric
 
 
 def quantize_coupled(
@@ -73,6 +52,7 @@ def quantize_coupled(
     importance: Tensor,
     metrics: Sequence[Tensor],
     order: Tensor | None = None,
+    known: ColumnState | None = None,
 ) -> ColumnCodes:
     """Choose every code once, making up for the errors of the columns before and the rows above.
 
@@ -83,9 +63,12 @@ def quantize_coupled(
         grid: Of the codes.
         settings: Clip search, rounding of scales.
         importance: H's diagonal, [columns], for a clip search.
-        metrics: G of :func:`output_metric` of each linear, float32 [rows of it, rows of it].
+        metrics: G of :func:`advisor.methods.outputs.output_metric` of each linear, float32 [rows of
+            it, rows of it].
         order: Columns in the order of work; scales are then chosen from the weights before any
             update. None for their own order, in which a group's scale is chosen as it is reached.
+        known: Scales and limits that were chosen before, with an ``order``; its steps are not read.
+            Codes are then counted from its lowest step.
 
     Reference: GPTQ, arXiv:2210.17323, Algorithm 1; YAQA, arXiv:2505.22988, section 4 (rounding
     with feedback from both sides).
@@ -93,6 +76,8 @@ def quantize_coupled(
     off-diagonals are shrunk.
     """
     front = _Front(columns, grid, settings, importance, metrics)
+    if known is not None:
+        front.take(known)
     normalised = (factor / factor.diagonal().unsqueeze(1)).contiguous()
     return front.run(normalised, order)
 
@@ -141,13 +126,20 @@ class _Front:
         self._steps = torch.zeros_like(self._weight)
         shape = (len(self._blocks), columns.shape[0] // grid.width, ROW_BLOCK)
         self._scales, self._zeros = columns.new_ones(shape), columns.new_zeros(shape)
+        self._known: ColumnState | None = None
+
+    def take(self, known: ColumnState) -> None:
+        """Use scales and limits that were chosen before."""
+        self._known = known
+        self._scales, self._zeros = self._split(known.scales, 1.0), self._split(-known.low)
 
     def run(self, factor: Tensor, order: Tensor | None) -> ColumnCodes:
         """Quantize; ``factor`` has every row divided by its diagonal."""
         width, columns = self._grid.width, self._weight.shape[1]
         beforehand = order is not None or width == columns
-        if beforehand:
+        if beforehand and self._known is None:
             self._choose_all()
+        values_of_steps = None if self._known is None else self._known.values
         place = torch.arange(columns, device=factor.device) if order is None else order
         working = self._weight[:, place]
         change = torch.zeros_like(working)
@@ -167,7 +159,7 @@ class _Front:
                 for part in (self._scales, self._zeros)
             )
             near = torch.stack([factor[span, span] for span in spans])
-            steps, errors = _columns(current, scale, zero, self._levels, near)
+            steps, errors = _columns(current, scale, zero, self._levels, near, values_of_steps)
             values = steps * scale
             for index, (block, span) in enumerate(zip(active, spans, strict=True)):
                 self._steps[block, place[span]] = steps[:, index]
@@ -179,11 +171,11 @@ class _Front:
             self._join(codes).to(torch.uint8), self._join(self._scales), self._join(self._zeros)
         )
 
-    def _split(self, columns: Tensor) -> Tensor:
-        """Return [columns, rows] as blocks of rows, each linear's filled up with zeros."""
+    def _split(self, columns: Tensor, fill: float = 0.0) -> Tensor:
+        """Return [columns, rows] as blocks of rows, each linear's filled up with a value."""
         parts = []
         for part in torch.split(columns, self._heights, dim=1):
-            padded = torch.nn.functional.pad(part, (0, -part.shape[1] % ROW_BLOCK))
+            padded = torch.nn.functional.pad(part, (0, -part.shape[1] % ROW_BLOCK), value=fill)
             parts.append(padded.view(columns.shape[0], -1, ROW_BLOCK))
         return torch.cat(parts, 1).transpose(0, 1).contiguous()
 
@@ -243,7 +235,12 @@ class _Front:
 
 
 def _columns(
-    current: Tensor, scale: Tensor, zero: Tensor, levels: Tensor, factor: Tensor
+    current: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    levels: Tensor,
+    factor: Tensor,
+    values: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Quantize columns in turn, updating those to come; return codes minus zeros, and errors.
 
@@ -253,6 +250,7 @@ def _columns(
         zero: Shaped alike.
         levels: 2^bits - 1.
         factor: Of each block's columns, [blocks, columns, columns].
+        values: Of the steps that there are, where they are not the whole numbers of a range.
     """
     steps, errors = torch.empty_like(current), torch.empty_like(current)
     low, high = -zero, levels - zero
@@ -260,8 +258,11 @@ def _columns(
     tensors = (current, scale, low, high, steps, errors)
     for column, rows in enumerate(zip(*(tensor.unbind() for tensor in tensors), strict=True)):
         value, unit, least, most, step, error = rows
-        torch.div(value, unit, out=step).round_()
-        torch.clamp(step, least, most, out=step)
+        torch.div(value, unit, out=step)
+        if values is None:
+            torch.clamp(step.round_(), least, most, out=step)
+        else:
+            step.copy_(values[nearest_values(step, values)])
         torch.addcmul(value, step, unit, value=-1, out=error)
         current[column + 1 :].addcmul_(later[column, column + 1 :], error, value=-1)
     return steps, errors
@@ -276,23 +277,6 @@ def _row_blocks(metric: Tensor, first: int) -> list[_Block]:
         _Block(first, turn, feedback_of(padded, rows)[:, : rows.start])
         for turn, rows in enumerate(row_spans(len(padded), ROW_BLOCK))
     ]
-
-
-def feedback_of(metric: Tensor, rows: slice) -> Tensor:
-    """Return what the errors of all rows mean for a block of rows, float32 [block, rows].
-
-    tr(G ΔW H ΔWᵀ) as a function of the block b alone is least for ΔW_b = -G_bb⁻¹ G_b,others
-    ΔW_others. The block's own columns are zero.
-    """
-    lower = torch.linalg.cholesky(metric[rows, rows])
-    feedback = torch.cholesky_inverse(lower) @ metric[rows]
-    feedback[:, rows] = 0
-    return feedback
-
-
-def row_spans(rows: int, size: int) -> list[slice]:
-    """Cut rows into blocks."""
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def _step(columns: int) -> int:

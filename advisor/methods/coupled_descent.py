@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
-from advisor.methods.coupled import feedback_of, row_spans
 from advisor.methods.descent import ColumnState, Couplings, damped_moment, descend
+from advisor.methods.outputs import feedback_of, row_spans
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -21,6 +21,25 @@ if TYPE_CHECKING:
 DESCENT_ROWS, DESCENT_BLOCKS = 192, 8
 """The least rows of a block, and the most blocks of a linear: each is a loop over all columns,
 which on large weights is most of the time."""
+
+
+StateT = TypeVar("StateT", bound="RowState")
+
+
+class RowState(Protocol):
+    """Codes of a weight whose rows can be worked on apart."""
+
+    def weight(self) -> Tensor:
+        """Return the quantized weight, float32 [columns, rows]."""
+        ...
+
+    def rows(self: StateT, rows: Tensor) -> StateT:
+        """Return a copy of some rows, int64."""
+        ...
+
+    def put(self: StateT, rows: Tensor, state: StateT) -> None:
+        """Take up what some rows have become."""
+        ...
 
 
 def descend_coupled(
@@ -42,23 +61,46 @@ def descend_coupled(
         found: Codes to start from; not modified.
         bits: Width of a code.
         second_moment: H, float32 [columns, columns], not damped.
-        metrics: G of :func:`advisor.methods.coupled.output_metric` of each linear, float32 [rows of
+        metrics: G of :func:`advisor.methods.outputs.output_metric` of each linear, float32 [rows of
             it, rows of it].
         settings: ``descent`` passes and their damping, rounding of scales.
     """
     state = ColumnState.of(found, bits)
     couplings = Couplings(damped_moment(second_moment, settings), len(found.scales))
+
+    def descend_rows(target: Tensor, own: ColumnState) -> None:
+        descend(target, own, couplings, settings, 1)
+
+    take_turns(columns, state, metrics, settings.descent, descend_rows)
+    return state.codes()
+
+
+def take_turns(
+    columns: Tensor,
+    state: StateT,
+    metrics: Sequence[Tensor],
+    passes: int,
+    descend_rows: Callable[[Tensor, StateT], None],
+) -> None:
+    """Let blocks of rows descend in turn, each making up for the errors of all others.
+
+    Args:
+        columns: W, float32 [columns, rows].
+        state: What stands for W; changed.
+        metrics: As :func:`descend_coupled` takes them.
+        passes: Turns of each block.
+        descend_rows: Lowers the error of some rows' state towards a target [columns, rows], once.
+    """
     change = state.weight() - columns
     turns = _turns(metrics)
-    for _ in range(settings.descent):
+    for _ in range(passes):
         for parts in turns:
             rows = torch.cat([part.rows for part in parts])
             pull = [change[:, part.linear] @ part.feedback.t() for part in parts]
             own = state.rows(rows)
-            descend(columns[:, rows] - torch.cat(pull, 1), own, couplings, settings, 1)
+            descend_rows(columns[:, rows] - torch.cat(pull, 1), own)
             state.put(rows, own)
             change[:, rows] = own.weight() - columns[:, rows]
-    return state.codes()
 
 
 @dataclass(frozen=True, slots=True)

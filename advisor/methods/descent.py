@@ -39,12 +39,14 @@ class ColumnState:
         scales: float32 [groups, rows].
         low: Smallest step, float32 [groups, rows].
         high: Largest step, float32 [groups, rows].
+        values: Of the steps that there are, rising, where not all from ``low`` to ``high`` are.
     """
 
     steps: Tensor
     scales: Tensor
     low: Tensor
     high: Tensor
+    values: Tensor | None = None
 
     @classmethod
     def of(cls, found: ColumnCodes, bits: int) -> ColumnState:
@@ -66,8 +68,10 @@ class ColumnState:
 
     def rows(self, rows: Tensor) -> ColumnState:
         """Return a copy of some rows, int64."""
-        parts = (self.steps, self.scales, self.low, self.high)
-        return ColumnState(*(part[:, rows] for part in parts))
+        steps, scales, low, high = (
+            part[:, rows] for part in (self.steps, self.scales, self.low, self.high)
+        )
+        return ColumnState(steps, scales, low, high, self.values)
 
     def put(self, rows: Tensor, state: ColumnState) -> None:
         """Take up the steps and scales of some rows."""
@@ -164,7 +168,7 @@ def descend(
     columns = weight.shape[0]
     width = columns // state.scales.shape[0]
     error = weight - state.weight()
-    work = _Work(width, weight, couplings.blocks)
+    work = Work(width, weight, couplings.blocks)
     for _ in range(passes):
         for group, start in enumerate(range(0, columns, width)):
             span = slice(start, start + width)
@@ -173,15 +177,16 @@ def descend(
             # half of what keeping all of them up to date does.
             torch.mm(couplings.shares[span], error, out=work.distance)
             _rescale(state, work.distance, couplings, settings, group, span)
-            _choose_codes(state, couplings, work, group, span)
+            choose_codes(state, couplings, work, group, span)
             torch.mul(state.steps[span], state.scales[group], out=error[span])
             torch.sub(weight[span], error[span], out=error[span])
 
 
-class _Work:
+class Work:
     """Tensors of a group, [width, rows], that all groups use in turn, with views of their rows."""
 
     def __init__(self, width: int, like: Tensor, blocks: list[slice]) -> None:
+        """Make room for groups of a width, of as many rows as ``like`` [columns, rows] has."""
         self.distance, self.after, self.fallen = (
             like.new_empty(width, like.shape[1]) for _ in range(3)
         )
@@ -199,8 +204,8 @@ class _Work:
         ]
 
 
-def _choose_codes(
-    state: ColumnState, couplings: Couplings, work: _Work, group: int, span: slice
+def choose_codes(
+    state: ColumnState, couplings: Couplings, work: Work, group: int, span: slice
 ) -> None:
     """Choose the codes of a group's columns in turn.
 
@@ -221,14 +226,22 @@ def _choose_codes(
         for old, (distance, new, fallen, rest), later in zip(
             before[block].unbind(), rows, couplings.later(place), strict=True
         ):
-            torch.add(old, distance, out=new).round_()
-            torch.clamp(new, low, high, out=new)
+            torch.add(old, distance, out=new)
+            if state.values is None:
+                torch.clamp(new.round_(), low, high, out=new)
+            else:
+                new.copy_(state.values[nearest_values(new, state.values)])
             torch.sub(old, new, out=fallen)
             rest.addcmul_(later, fallen)
         if place.stop < span.stop:
             far = slice(place.stop, span.stop)
             work.distance[block.stop :].addmm_(couplings.shares[far, place], work.fallen[block])
     state.steps[span] = work.after
+
+
+def nearest_values(wanted: Tensor, values: Tensor) -> Tensor:
+    """Return the index of the nearest of some rising values, int64, shaped as ``wanted``."""
+    return torch.bucketize(wanted, (values[1:] + values[:-1]) / 2)
 
 
 def _rescale(

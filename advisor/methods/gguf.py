@@ -1,4 +1,4 @@
-"""GGUF's block types and k-quants, fitted to an importance per input."""
+"""GGUF's block types and k-quants, fitted to second moments of the inputs."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from torch import Tensor
 
 from advisor.errors import InputError
 from advisor.methods.checks import prepare_weight
-from advisor.methods.gguf_fit import (
-    Fit,
-    best_codes,
-    fit_affine,
-    fit_scaled,
-    nearest_codes,
-    refine_groups,
-)
-from advisor.numerics.gguf_blocks import BlockType, code_values, get_block_type
-from advisor.numerics.quantized_weight import QuantizedWeight
+from advisor.methods.gguf_feedback import Feedback
+from advisor.methods.gguf_fields import fit_rows
+from advisor.methods.gguf_state import BlockState
+from advisor.numerics.gguf_blocks import code_values, get_block_type
+from advisor.numerics.quantized_weight import QuantizedWeight, split_rows
 from advisor.predict.gguf_types import base_type, stored_type
+from advisor.schemes import Scheme
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from advisor.calibration.statistics import LayerStatistics
     from advisor.methods.settings import QuantizationSettings
-    from advisor.schemes import Scheme
 
-_FACTOR_STEPS = tuple(0.25 * step for step in range(-8, 33))
-"""Distances from the largest integer at which a super-block's largest scale is tried."""
 _CHUNK_WEIGHTS = 1 << 22
 """Weights fitted at once, so that the search's copies stay small."""
+_FEEDBACK_WEIGHTS = 1 << 21
+"""Weights whose codes are chosen at once, in each of the types: cut by the weight alone."""
 _SMALLEST_IMPORTANCE = 1e-4
 """Of an input, relative to the mean: an input that calibration never saw still has a weight."""
 
@@ -42,36 +39,106 @@ def quantize(
 ) -> QuantizedWeight:
     """Quantize a weight to a GGUF block type, or to the main type of a file type.
 
+    See :func:`quantize_many`.
+    """
+    return quantize_many(weight, statistics, [scheme], settings)[0]
+
+
+def quantize_many(
+    weight: Tensor,
+    statistics: LayerStatistics | None,
+    schemes: Sequence[Scheme],
+    settings: QuantizationSettings,
+) -> list[QuantizedWeight]:
+    """Quantize one weight to many GGUF block types with one Cholesky factor and one column loop.
+
     Every group's scale and minimum are a weighted least-squares fit, the weights being the second
     moment of each input; then the scales of a super-block are rounded, and refitted as a whole.
+    With statistics, codes then make up for each other's errors, and codes and fields are improved
+    in turn (:mod:`advisor.methods.gguf_feedback`); without, every code is the nearest.
 
     Args:
         weight: Shape [out, in], any floating type; not modified.
-        statistics: Their second moment's diagonal is the importance; None: all inputs alike.
-        scheme: ``gguf-TYPE``. Rows that do not fill a block take llama.cpp's fallback type.
-        settings: Not used: scales are float16 in the file.
+        statistics: Of the inputs; None, or no tokens: all inputs alike, and no feedback.
+        schemes: ``gguf-TYPE``. Rows that do not fill a block take llama.cpp's fallback type.
+        settings: ``damping``, ``descent`` and its damping, ``output_feedback`` (of a whole G) and
+            its damping. Scales are float16 in the file, whatever ``scale_dtype``; columns always
+            come in activation order.
 
     Returns:
         Codes whose scheme names the type that is really stored, with the block's fields ``d``,
         ``dmin``, ``s`` and ``m`` in ``extras`` (see :func:`pack_blocks`).
 
     Raises:
-        InputError: The weight cannot be used, or no type fits its rows.
+        InputError: The weight, the statistics or a setting cannot be used, or no type fits the
+            weight's rows.
 
     Reference: llama.cpp, ggml-quants.c (``make_qx_quants``, ``make_qkx3_quants``) and its
-    importance matrix.
+    importance matrix; GPTQ, arXiv:2210.17323.
 
-    Differs from it: the importance is the second moment alone, without the factor
+    Differs from llama.cpp: the importance is the second moment alone, without the factor
     sqrt(sigma² + w²); more scales are tried; and after the scales of a super-block are rounded,
     every group's neighbouring scales are tried with the minimum fitted to each, and the factors are
     refitted. Error of the outputs over llama.cpp's own, from the same importance, on inputs that
-    neither saw (SmolLM2-135M, 12 linears, geometric means): 0.60 to 0.99 for Q4_0 to Q8_0 and
-    IQ4_NL, 0.81 to 0.97 for the k-quants.
+    neither saw (SmolLM2-135M, 12 linears, geometric means), before any feedback: 0.60 to 0.99 for
+    Q4_0 to Q8_0 and IQ4_NL, 0.81 to 0.97 for the k-quants.
     """
-    del settings
-    values = prepare_weight(weight, [scheme])
+    values = prepare_weight(weight, schemes)
+    feedback: Feedback | None = None
+    if statistics is not None and statistics.tokens:
+        feedback = Feedback([statistics], [values], settings)
+    return _quantize(values, statistics, schemes, feedback)
+
+
+def quantize_each(
+    weights: Sequence[Tensor],
+    statistics: Sequence[LayerStatistics],
+    scheme: Scheme,
+    settings: QuantizationSettings,
+) -> list[QuantizedWeight]:
+    """Quantize linears that share their inputs, each with feedback among its own outputs.
+
+    Args:
+        weights: Shapes [out_i, in], any floating type; not modified.
+        statistics: Of each linear: the same inputs, and its own output gradients.
+        scheme: Of all of them.
+        settings: See :func:`quantize_many`.
+
+    Raises:
+        InputError: A weight, the statistics, a setting or the scheme cannot be used.
+    """
+    values = [prepare_weight(weight, [scheme]) for weight in weights]
+    feedback = Feedback(statistics, values, settings)
+    if not feedback.couples:  # one keeps G's diagonal alone, or none
+        pairs = zip(weights, statistics, strict=True)
+        return [quantize(weight, own, scheme, settings) for weight, own in pairs]
+    (found,) = _quantize(torch.cat(values), statistics[0], [scheme], feedback)
+    return list(split_rows(found, [len(weight) for weight in weights]))
+
+
+def _quantize(
+    values: Tensor,
+    statistics: LayerStatistics | None,
+    schemes: Sequence[Scheme],
+    feedback: Feedback | None,
+) -> list[QuantizedWeight]:
+    """Fit the fields of each type, and improve upon them with feedback, some rows at a time."""
     importance = None if statistics is None else statistics.second_moment.diagonal()
-    return quantize_blocks(values, scheme, importance)
+    rows = max(1, _FEEDBACK_WEIGHTS // values.shape[1])
+    if feedback is not None and feedback.couples:
+        rows = len(values)
+    kinds: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {}
+    for part in torch.split(values, rows):
+        rounded = [quantize_blocks(part, scheme, importance) for scheme in dict.fromkeys(schemes)]
+        fits = {found.scheme.weight: (found.codes, dict(found.extras)) for found in rounded}
+        if feedback is not None:
+            states = {name: BlockState.of(name, *fit) for name, fit in fits.items()}
+            feedback.improve(part, list(states.values()))
+            fits = {name: (own.stored_codes(), own.fields()) for name, own in states.items()}
+        for name, fit in fits.items():
+            kinds.setdefault(name, []).append(fit)
+    done = {name: assemble(Scheme("gguf", name), *_joined(fits)) for name, fits in kinds.items()}
+    return [done[stored_type(base_type(s.weight), values.shape[1])] for s in schemes]
 
 
 def quantize_blocks(
@@ -84,8 +151,6 @@ def quantize_blocks(
         scheme: ``gguf-TYPE``.
         importance: Weight of each input's squared error, float32 [in], not negative; or None.
     """
-    from advisor.schemes import Scheme as SchemeType
-
     out_features, in_features = values.shape
     name = stored_type(base_type(scheme.weight), in_features)
     if name == "f16":
@@ -99,11 +164,11 @@ def quantize_blocks(
     spread = spread / spread.mean()
     rows = max(1, _CHUNK_WEIGHTS // in_features)
     fits = [
-        _quantize_rows(values[start : start + rows], spread, name, kind)
+        fit_rows(values[start : start + rows], spread, name, kind)
         for start in range(0, out_features, rows)
     ]
     codes, fields = _joined(fits)
-    return assemble(SchemeType("gguf", name), codes, fields)
+    return assemble(Scheme("gguf", name), codes, fields)
 
 
 def assemble(scheme: Scheme, codes: Tensor, fields: dict[str, Tensor]) -> QuantizedWeight:
@@ -135,128 +200,3 @@ def assemble(scheme: Scheme, codes: Tensor, fields: dict[str, Tensor]) -> Quanti
 def _joined(fits: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
     codes = torch.cat([codes for codes, _ in fits])
     return codes, {name: torch.cat([fields[name] for _, fields in fits]) for name in fits[0][1]}
-
-
-def _quantize_rows(
-    values: Tensor, importance: Tensor, name: str, kind: BlockType
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Quantize some rows: codes [rows, in] and the block's fields."""
-    rows = values.shape[0]
-    groups = kind.weights // kind.width
-    x = values.reshape(-1, groups, kind.width)
-    w = importance.expand(rows, -1).reshape(-1, groups, kind.width)
-    grid = code_values(name).to(values.device)
-    if kind.has_minimum:
-        fit = fit_affine(x, w, 2**kind.bits - 1, above_zero=kind.scale_levels > 0)
-    else:
-        fit = fit_scaled(x, w, grid)
-    if kind.scale_levels:
-        codes, fields = _super_blocks(x, w, fit, grid, kind)
-    else:
-        fields = {"d": _half(fit.scale[:, 0])}
-        minimum = None
-        if kind.has_minimum:
-            fields["dmin"] = _half(-fit.minimum[:, 0])
-            minimum = -fields["dmin"]
-        codes = nearest_codes(
-            x, fields["d"][:, None], None if minimum is None else minimum[:, None], grid
-        )
-    shaped = {field: value.reshape(rows, -1) for field, value in fields.items()}
-    return codes.to(torch.uint8).view(rows, -1), shaped
-
-
-def _super_blocks(
-    x: Tensor, w: Tensor, fit: Fit, grid: Tensor, kind: BlockType
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Round the scales and minimums of groups, and fit the factors that a block stores.
-
-    Args:
-        x: Weights [blocks, groups, width].
-        w: Importance, the same shape.
-        fit: Scale and minimum of every group.
-        grid: Value of each code.
-        kind: The block type.
-    """
-    signed = not kind.has_minimum
-    levels = kind.scale_levels
-    codes = nearest_codes(x, fit.scale, None if signed else fit.minimum, grid)
-    d, s = _round_scales(fit.scale, levels, (w * grid[codes.long()].square()).sum(2), signed=signed)
-    dmin, m = None, None
-    if not signed:
-        dmin, m = _round_scales(fit.minimum, levels, w.sum(2), signed=False)
-    codes, error = best_codes(x, w, d, s, dmin, m, grid)
-    for _ in range(2):
-        s, m = refine_groups(x, w, (d, dmin), (s, m), grid, levels)
-        codes, error = best_codes(x, w, d, s, dmin, m, grid)
-        q = grid[codes.long()] * s[:, :, None]
-        new_d, new_dmin = _refit(x, w, q, m)
-        d2 = _half(new_d)
-        dmin2 = None if new_dmin is None else _half(new_dmin)
-        codes2, error2 = best_codes(x, w, d2, s, dmin2, m, grid)
-        better = error2 < error
-        d = torch.where(better, d2, d)
-        if dmin is not None and dmin2 is not None:
-            dmin = torch.where(better, dmin2, dmin)
-        codes = torch.where(better[:, None, None], codes2, codes)
-        error = torch.where(better, error2, error)
-    fields = {"d": d, "s": s.to(torch.int16)}
-    if dmin is not None and m is not None:
-        fields |= {"dmin": dmin, "m": m.to(torch.int16)}
-    return codes, fields
-
-
-def _round_scales(
-    scales: Tensor, levels: int, weights: Tensor, *, signed: bool
-) -> tuple[Tensor, Tensor]:
-    """Return a block's factor [blocks] and the integers of its groups [blocks, groups].
-
-    The factor puts the largest scale near the end of the integers; of a few such the one of least
-    weighted squared error of the scales is taken. Signed integers run from ``-levels`` to
-    ``levels - 1``: the largest takes the negative end.
-
-    Args:
-        scales: [blocks, groups].
-        levels: Largest integer.
-        weights: What an error of each group's scale costs, [blocks, groups].
-        signed: Whether there are negative ones.
-    """
-    largest = scales.amax(1)
-    if signed:
-        index = scales.abs().argmax(1, keepdim=True)
-        largest = -scales.gather(1, index)[:, 0]
-    low, high = (-levels, levels - 1) if signed else (0, levels)
-    best, integers = _half(largest / levels), torch.zeros_like(scales)
-    least = torch.full_like(largest, float("inf"))
-    for step in _FACTOR_STEPS:
-        factor = _half(largest / (levels + step))
-        usable = torch.where(factor == 0, torch.ones_like(factor), factor)[:, None]
-        tried = torch.round(scales / usable).clamp(low, high)
-        tried = torch.where(factor[:, None] == 0, torch.zeros_like(tried), tried)
-        error = (weights * (scales - tried * factor[:, None]).square()).sum(1)
-        better = error < least
-        best, least = torch.where(better, factor, best), torch.where(better, error, least)
-        integers = torch.where(better[:, None], tried, integers)
-    return best, integers
-
-
-def _refit(x: Tensor, w: Tensor, q: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the factors that fit x ≈ d·q - dmin·m best, by weighted least squares."""
-    qq = (w * q.square()).sum((1, 2)).double()
-    qx = (w * q * x).sum((1, 2)).double()
-    if m is None:
-        return torch.where(qq > 0, qx / qq.clamp_min(1e-300), torch.zeros_like(qq)).float(), None
-    ones = m[:, :, None].expand_as(x)
-    mm = (w * ones.square()).sum((1, 2)).double()
-    mx = -(w * ones * x).sum((1, 2)).double()
-    qm = -(w * q * ones).sum((1, 2)).double()
-    determinant = qq * mm - qm.square()
-    solvable = determinant > 1e-12 * qq * mm
-    safe = torch.where(solvable, determinant, torch.ones_like(determinant))
-    d = torch.where(solvable, (qx * mm - mx * qm) / safe, qx / qq.clamp_min(1e-300))
-    dmin = torch.where(solvable, (mx * qq - qx * qm) / safe, torch.zeros_like(d))
-    return d.clamp_min(0).float(), dmin.clamp_min(0).float()
-
-
-def _half(values: Tensor) -> Tensor:
-    """Round to float16, as the file stores it, within its range."""
-    return values.clamp(-65504, 65504).to(torch.float16).to(torch.float32)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from advisor.errors import InputError
 from advisor.methods.checks import group_width, prepare_weight, require_statistics
-from advisor.methods.coupled import output_metric, quantize_coupled
+from advisor.methods.coupled import quantize_coupled
 from advisor.methods.coupled_descent import descend_coupled
 from advisor.methods.descent import improve
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.gptq_loops import loop_in_parts
 from advisor.methods.grids import check_scales
+from advisor.methods.outputs import output_metric
 from advisor.numerics.linear_algebra import InverseCholesky, inverse_cholesky
 from advisor.numerics.quantized_weight import QuantizedWeight, split_rows
 
@@ -88,12 +89,7 @@ def quantize_many(
     natural = [s for s in schemes if not s.activation_order]
     ordered = [s for s in schemes if s.activation_order]
     done: dict[Scheme, QuantizedWeight] = {}
-    metric = output_metric(found, settings)
-    if metric is not None and len(metric) != len(values):
-        raise InputError(
-            f"output_feedback needs the gradients of this weight's {len(values)} outputs, but got "
-            f"those of {len(metric)}: quantize linears that share an input one by one."
-        )
+    metric = output_metric(found, settings, len(values))
     metrics = [] if metric is None else [metric]
     for together in (natural, ordered):
         if together:
@@ -120,7 +116,10 @@ def quantize_each(
     Raises:
         InputError: A weight, the statistics, a setting or the scheme cannot be used.
     """
-    metrics = [output_metric(own, settings) for own in statistics]
+    metrics = [
+        output_metric(own, settings, len(weight))
+        for weight, own in zip(weights, statistics, strict=True)
+    ]
     if any(metric is None for metric in metrics):  # they keep G's diagonal alone, or none
         return [
             quantize(weight, own, scheme, settings)
@@ -235,6 +234,15 @@ def _check(schemes: Sequence[Scheme], settings: QuantizationSettings) -> None:
                 f"gptq stores int2 to int8 per channel or group here, but got scheme {scheme}. "
                 f"For fp8 use rtn-fp8."
             )
+    check_settings(settings)
+
+
+def check_settings(settings: QuantizationSettings) -> None:
+    """Reject settings that neither the loop nor the descent can run with.
+
+    Raises:
+        InputError: One is out of its range.
+    """
     if settings.column_block < 1:
         raise InputError(f"column_block must be at least 1, but got {settings.column_block}.")
     if not 0 <= settings.output_feedback <= 1 or not settings.output_damping > 0:

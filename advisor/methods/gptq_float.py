@@ -81,6 +81,7 @@ def quantize_in_turn(
     nearest: Callable[[Tensor, int], tuple[Tensor, Tensor]],
     factor: Tensor,
     block: int,
+    parts: int = 1,
 ) -> Tensor:
     """Quantize columns in turn, each time making up for the error in the columns to come.
 
@@ -89,6 +90,8 @@ def quantize_in_turn(
         nearest: From a column [out] and its index to its codes and what they stand for.
         factor: Upper triangular inverse Cholesky factor, [in, in].
         block: Columns updated one by one; later ones get their updates as a matrix product.
+        parts: Weights that lie side by side in ``working``: each has products of its own, so that
+            its codes do not depend on its neighbours.
 
     Returns:
         uint8 [in, out].
@@ -103,5 +106,8 @@ def quantize_in_turn(
             error = (working[column] - values) / factor[column, column]
             errors[column - start] = error
             working[column + 1 : end] -= factor[column, column + 1 : end].unsqueeze(1) * error
-        working[end:] -= factor[start:end, end:].t() @ errors
+        for later, made in zip(
+            working[end:].tensor_split(parts, 1), errors.tensor_split(parts, 1), strict=True
+        ):
+            later -= factor[start:end, end:].t() @ made
     return codes

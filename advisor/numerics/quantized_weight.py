@@ -116,7 +116,10 @@ class QuantizedWeight:
 
 
 def split_rows(stacked: QuantizedWeight, heights: Sequence[int]) -> tuple[QuantizedWeight, ...]:
-    """Undo the stacking of weights with one scale row per output channel, or one for all."""
+    """Undo the stacking of weights with one scale row per output channel, or one for all.
+
+    What else a GGUF weight has, the fields of its blocks, is split as well.
+    """
     if len(heights) == 1:
         return (stacked,)
     codes = torch.split(stacked.codes, list(heights))
@@ -127,7 +130,18 @@ def split_rows(stacked: QuantizedWeight, heights: Sequence[int]) -> tuple[Quanti
     zeros: Sequence[Tensor | None] = [None] * len(heights)
     if stacked.zero_points is not None:
         zeros = torch.split(stacked.zero_points, list(heights))
+    extras: list[dict[str, Tensor]] = [dict(stacked.extras) for _ in heights]
+    if stacked.scheme.method == "gguf":
+        for name, value in stacked.extras.items():
+            for own, part in zip(extras, torch.split(value, list(heights)), strict=True):
+                own[name] = part.contiguous()
     return tuple(
-        replace(stacked, codes=code.contiguous(), scales=scale.contiguous(), zero_points=zero)
-        for code, scale, zero in zip(codes, scales, zeros, strict=True)
+        replace(
+            stacked,
+            codes=code.contiguous(),
+            scales=scale.contiguous(),
+            zero_points=zero,
+            extras=own,
+        )
+        for code, scale, zero, own in zip(codes, scales, zeros, extras, strict=True)
     )

@@ -10,8 +10,8 @@ from advisor.errors import InputError, did_you_mean, join_errors
 from advisor.methods.setting_rules import setting_problems
 from advisor.methods.settings import QuantizationSettings
 from advisor.plan.schema import SchemeChoice
-from advisor.predict.gguf_types import module_types
-from advisor.schemes import BF16, parse_scheme
+from advisor.predict.gguf_types import module_types, stored_type
+from advisor.schemes import BF16, GGUF_BLOCKS, parse_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 _SAMPLES = "samples"
+_AMBIGUOUS = "gguf-q2_k"
+"""The only block type whose name is that of a file type of several: see :func:`by_block_type`."""
 
 
 def assignment_of(plan: Plan, linears: Sequence[LinearSpec]) -> dict[str, Scheme]:
@@ -46,24 +48,30 @@ def assignment_of(plan: Plan, linears: Sequence[LinearSpec]) -> dict[str, Scheme
     default = parsed[plan.scheme.default]
     chosen = plan.scheme.modules
     found = {name: parsed[chosen[name]] if name in chosen else default for name in names}
-    return by_block_type(found, linears) | {name: parsed[ends[name]] for name in ends}
+    named = by_block_type(found, linears, chosen)
+    return named | {name: parsed[ends[name]] for name in ends}
 
 
 def by_block_type(
-    assignment: Mapping[str, Scheme], linears: Sequence[LinearSpec]
+    assignment: Mapping[str, Scheme], linears: Sequence[LinearSpec], named: Collection[str] = ()
 ) -> dict[str, Scheme]:
     """Return an assignment in which GGUF file types (q4_k_m) have become their block types.
 
     Args:
         assignment: Module path to scheme.
         linears: All of the model's modules: llama.cpp's choice depends on a module's layer.
+        named: Modules that were given a scheme of their own: ``q2_k``, which is the name of a block
+            type and of a file type that mixes others in, is the block type there.
     """
+    inputs = {linear.name: linear.in_features for linear in linears}
     files = {scheme.weight for scheme in assignment.values() if scheme.method == "gguf"}
     types = {file_type: module_types(file_type, linears) for file_type in files}
     found = dict(assignment)
     for name, scheme in assignment.items():
         if scheme.method == "gguf":
             kind = types[scheme.weight][name]
+            if name in named and scheme.weight in GGUF_BLOCKS:
+                kind = stored_type(scheme.weight, inputs[name])
             found[name] = BF16 if kind == "f16" else replace(scheme, weight=kind)
     return found
 
@@ -110,6 +118,8 @@ def scheme_choice(
 ) -> SchemeChoice:
     """Return an assignment as a plan holds it: the commonest scheme, and the modules beside it.
 
+    Where the commonest is also the name of a file type, all modules are named.
+
     Args:
         name: Of the answer.
         format_name: Checkpoint format.
@@ -125,6 +135,10 @@ def scheme_choice(
         name=name,
         default=default,
         format=format_name,
-        modules={module: scheme for module, scheme in others.items() if scheme != default},
+        modules={
+            module: scheme
+            for module, scheme in others.items()
+            if scheme != default or default == _AMBIGUOUS
+        },
         outer=outer,
     )

@@ -29,7 +29,7 @@ class Family:
 
     Attributes:
         method: ``rtn``, ``gptq``, ``awq``, or ``best``: of the three, per fused group, the one
-            of least score.
+            of least score. ``gguf`` where block types are all there is.
         symmetric: Grid of the integer options. None: each module of a mixture takes either under
             GPTQ; of the other methods, whose scores would cost as much again, the symmetric one.
         clip: ``none`` or ``mse``: search the range of each group.
@@ -77,15 +77,17 @@ class Family:
 
     def describe(self) -> str:
         """Return the choices as a person reads them."""
-        grids = {True: "sym", False: "asym", None: "sym or asym"}
-        parts = [self.method, grids[self.symmetric]]
+        parts = [self.method]
+        if self.method != "gguf":
+            grids = {True: "sym", False: "asym", None: "sym or asym"}
+            parts.append(grids[self.symmetric])
         if self.activation_order:
             parts.append("actorder")
         if self.static_groups:
             parts.append("static groups")
         if self.clip != "none":
             parts.append(f"clip {self.clip}")
-        if "gptq" in self.methods:
+        if self.method == "gguf" or "gptq" in self.methods:
             parts.append(f"damping {self.damping:g}")
         if self.sequential:
             parts.append("sequential")
@@ -155,6 +157,7 @@ def relevant_settings(
         "rtn": ("clip", "scale_dtype"),
         "gptq": ("clip", "scale_dtype", "damping", "static_groups"),
         "awq": ("clip", "scale_dtype", "scale_steps"),
+        "gguf": ("damping",),
     }.get(scheme.method)
     if not scheme.is_quantized:
         return {}
@@ -177,7 +180,7 @@ def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[s
         scheme: The module's scheme.
         settings: All settings.
     """
-    if scheme.method != "gptq":
+    if scheme.method not in ("gptq", "gguf"):
         return {}
     finishing: dict[str, list[float]] = {}
     if settings.descent:
@@ -190,4 +193,4 @@ def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[s
 def couples_outputs(scheme: Scheme, settings: QuantizationSettings) -> bool:
     """Whether a linear's codes depend on its own output gradients: each is quantized alone then."""
     plain = scheme.method == "gptq" and scheme.is_integer and scheme.activation != "fp8"
-    return plain and settings.output_feedback > 0
+    return (plain or scheme.method == "gguf") and settings.output_feedback > 0

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from advisor.errors import InputError, did_you_mean, join_errors
-from advisor.formats.gguf import outer_weights
+from advisor.formats.gguf import outer_kind, outer_weights
 from advisor.models.inspect import find_outer
+from advisor.schemes import Scheme
 from advisor.search.outer_codes import check_ends
 from advisor.search.scores import fits
 from advisor.search.walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from advisor.calibration.tokens import TokenSequences
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
+    from advisor.modelspec.outer import OuterModule
     from advisor.numerics.quantized_weight import QuantizedWeight
-    from advisor.schemes import Scheme
     from advisor.search.codes import CodePool
 
 
@@ -59,7 +60,8 @@ def realise(
     Args:
         loaded: The 16-bit model; not modified.
         assignment: Module path to scheme; modules that are absent or 16-bit stay as they are. It
-            may name embedding and head too; of a GGUF file without, llama.cpp's rules decide.
+            may name embedding and head too; of a GGUF file without, llama.cpp's rules decide their
+            types, and the statistics, where there are any, their codes.
         settings: The methods' settings.
         store: Complete statistics; None where no scheme needs any.
         samples: Prefix of the calibration sequences to use; None for all.
@@ -81,11 +83,31 @@ def realise(
         loaded, assignment, settings, store, samples=samples, calibration=calibration, pool=pool
     )
     walk.run(progress)
+    if store is not None and store.has_gradients:
+        ends = {**_block_types(outer.values(), ends, walk.weights), **ends}
     for name, scheme in ends.items():
         if scheme.is_quantized:
             walk.quantize_end(outer[name], scheme)
     walk.replaced.update(_gguf_outer(loaded, walk.weights))
     return Realised(walk.weights, walk.replaced)
+
+
+def _block_types(
+    outer: Iterable[OuterModule], ends: Mapping[str, Scheme], weights: Mapping[str, QuantizedWeight]
+) -> dict[str, Scheme]:
+    """Return what llama.cpp's rules make of embedding and head, where nothing else is asked for.
+
+    A GGUF file names a type for them in any case, so that codes may as well be fitted to what is
+    known of them, at no more bytes. Measured on the small trained model (tied, q6_k by the rules;
+    32x256 calibration and 32x256 evaluation tokens), KL with the ends rounded and fitted: all
+    linears q5_k 0.00082 and 0.00036, the mixture at 5.59 bits 0.00069 and 0.00025.
+    """
+    kinds = {
+        module.name: outer_kind(module.name, module.linear.in_features, weights, tied=module.tied)
+        for module in outer
+        if module.name not in ends
+    }
+    return {name: Scheme("gguf", kind) for name, kind in kinds.items() if kind is not None}
 
 
 def _gguf_outer(loaded: LoadedModel, weights: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:

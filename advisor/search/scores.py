@@ -27,6 +27,8 @@ so GPTQ's final codes are better than predicted. With unweighted moments, fitted
 same tokens, it was 0.4 to 1.5 over ten uniform GPTQ candidates. What is left out: cross terms
 between modules.
 
+GGUF types are scored as GPTQ is, with feedback among columns alone.
+
 What scoring leaves out to be fast, and what that changes (SmolLM2-135M, five of its 30 blocks, 350
 scores of modules and options under GPTQ, Spearman 0.9996 with the exact ones): where a linear has
 more outputs than inputs, GPTQ's errors are weighed by G's diagonal alone (0.979 to 1.024 of the
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from advisor.modelspec import LinearSpec
     from advisor.schemes import Scheme
 
-_VERSION = 3
+_VERSION = 4
 """Part of every cache key: raised when scores mean something else."""
 _CLIP_STEPS = 10
 """Ranges tried in a clip search for scores; final codes try all of the settings'."""
@@ -195,7 +197,7 @@ class ScoreBook:
                 for index, linear in enumerate(members):
                     delta = result.dequantize(index) - weights[index]
                     found[scheme][linear.name] = score_change(
-                        delta, judges[index], independent_rows=method == "gptq"
+                        delta, judges[index], independent_rows=method in ("gptq", "gguf")
                     )
 
     def _statistics(

@@ -18,10 +18,10 @@ for the mixtures at 120 MB and at 135 MB:
 All of the way fits the calibration text alone (0.82). A damping of 0.03 or 0.3 does about as well.
 As the gain is no certainty, a search measures both and keeps the better.
 
-AWQ's scales are found anew from what the quantized blocks pass on, GGUF's block types take their
-importance from it. AWQ alone on the small trained model (same numbers of tokens), by the share of
-the way: int4 g64 0.0069 with the unquantized model's statistics, 0.0070 (0), 0.0062 (0.3), 0.0060
-(0.5); int3 g64 0.0299, 0.0299, 0.0267, 0.0270.
+AWQ's scales are found anew from what the quantized blocks pass on, GGUF's block types are fitted
+to its second moment as GPTQ's codes are. AWQ alone on the small trained model (same numbers of
+tokens), by the share of the way: int4 g64 0.0069 with the unquantized model's statistics, 0.0070
+(0), 0.0062 (0.3), 0.0060 (0.5); int3 g64 0.0299, 0.0299, 0.0267, 0.0270.
 
 Reference: GPTQ, arXiv:2210.17323, section 4 (inputs from quantized blocks); GPTAQ,
 arXiv:2504.02692, section 3 (asymmetric calibration: outputs of the unquantized model as target).

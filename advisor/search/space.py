@@ -126,8 +126,10 @@ def build_space(
         symmetric: names + tuple(storage_name(option) for option in own)
         for symmetric, names in storages.items()
     }
+    if not searchable:
+        methods = ("gguf",) if any(option.method == "gguf" for option in own) else ("rtn",)
     return Space(
-        methods=tuple(methods) if searchable else ("rtn",),
+        methods=tuple(methods),
         storages=storages,
         clips=("none", "mse") if searchable else ("none",),
         dampings=_DAMPINGS,
@@ -157,7 +159,7 @@ def suggest(trial: Suggester, space: Space) -> Proposal:
             static = bool(_choose(trial, "static_groups", (False, True)))
     samples: int | None = None
     mix = space.mixes[0]
-    if method != "rtn" or clip != "none":
+    if _chooses_samples(method, clip):
         chosen = _choose(trial, "samples", space.samples)
         samples = None if chosen is None else int(chosen)
         mix = str(_choose(trial, "mix", space.mixes))
@@ -177,6 +179,11 @@ def _grid_of_mixtures(method: str, space: Space) -> bool | None:
     if method in ("gptq", BEST) and len(space.storages) > 1:
         return None
     return next(iter(space.storages))
+
+
+def _chooses_samples(method: str, clip: str) -> bool:
+    """Whether a trial chooses samples and their mix; GGUF's codes always use all of the text."""
+    return method not in ("rtn", "gguf") or clip != "none"
 
 
 def _choose(trial: Suggester, name: str, choices: Sequence[Choice]) -> Choice:
@@ -200,7 +207,7 @@ def parameters_of(proposal: Proposal, space: Space) -> dict[str, Choice]:
             wanted["activation_order"] = family.activation_order
         if not family.activation_order:
             wanted["static_groups"] = family.static_groups
-    if family.method != "rtn" or family.clip != "none":
+    if _chooses_samples(family.method, family.clip):
         wanted["samples"] = family.samples
         if len(space.mixes) > 1:
             wanted["mix"] = family.mix
@@ -224,7 +231,7 @@ def priors(space: Space) -> list[Proposal]:
     everything = space.samples[-1] if space.samples else None
     usual = []
     for method in space.methods:
-        samples = None if method == "rtn" else everything
+        samples = everything if _chooses_samples(method, "none") else None
         static = method in ("gptq", BEST)
         grid = _grid_of_mixtures(method, space)
         usual.append(Family(method, grid, "none", USUAL_DAMPING, False, static, samples))

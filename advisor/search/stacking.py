@@ -149,4 +149,6 @@ def is_stackable(scheme: Scheme) -> bool:
     """
     if scheme.weight in ("mxfp4", "mxfp8", "nvfp4") or scheme.granularity == "tensor":
         return True
+    if scheme.method == "gguf":  # blocks lie within rows
+        return True
     return scheme.is_integer and scheme.granularity in ("channel", "group")

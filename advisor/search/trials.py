@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _UNITS_PER_PARAMETER = 1.2e9
 _FEWEST_UNITS, _MOST_UNITS = 9, 24
-_UNITS = {"rtn": 1, "gptq": 2, "awq": 2}
-_CLIP_UNITS = {"rtn": 1, "gptq": 1, "awq": 4}
+_UNITS = {"rtn": 1, "gptq": 2, "awq": 2, "gguf": 2}
+_CLIP_UNITS = {"rtn": 1, "gptq": 1, "awq": 4, "gguf": 0}
 """Cost of scoring all options of a method, and what a clip search adds (measured on SmolLM2)."""
 
 

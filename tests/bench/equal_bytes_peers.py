@@ -162,7 +162,8 @@ def _llama_cpp(
 ) -> None:
     """Quantize with llama.cpp's own code and an importance matrix; write a GGUF file.
 
-    Embedding and head are quantized by llama.cpp's rule, without importance, as ours are.
+    Embedding and head are quantized by llama.cpp's rule, without importance: its matrices hold the
+    inputs of the blocks' linears, unless asked for the head's.
     """
     importance = _importance(loaded, calibration)
     weights = {}

@@ -14,6 +14,7 @@ from quantizer_cases import COLUMNS, STORED, double
 from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
 from advisor.methods import coupled, coupled_descent
+from advisor.methods.outputs import output_metric
 from advisor.methods.registry import quantize, quantize_each
 from advisor.schemes import parse_scheme
 
@@ -162,8 +163,8 @@ def test_independent_outputs_change_nothing(weight, inputs):
 
 def test_few_tokens_are_hardly_believed(statistics):
     settings = replace(STORED[True], output_feedback=1.0)
-    many = coupled.output_metric(replace(statistics, tokens=10**6, gradient_tokens=10**6), settings)
-    few = coupled.output_metric(replace(statistics, tokens=2, gradient_tokens=10**6), settings)
+    many = output_metric(replace(statistics, tokens=10**6, gradient_tokens=10**6), settings, ROWS)
+    few = output_metric(replace(statistics, tokens=2, gradient_tokens=10**6), settings, ROWS)
     assert torch.equal(many.diagonal(), few.diagonal())
     off = ~torch.eye(ROWS, dtype=torch.bool)
     torch.testing.assert_close(few[off], many[off] * (2 / (2 + ROWS)), rtol=1e-4, atol=0)

@@ -36,7 +36,9 @@ def statistics():
     inputs = torch.randn(200, COLUMNS, generator=torch.Generator().manual_seed(6))
     generator = torch.Generator().manual_seed(7)
     inputs *= torch.linspace(0.1, 4.0, COLUMNS)[torch.randperm(COLUMNS, generator=generator)]
-    return LayerStatistics(200, inputs.t() @ inputs, inputs.abs().amax(0), inputs.abs().sum(0))
+    # An importance of each input, no more: codes are then the nearest.
+    moment = inputs.square().sum(0).diag()
+    return LayerStatistics(200, moment, inputs.abs().amax(0), inputs.abs().sum(0))
 
 
 def _quantize(weight, statistics, name):

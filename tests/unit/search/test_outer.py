@@ -10,11 +10,14 @@ import torch
 
 import advisor
 from advisor.budgets import Budgets
+from advisor.calibration.collect import collect_statistics, open_store
+from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.engines import load_engine, mixture_options
 from advisor.engines.outer import outer_problems, with_ends
 from advisor.errors import InputError
 from advisor.formats.read import read_checkpoint
 from advisor.hardware.catalogue import find_profile
+from advisor.methods.errors import layer_error
 from advisor.methods.settings import QuantizationSettings
 from advisor.models.inspect import find_outer
 from advisor.models.load import load_model
@@ -101,6 +104,52 @@ def test_a_gguf_file_holds_the_types_asked_for(random_llama, random_llama_folder
     rows = spec.vocabulary_size * 64 // 32
     assert sizes[None] - sizes["iq4_nl"] == rows * (34 - 18)
     assert sizes[None] - sizes["q5_0"] == rows * (34 - 22)
+
+
+def test_what_a_gguf_file_quantizes_in_any_case_is_fitted_to_its_statistics(
+    random_llama, random_llama_folder, store, tmp_path
+):
+    from advisor.formats.export import write_checkpoint
+
+    (module,) = find_outer(random_llama.model)
+    name = "model.embed_tokens"
+    blocks = {linear.name: parse_scheme("gguf-q4_0") for linear in random_llama.linears}
+    settings = QuantizationSettings(damping=0.05, descent=1, output_feedback=0.7)
+    rounded = realise(
+        random_llama, blocks, settings, store_without_gradients(random_llama, tmp_path)
+    )
+    fitted = realise(random_llama, blocks, settings, store)
+    assert name not in rounded.weights
+    assert str(fitted.weights[name].scheme) == "gguf-q8_0"  # llama.cpp's choice, as of the other
+    weight = random_llama.tensor(f"{name}.weight").float()
+    statistics = outer_codes.fitting_statistics(
+        outer_codes.role_statistics(random_llama, store, module)
+    )
+    errors = [
+        layer_error(weight, found, statistics)
+        for found in (fitted.weights[name], rounded.replaced[f"{name}.weight"])
+    ]
+    assert errors[0] < 0.9 * errors[1]
+    sizes = []
+    for number, made in enumerate((rounded, fitted)):
+        write_checkpoint(
+            random_llama_folder, tmp_path / str(number), format="gguf", weights=made.weights,
+            replaced=made.replaced,
+        )  # fmt: skip
+        sizes.append((tmp_path / str(number) / "model.gguf").stat().st_size)
+    assert sizes[0] == sizes[1]
+    asked = realise(random_llama, blocks | {name: parse_scheme("gguf-q5_0")}, settings, store)
+    assert str(asked.weights[name].scheme) == "gguf-q5_0"
+    integers = {linear.name: parse_scheme("gptq-int4-g32-asym") for linear in random_llama.linears}
+    assert name not in realise(random_llama, integers, settings, store).weights
+
+
+def store_without_gradients(loaded, folder):
+    tokens = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))
+    sequences = TokenSequences(tokens, "random", "0" * 8, 0, hash_tokens(tokens))
+    found = open_store(loaded, sequences, root=folder / "plain", gradient="none")
+    collect_statistics(loaded, sequences, found, gradients=False)
+    return found
 
 
 SETTINGS = {

@@ -62,7 +62,10 @@ def test_diagonal_gradients_score_rows_apart():
     assert score_change(delta, statistics).kl == pytest.approx(float(rows.sum()) / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["rtn-int4-g32-asym", "gptq-int4-g32-sym", "gptq-int3-gch-sym"])
+@pytest.mark.parametrize(
+    "name",
+    ["rtn-int4-g32-asym", "gptq-int4-g32-sym", "gptq-int3-gch-sym", "gguf-q4_1", "gguf-iq4_nl"],
+)
 def test_stacked_rows_are_those_of_each_linear_alone(name):
     statistics, _, _ = _statistics(64, 8)
     weights = [
@@ -74,6 +77,8 @@ def test_stacked_rows_are_those_of_each_linear_alone(name):
         alone = quantize(weight, statistics, scheme, SETTINGS)
         assert torch.equal(result.codes, alone.codes)
         assert torch.equal(result.scales, alone.scales)
+        assert result.extras.keys() == alone.extras.keys()
+        assert all(torch.equal(result.extras[key], alone.extras[key]) for key in alone.extras)
 
 
 def test_fused_linears_share_what_engines_make_them_share(random_llama, store):
@@ -183,8 +188,9 @@ def test_scores_come_from_disk_the_second_time(random_llama, store, tmp_path):
 FED = replace(SETTINGS, output_feedback=0.9, descent=1)
 
 
-def test_each_linear_is_fitted_to_its_own_output_gradients(random_llama, store):
-    scheme = parse_scheme("gptq-int4-g32-asym")
+@pytest.mark.parametrize("name", ["gptq-int4-g32-asym", "gguf-q4_1"])
+def test_each_linear_is_fitted_to_its_own_output_gradients(random_llama, store, name):
+    scheme = parse_scheme(name)
     assignment = {linear.name: scheme for linear in random_llama.linears}
     found = realise(random_llama, assignment, FED, store)
     linear = next(one for one in random_llama.linears if one.name.endswith("up_proj"))

@@ -12,7 +12,7 @@ import pytest
 
 from advisor.errors import InputError
 from advisor.schemes import parse_scheme
-from advisor.search.families import Family, relevant_settings, schemes_of
+from advisor.search.families import Family, finishing_settings, relevant_settings, schemes_of
 from advisor.search.outcomes import Outcome
 from advisor.search.space import Proposal, build_space, parameters_of, priors, suggest
 from advisor.search.study import run_study
@@ -224,6 +224,21 @@ def test_scores_are_shared_across_settings_that_do_not_matter():
     assert relevant_settings(rtn, low, 8) == relevant_settings(rtn, high, 16)
     assert relevant_settings(gptq, low, 8) != relevant_settings(gptq, high, 8)
     assert relevant_settings(gptq, low, 8) != relevant_settings(gptq, low, 16)
+    block = parse_scheme("gguf-q4_k")
+    assert relevant_settings(block, low, 8) == {"damping": 0.01, "samples": 8}
+    finished = QuantizationSettings(damping=0.01, descent=3, output_feedback=0.7)
+    assert relevant_settings(block, finished, 8) == relevant_settings(block, low, 8)
+    assert finishing_settings(block, finished) == {
+        "descent": [3, 0.05], "output_feedback": [0.7, 0.1],
+    }  # fmt: skip
+
+
+def test_block_types_are_a_family_of_their_own():
+    types = [parse_scheme(f"gguf-{name}") for name in ("q4_k", "q6_k")]
+    space = build_space(types, (8, 16), low_bits=4, high_bits=6)
+    assert space.methods == ("gguf",)
+    assert {proposal.family.samples for proposal in priors(space)} == {None}
+    assert priors(space)[0].family.describe() == "gguf, damping 0.05, all samples"
 
 
 def test_scoring_is_paid_once_for_what_families_share():
