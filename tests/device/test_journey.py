@@ -90,3 +90,28 @@ def test_without_room_on_the_accelerator_the_cpu_searches(
     where = tuned.to_dict()["computed_on"]
     assert where["device"] == "cpu"
     assert where["reason"].startswith("about 0.5 GB are needed on cuda:0 (Simulated 80GB)")
+
+
+class _Seen(Exception):
+    pass
+
+
+def test_an_accelerator_calibrates_on_more_text(
+    machine, random_llama_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
+
+    def search(*_, calibration, **__):
+        raise _Seen(calibration.sequences)
+
+    monkeypatch.setattr("advisor.search.tune.tune", search)
+    options = {name: value for name, value in SETTINGS.items() if name != "samples"}
+    for device, given, expected in (
+        ("cpu", None, 32), ("auto", None, 128), ("auto", 40, 40), ("cpu", 40, 40),
+    ):  # fmt: skip
+        with SimulatedDevice(), pytest.raises(_Seen) as seen:
+            workflows.tune(
+                random_llama_folder, output=tmp_path / "plan.yaml", device=device, samples=given,
+                **options,
+            )  # fmt: skip
+        assert seen.value.args == (expected,)
