@@ -57,6 +57,7 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         f"{output.size(document['size_bytes'])} in {len(document['files'])} tensor file(s), "
         f"{document['quantized_modules']} modules quantized"
     )
+    output.computed_on(console, document["computed_on"])
     command = shlex.join(["advisor", "verify", document["plan"], document["output"]])
     console.print(f"[bold]Verify[/] {command}", soft_wrap=True)
     if document["serve"]:

@@ -66,6 +66,7 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         f"top-1 agreement {output.interval(document['top1_agreement'], middle='value')} "
         f"(95% intervals, {document['sequences']} sequences of {document['sequence_length']})"
     )
+    output.computed_on(console, document["computed_on"])
     if document["modules"]:
         console.print("\n[bold]Largest relative weight errors[/]")
         for row in document["modules"][:10]:

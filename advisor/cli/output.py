@@ -175,3 +175,13 @@ def minutes(value: float) -> str:
     if value < 1:
         return "under 1 min"
     return f"{value:.0f} min" if value < 90 else f"{value / 60:.1f} h"
+
+
+def computed_on(console: Any, where: dict[str, Any] | None) -> None:
+    """Say which accelerator computed, or why one that is there did not; nothing of a CPU alone."""
+    if not where:
+        return
+    if where["device"] != "cpu":
+        console.print(f"Computed on {where['name']} ({where['device']}).")
+    elif where["reason"]:
+        console.print(f"[yellow]Computed on the CPU[/]: {where['reason']}.", soft_wrap=True)

@@ -99,6 +99,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
         f"text in {output.duration(document['seconds'])}"
         + ("" if search["stopped"] == "completed" else f" ({search['stopped']}: best so far)")
     )
+    output.computed_on(console, document["computed_on"])
     for warning in (document["plan"]["calibration_fit"] or {}).get("warnings", ()):
         console.print(
             f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's, or "

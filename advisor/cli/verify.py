@@ -45,6 +45,7 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         console.print(f"{mark} {check['name']}: {check['detail']}", soft_wrap=True)
     for warning in document["warnings"]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    output.computed_on(console, document["computed_on"])
     verdict = (
         "[bold green]verified[/]" if document["passed"] else "[bold red]NOT what the plan says[/]"
     )

@@ -88,11 +88,11 @@ def check_device(wanted: str) -> str:
             f"--device {wanted} computes nothing in float64, which the search needs. "
             "Use --device cpu."
         )
-    known = ("cuda", AUTO, "cpu", *here)
     seen = f"here are {', '.join(here)}" if here else "torch sees no accelerator here"
+    known = [known for known in (AUTO, *kinds, *here) if known != name]
     raise InputError(
-        f"--device must be auto, cpu, or an accelerator of this machine such as cuda or cuda:1, "
-        f"but got {wanted!r}: {seen}.{did_you_mean(name, known) if name not in known else ''}"
+        "--device must be auto, cpu, or an accelerator of this machine such as cuda or cuda:1, "
+        f"but got {wanted!r}: {seen}.{did_you_mean(name, known)}"
     )
 
 

@@ -75,7 +75,10 @@ def shared_exponents(maxima: Tensor, weight: str) -> Tensor:
 
 def decode_e8m0(codes: Tensor) -> Tensor:
     """Return 2^(code - 127) as float32; 255 (NaN in the specification) is not expected."""
-    return torch.pow(2.0, codes.to(torch.float32) - E8M0_BIAS)
+    # The code is float32's own exponent; a power computed elsewhere need not be exact.
+    exponents = codes.to(torch.int32)
+    bits = (exponents << 23).masked_fill_(exponents == 0, 1 << 22)  # 2^-127 has no exponent
+    return bits.view(torch.float32)
 
 
 def encode_e8m0(scales: Tensor) -> Tensor:

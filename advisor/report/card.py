@@ -168,11 +168,12 @@ def _inside(modules: Mapping[str, str], outer: Mapping[str, str]) -> str:
 
 def _again(plan: Plan) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(plan.versions.items()))
+    device = "" if plan.computed_on is None else f", on {plan.computed_on.name}"
     return (
         "## Reproduce and check\n\n```sh\nadvisor apply advisor-plan.yaml -o again --model "
         "ORIGINAL\nadvisor verify advisor-plan.yaml . --model ORIGINAL\n```\n\n"
         f"`ORIGINAL` is the 16-bit model (sha256 of its weights {plan.model.weights_sha256[:16]})."
-        f"\nMade with {versions}."
+        f"\nMade with {versions}{device}."
     )
 
 

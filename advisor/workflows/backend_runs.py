@@ -95,7 +95,8 @@ def run_backend(
         scheme: Name of a scheme that the backend makes.
         output: Folder to make; a plan is written into it.
         settings: The backend's own settings, each ``name=value``.
-        device: Where it runs, and what it made is measured: ``auto``, ``cpu`` or ``cuda``.
+        device: Where it runs: ``auto``, ``cpu`` or ``cuda``; what it made is measured on an
+            accelerator with room for it unless this is ``cpu``.
         timeout: Seconds, or text such as ``2h``, after which it is ended.
         gpu: Device that the plan's kernel is judged for.
         engine: Engine that the plan's kernel is judged for.
@@ -135,9 +136,11 @@ def run_backend(
     check_model_folder(folder)
     spec = load_modelspec(folder)
     check_ready(request, spec.linears)
+    # The library's torch may see a device that this one does not.
     choice = device_for(
-        device, spec, length=sequence_length, sequences=evaluation_sequences, quantizing=False
-    )
+        "cpu" if device == "cpu" else "auto", spec, length=sequence_length,
+        sequences=evaluation_sequences, quantizing=False,
+    )  # fmt: skip
     loaded = load_model(folder, device=choice.device)
     tokens = None
     if rule.needs_text:

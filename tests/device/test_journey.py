@@ -8,12 +8,14 @@ from simulated_device import SimulatedDevice
 
 from advisor import workflows
 from advisor.budgets import Budgets
+from advisor.errors import AdvisorError
 from advisor.models import device as devices
-from advisor.search import planning
+from advisor.predict.models import load_modelspec
+from advisor.search.memory import needed_on_device
 
 SETTINGS = {
     "gpu": "cpu", "engine": "vllm", "context": 64, "samples": 8, "sequence_length": 32,
-    "evaluation_sequences": 4, "trials": 4,
+    "evaluation_sequences": 4, "trials": 2, "budgets": Budgets(max_size_bytes=120_000),
 }  # fmt: skip
 
 
@@ -22,41 +24,72 @@ def machine(monkeypatch):
     """Let this machine have an accelerator with room for anything."""
     monkeypatch.setattr(devices, "accelerators", lambda: [torch.device("cuda:0")])
     monkeypatch.setattr(devices, "device_memory", lambda _: (80 * 10**9, 80 * 10**9))
-    for users in (devices, planning):
-        monkeypatch.setattr(users, "device_name", _name)
-    monkeypatch.setattr(devices, "release_cached", lambda _: None)
+    monkeypatch.setattr(
+        devices, "device_name", lambda d: "CPU" if d.type == "cpu" else "Simulated 80GB"
+    )
 
 
-def _name(device):
-    return "CPU" if device.type == "cpu" else "Simulated 80GB"
-
-
-def run(model, folder, cache, patch, device, **changes):
-    patch.setenv("ADVISOR_CACHE", str(cache))
-    options = SETTINGS | changes
-    tuned = workflows.tune(model, output=folder / "plan.yaml", device=device, **options)
+def run(model, folder, patch, device):
+    patch.setenv("ADVISOR_CACHE", str(folder / "cache"))
+    tuned = workflows.tune(model, output=folder / "plan.yaml", device=device, **SETTINGS)
     applied = workflows.apply(folder / "plan.yaml", folder / "quantized", device=device)
-    verified = workflows.verify(folder / "plan.yaml", folder / "quantized", device=device)
-    return tuned, applied, verified
+    return tuned, applied
 
 
 def test_tune_apply_and_verify_compute_there(machine, random_llama_folder, tmp_path, monkeypatch):
-    budgets = {"budgets": Budgets(max_size_bytes=120_000)}
-    here = run(
-        random_llama_folder, tmp_path / "here", tmp_path / "cache", monkeypatch, "cpu", **budgets
-    )
+    here, there = tmp_path / "here", tmp_path / "there"
+    expected, _ = run(random_llama_folder, here, monkeypatch, "cpu")
     with SimulatedDevice() as device:
-        there = run(
-            random_llama_folder, tmp_path / "there", tmp_path / "cache2", monkeypatch, "auto",
-            **budgets,
+        tuned, applied = run(random_llama_folder, there, monkeypatch, "auto")
+        searched = device.operations
+        verified = workflows.verify(there / "plan.yaml", there / "quantized", device="cuda")
+        compared = workflows.compare(
+            random_llama_folder, there / "quantized", evaluation_sequences=4, sequence_length=32
+        )
+    assert searched > 10_000
+    assert device.operations > searched
+    where = {"device": "cuda:0", "name": "Simulated 80GB", "threads": None, "reason": None}
+    documents = (found.to_dict() for found in (tuned, applied, verified, compared))
+    assert [document["computed_on"] for document in documents] == [where] * 4
+    plan, other = tuned.result.plan, expected.result.plan
+    assert plan.scheme == other.scheme
+    assert plan.expected.kl.value == pytest.approx(other.expected.kl.value, rel=1e-3)
+    assert plan.computed_on.device == "cuda:0"
+    assert other.computed_on.device == "cpu"
+    assert verified.passed
+    assert applied.warnings == ()
+    assert compared.kl.value == pytest.approx(plan.expected.kl.value, rel=1.0)
+    need = needed_on_device(load_modelspec(random_llama_folder), length=32, sequences=8)
+    assert device.peak < need
+
+    elsewhere = workflows.verify(there / "plan.yaml", there / "quantized", device="cpu")
+    assert elsewhere.passed
+    assert "the plan was on Simulated 80GB (cuda:0)" in elsewhere.warnings[0]
+
+
+def test_full_memory_ends_the_search_with_what_to_do(
+    machine, random_llama_folder, tmp_path, monkeypatch
+):
+    with (
+        SimulatedDevice(capacity=400_000),
+        pytest.raises(AdvisorError, match=r"memory of cuda:0 .* is full\. .* --device cpu"),
+    ):
+        run(random_llama_folder, tmp_path, monkeypatch, "cuda")
+
+
+def test_without_room_on_the_accelerator_the_cpu_searches(
+    machine, random_llama_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(devices, "device_memory", lambda _: (10**8, 10**9))
+    with SimulatedDevice() as device:
+        tuned = workflows.tune(
+            random_llama_folder, output=tmp_path / "plan.yaml",
+            **SETTINGS | {"trials": 1, "sequential": False},
         )  # fmt: skip
-    assert device.operations > 10_000
-    print(device.operations, device.peak, there[0].result.plan.scheme)
-    assert there[0].to_dict()["computed_on"] == {
-        "device": "cuda:0", "name": "Simulated 80GB", "threads": None, "reason": None,
-    }  # fmt: skip
-    assert there[0].result.plan.scheme == here[0].result.plan.scheme
-    assert there[2].passed
+    assert device.operations == 0
+    where = tuned.to_dict()["computed_on"]
+    assert where["device"] == "cpu"
+    assert where["reason"].startswith("about 0.5 GB are needed on cuda:0 (Simulated 80GB)")
 
 
 class _Seen(Exception):
@@ -79,6 +112,6 @@ def test_an_accelerator_calibrates_on_more_text(
         with SimulatedDevice(), pytest.raises(_Seen) as seen:
             workflows.tune(
                 random_llama_folder, output=tmp_path / "plan.yaml", device=device, samples=given,
-                budgets=Budgets(max_size_bytes=120_000), **options,
+                **options,
             )  # fmt: skip
         assert seen.value.args == (expected,)

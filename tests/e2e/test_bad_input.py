@@ -51,6 +51,24 @@ def case(message):
     return register
 
 
+# Devices
+
+
+@case(r"--device must be auto, cpu, or an accelerator .* but got 'cuda:99': (torch sees no|here)")
+def search_on_a_device_that_is_not_there(work):
+    return tune(work, "--device", "cuda:99")
+
+
+@case(r"2 problems:\s+- no checkpoint at nowhere.*\n.*--device must be auto, cpu.* got 'gpu'")
+def verify_on_an_unknown_device(work):
+    return ["verify", work.plan(), "nowhere", "--device", "gpu"]
+
+
+@case(r"--device mps computes nothing in float64.*Use --device cpu")
+def apply_where_there_is_no_float64(work):
+    return apply(work.plan(), "--device", "mps")
+
+
 # Embedding and head
 
 

@@ -111,3 +111,17 @@ def test_tiny_numbers_keep_their_digits():
     value = {"low": 9.81e-6, "value": 1.02e-5, "high": 1.06e-5}
     found = output.interval(value, middle="value", kind="number")
     assert found == "1.0e-05 [9.8e-06, 1.1e-05]"
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        (None, ""),
+        ({"device": "cpu", "name": "EPYC", "reason": None}, ""),
+        ({"device": "cuda:1", "name": "L4", "reason": None}, "Computed on L4 (cuda:1)."),
+        ({"device": "cpu", "name": "EPYC", "reason": "no room"}, "Computed on the CPU: no room."),
+    ],
+)
+def test_where_it_was_computed_is_said_if_there_is_more_than_a_cpu(where, text, capsys):
+    output.computed_on(output.console(), where)
+    assert capsys.readouterr().out.strip() == text

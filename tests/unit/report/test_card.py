@@ -63,3 +63,8 @@ def test_the_same_plan_gives_the_same_bytes_and_no_paths():
     assert "/home" not in first
     assert "a.txt, builtin:x" in first
     assert "# tiny, mixed-4.25bpw" in first
+
+
+def test_the_card_names_what_computed():
+    assert "transformers 5.17.0, on NVIDIA H100 80GB HBM3." in card()
+    assert "transformers 5.17.0." in card(computed_on=None)

@@ -8,8 +8,9 @@ import pytest
 
 from advisor.errors import InputError
 from advisor.modelspec import LinearSpec
+from advisor.predict.models import load_modelspec
 from advisor.search import memory
-from advisor.search.memory import MemoryUse, check_memory, predicted_use
+from advisor.search.memory import MemoryUse, check_memory, needed_on_device, predicted_use
 
 
 def block(index, hidden=64, inner=192):
@@ -68,3 +69,23 @@ def test_too_little_memory_is_said_in_a_line(monkeypatch):
     facts = memory.detect_cpu()
     monkeypatch.setattr(memory, "detect_cpu", lambda: replace(facts, memory_bytes=None))
     check_memory(needed)  # nobody knows: nothing is refused
+
+
+def test_an_accelerator_takes_the_stages_and_the_host_the_sums():
+    here = use(block(0))
+    there = replace(here, device="cuda:0")
+    inputs = 64**2 + 192**2
+    assert here.sums == 12 * inputs + 8 * inputs
+    assert there.peak == here.process + here.sums
+    assert there.stages == here.stages == max(here.head, here.collecting, here.quantizing)
+    assert f"{there.stages / 1e9:.2f} GB on cuda:0" in there.describe()
+
+
+def test_an_accelerator_needs_room_for_one_block_of_any_model():
+    small, large = (load_modelspec(name) for name in ("llama-3.1-8b", "llama-3.1-70b"))
+    facts = {"length": 2048, "sequences": 32}
+    need = needed_on_device(small, **facts)
+    # All weights in 16 bits take 16 GB; in float32 a block takes 0.9 GB, the head 2.1.
+    assert 5e9 < need < 16e9
+    assert needed_on_device(large, **facts) < 6 * need
+    assert needed_on_device(small, **facts, quantizing=False) < need
