@@ -116,6 +116,7 @@ class KernelRule(Dated):
     in_multiple: int = 1
     out_multiple: int = 1
     refuses_experts: bool = False
+    """Whether experts of a mixture must stay in 16 bits."""
     requires: tuple[str, ...] = ()
     """Optional packages: without a known installation the kernel is passed over."""
     source: str

@@ -43,6 +43,7 @@ class _Shape:
 
     in_features: int
     out_features: int
+    is_expert: bool
     linears: tuple[LinearSpec, ...]
     parameters: int
     whole: bool = True
@@ -179,13 +180,14 @@ def _shapes(key: _Identity, fused: bool, devices: int) -> tuple[_Shape, ...]:
     if fused:
         for linear, (_, out) in zip(key.linears, held, strict=True):
             outs[linear.fused_group] = outs.get(linear.fused_group, 0) + out
-    grouped: dict[tuple[int, int, bool], list[LinearSpec]] = {}
+    grouped: dict[tuple[int, int, bool, bool], list[LinearSpec]] = {}
     for linear, part, (inputs, out) in zip(key.linears, parts, held, strict=True):
         outputs = outs[linear.fused_group] if fused else out
-        grouped.setdefault((inputs, outputs, part is not None), []).append(linear)
+        shape = (inputs, outputs, linear.is_expert, part is not None)
+        grouped.setdefault(shape, []).append(linear)
     return tuple(
-        _Shape(inputs, outputs, tuple(found), sum(linear.parameters for linear in found), whole)
-        for (inputs, outputs, whole), found in grouped.items()
+        _Shape(inputs, outputs, expert, tuple(found), sum(one.parameters for one in found), whole)
+        for (inputs, outputs, expert, whole), found in grouped.items()
     )
 
 
@@ -202,6 +204,8 @@ def _first(rules: Sequence[KernelRule], shape: _Shape) -> tuple[KernelRule | Non
 def _problem(rule: KernelRule, shape: _Shape) -> str | None:
     if not shape.whole:
         return f"{rule.name} gets no equal parts of it on so many devices"
+    if rule.refuses_experts and shape.is_expert:
+        return f"{rule.name} runs no experts of a mixture"
     for name, value, multiple in (
         ("in_features", shape.in_features, rule.in_multiple),
         ("out_features", shape.out_features, rule.out_multiple),

@@ -46,7 +46,10 @@ def shape_fallbacks(
         scheme = assignment[linear.name]
         reason = None
         if not scheme.is_quantized and not any(_takes(offered, s, linear) for s in options):
-            reason = f"no offered scheme takes {linear.out_features}x{linear.in_features}"
+            shape = f"{linear.out_features}x{linear.in_features}"
+            reason = f"no offered scheme takes {shape}"
+            if linear.is_expert:
+                reason = f"no kernel of {engine} on {hardware.name} runs experts of {shape}"
             if all(option.method == "gguf" for option in options):
                 reason = f"GGUF blocks of 32 do not divide in_features={linear.in_features}"
         elif (

@@ -22,9 +22,9 @@ JOURNEYS = {
 }  # fmt: skip
 
 
-def journey(folder, tmp_path, engine, **budgets):
+def journey(folder, tmp_path, engine, gpu="cpu", **budgets):
     tuning = advisor.tune(
-        folder, gpu="cpu", engine=engine, budgets=Budgets.from_text(**budgets), context=64,
+        folder, gpu=gpu, engine=engine, budgets=Budgets.from_text(**budgets), context=64,
         output=tmp_path / "plan.yaml", samples=16, sequence_length=32, evaluation_sequences=4,
         trials=2, sequential=engine == "transformers",
     )  # fmt: skip
@@ -37,7 +37,8 @@ def test_tune_apply_verify(name, tiny, tmp_path):
     folder, _ = tiny(name)
     spec = load_modelspec(folder)
     size = int(2.0 * spec.parameters - 1.0 * spec.quantizable_parameters + 8192)
-    tuning, report = journey(folder, tmp_path, JOURNEYS[name], max_size=f"{size}B")
+    gpu = "rtx-4090" if spec.experts else "cpu"  # vLLM quantizes no experts on CPUs
+    tuning, report = journey(folder, tmp_path, JOURNEYS[name], gpu, max_size=f"{size}B")
     assert report.passed, [check for check in report.checks if not check.passed]
     plan = tuning.result.plan
     assert len(plan.scheme.modules) < len(spec.linears)
@@ -61,6 +62,23 @@ def test_tune_apply_verify(name, tiny, tmp_path):
     if plan.fallbacks:
         assert sum(row.modules for row in plan.fallbacks) == len(spec.linears)
         assert "divides in_features=60" in plan.fallbacks[0].reason
+
+
+def test_experts_that_an_engine_does_not_run_quantized_stay_as_they_are(tiny, tmp_path):
+    folder, _ = tiny("qwen2-moe")
+    spec = load_modelspec(folder)
+    experts = [linear for linear in spec.linears if linear.is_expert]
+    others = sum(linear.parameters for linear in spec.linears if not linear.is_expert)
+    size = int(2.0 * spec.parameters - 1.0 * others + 8192)
+    tuning, report = journey(folder, tmp_path, "vllm", max_size=f"{size}B")
+    assert report.passed
+    plan = tuning.result.plan
+    default = plan.scheme.default
+    assert {plan.scheme.modules.get(one.name, default) for one in experts} == {"bf16"}
+    assert any(name != "bf16" for name in {default, *plan.scheme.modules.values()})
+    rows = [row for row in plan.fallbacks if ".experts." in row.first]
+    assert sum(row.modules for row in rows) == len(experts)
+    assert all("runs experts of" in row.reason for row in rows)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2-moe"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from advisor.engines import (
@@ -321,6 +323,24 @@ def test_mixtures_hold_only_what_runs_on_the_device():
     assert "out_features % 32" in found.reason
     with pytest.raises(InputError, match="mixed bit widths"):
         mixture_options("tensorrt-llm", nvidia("9.0"))
+
+
+def test_vllm_on_cpus_runs_no_quantized_experts():
+    """Seen without AMX: "No WNA16 MoE backend supports the deployment configuration"."""
+    scheme = parse_scheme("rtn-int4-g32-sym")
+    dense = linear("q", 256, 256)
+    few = replace(linear("experts.0.w1", 256, 128), is_expert=True)
+    found = verdict("vllm", scheme, CPU, (dense, few))
+    assert (found.support, found.kept_16bit) == ("weight-only", ("experts.0.w1",))
+    assert "cpu-wna16 runs no experts of a mixture" in found.reason
+    # Of the same shape, most of them experts.
+    many = [replace(linear(f"experts.{i}.w1", 256, 256), is_expert=True) for i in range(4)]
+    refused = verdict("vllm", scheme, CPU, (dense, *many))
+    assert refused.support == "none"
+    assert "4 of 5 modules fit no kernel" in refused.reason
+    assert verdict("vllm", scheme, nvidia("8.9"), (dense, *many)).kept_16bit == ()
+    options = mixture_options("vllm", CPU, (dense, *many))
+    assert parse_scheme("gptq-int4-g32-sym") not in options.schemes
 
 
 def test_default_engine():
