@@ -126,7 +126,9 @@ def render(console: Any, document: dict[str, Any]) -> None:
 
 
 def _finalists(console: Any, finalists: list[dict[str, Any]]) -> None:
-    """Draw the finalists in as many columns as the terminal has room for."""
+    """Draw the finalists, if any, in as many columns as the terminal has room for."""
+    if not finalists:
+        return
     shown = [
         {
             "candidate": row["name"],
