@@ -6,8 +6,10 @@ import errno
 import functools
 import json
 import logging
+import os
+import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -18,6 +20,9 @@ from advisor.errors import AdvisorError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_FULL_DATABASE = "database or disk is full"
+_TALKATIVE = ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
+"""What tells libraries that print by themselves to print errors alone, if set before an import."""
 _USAGE_ERROR = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
@@ -32,12 +37,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=logging.INFO if state.verbose else logging.ERROR,
-            format="%(asctime)s %(name)s: %(message)s",
-            datefmt="%H:%M:%S",
-        )
+        _set_up_log()
         try:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, SystemExit, BrokenPipeError):
@@ -55,6 +55,23 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _set_up_log() -> None:
+    """Send the log to stderr: with ``--verbose`` all that is said, else errors alone."""
+    level = logging.INFO if state.verbose else logging.ERROR
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level,
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    # Libraries that set a level of their own pass by the root logger's.
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(level)
+    if not state.verbose:
+        for name in _TALKATIVE:
+            os.environ.setdefault(name, "error")
+
+
 def _words(error: Exception) -> tuple[str, int, str]:
     """Return message, exit status and kind of an error."""
     kind = type(error).__name__
@@ -62,8 +79,9 @@ def _words(error: Exception) -> tuple[str, int, str]:
         return str(error), error.exit_code, kind
     if isinstance(error, _USAGE_ERROR):
         return _usage(error), 2, "UsageError"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" ({error.filename})" if error.filename else ""
+    full = next((cause for cause in _causes(error) if _is_full_disk(cause)), None)
+    if full is not None:
+        place = f" ({full.filename})" if isinstance(full, OSError) and full.filename else ""
         return (
             f"the disk is full{place}. Free some room, or set ADVISOR_CACHE and the output to "
             "another disk; finished work is kept.",
@@ -72,6 +90,19 @@ def _words(error: Exception) -> tuple[str, int, str]:
         )
     text = " ".join(str(error).split())
     return f"{kind}: {text} (run again with --debug for the traceback)", 1, kind
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came from: libraries wrap what the disk says in their own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, sqlite3.Error) and _FULL_DATABASE in str(error)
 
 
 def _usage(error: Any) -> str:

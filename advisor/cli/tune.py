@@ -127,11 +127,13 @@ def render(console: Any, document: dict[str, Any]) -> None:
 
 
 def _finalists(console: Any, finalists: list[dict[str, Any]]) -> None:
-    """Draw the finalists in as many columns as the terminal has room for."""
+    """Draw the finalists, if any, in as many columns as the terminal has room for."""
+    if not finalists:
+        return
     shown = [
         {
             "candidate": row["name"],
-            "by": row["backend"] or row["method"] + (", sequential" if row["sequential"] else ""),
+            "by": _by(row),
             "size": output.size(row["size_bytes"]),
             "bits": f"{row['bits_per_weight']:.2f}",
             "KL, 95%": output.interval(row["kl"], middle="value", kind="number"),
@@ -151,6 +153,12 @@ def _finalists(console: Any, finalists: list[dict[str, Any]]) -> None:
             style="bold" if row["chosen"] else "",
         )
     console.print(table)
+
+
+def _by(row: dict[str, Any]) -> str:
+    """Say who makes a candidate: its name may repeat."""
+    own = str(row["method"]) + (", sequential" if row["sequential"] else "")
+    return str(row["backend"] or own)
 
 
 def _otherwise(plan: dict[str, Any]) -> list[str]:
@@ -179,7 +187,7 @@ def _judged_apart(console: Any, finalists: list[dict[str, Any]]) -> None:
     task = (rows[0]["accuracy"] or {}).get("task")
     heads = [f"loss on {name}, 95%" for name in names]
     heads += [] if task is None else [f"accuracy on {task}", "drop, 95%"]
-    table = output.table("", "candidate", *heads)
+    table = output.table("", "candidate", "by", *heads)
     for row in rows:
         cells = [output.interval(row["slices"][name]["loss"], middle="value") for name in names]
         if (found := row["accuracy"]) is not None:
@@ -188,5 +196,5 @@ def _judged_apart(console: Any, finalists: list[dict[str, Any]]) -> None:
                 output.interval(found["drop"], middle="value"),
             ]
         mark = "[green]>[/]" if row["chosen"] else ""
-        table.add_row(mark, row["name"], *cells, style="bold" if row["chosen"] else "")
+        table.add_row(mark, row["name"], _by(row), *cells, style="bold" if row["chosen"] else "")
     console.print(table)

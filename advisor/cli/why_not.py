@@ -78,7 +78,7 @@ def amount(budget: str, value: float | None) -> str:
         return output.percent(value)
     if budget == "max_accuracy_drop":
         return f"{100 * value:.2g} points"
-    return f"{value:.3g}"
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _reason(row: dict[str, Any]) -> tuple[str, str]:

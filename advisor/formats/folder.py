@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from advisor.errors import InputError
+from advisor.predict.explain import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,8 +86,8 @@ def _check_space(output: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(output.parent).free
     if needed_bytes > free:
         raise InputError(
-            f"the checkpoint needs {needed_bytes / 1e9:.2f} GB, but the disk of {output.parent} "
-            f"has {free / 1e9:.2f} GB left. Free some, or choose another folder."
+            f"the checkpoint needs {size(needed_bytes)}, but the disk of {output.parent} has "
+            f"{size(free)} left. Free some, or choose another folder."
         )
 
 

@@ -65,6 +65,11 @@ def set_extra_folders(folders: Iterable[str | Path]) -> None:
     _extra = chosen
 
 
+def folders_of_option() -> tuple[Path, ...]:
+    """Return the folders of ``--profiles``, which a command that follows needs, too."""
+    return _extra
+
+
 def extra_folders() -> tuple[Path, ...]:
     """Return the user's folders, weakest first: $ADVISOR_PROFILES, then ``--profiles``.
 

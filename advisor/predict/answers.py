@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from advisor.engines.outer import OPTIONS
+from advisor.plan.data import folders_of_option
 from advisor.predict.explain import serve_command, tune_command, why, why_not
 
 if TYPE_CHECKING:
@@ -82,10 +83,12 @@ class Recommendation:
         """Command that measures; None where Advisor makes nothing that fits."""
         if not any(c.tunable for c in self.candidates if c.feasible and c.scheme.is_quantized):
             return None
+        options = sorted({OPTIONS[module.role] for module in self.ends})
+        for folder in folders_of_option():
+            options += ["--profiles", str(folder)]
         return tune_command(
             self.spec.id, self.hardware.argument, self.engine, self.budgets,
-            self.workload.context, self.workload.batch, self.prefer,
-            sorted({OPTIONS[module.role] for module in self.ends}),
+            self.workload.context, self.workload.batch, self.prefer, options,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:

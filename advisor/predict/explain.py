@@ -105,7 +105,7 @@ def amount(budget: str, value: float | None) -> str:
         return percent(value)
     if budget == "max_accuracy_drop":
         return f"{_two_digits(100 * value)} points"
-    return f"{value:.3g}"
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def relaxed_in_words(budget: str, limit: float, needed: float, *, assumed: bool = False) -> str:

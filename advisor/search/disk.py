@@ -12,6 +12,7 @@ from advisor.calibration.settings import dtype_bytes
 from advisor.calibration.store import cache_root
 from advisor.errors import InputError
 from advisor.evaluation.reference import Reference, reference_bytes
+from advisor.predict.explain import size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,9 +65,9 @@ class DiskUse:
     def describe(self) -> str:
         """Say it in a line."""
         return (
-            f"at most {self.peak / 1e9:.2f} GB: {self.collecting / 1e9:.2f} while collecting, then "
-            f"{self.statistics / 1e9:.2f} of statistics, {self.references / 1e9:.2f} of reference "
-            f"and {(self.candidate + self.kept) / 1e9:.2f} for candidates"
+            f"at most {size(self.peak)}: {size(self.collecting)} while collecting, then "
+            f"{size(self.statistics)} of statistics, {size(self.references)} of reference and "
+            f"{size(self.candidate + self.kept)} for candidates"
         )
 
 
@@ -114,12 +115,11 @@ def check_disk(use: DiskUse) -> None:
     advice = "Use fewer --samples or --evaluation-sequences, or shorter ones"
     if use.limit is not None and use.peak > use.limit:
         raise InputError(
-            f"this search needs {use.describe()}; --max-disk allows {use.limit / 1e9:.2f} GB. "
-            f"{advice}."
+            f"this search needs {use.describe()}; --max-disk allows {size(use.limit)}. {advice}."
         )
     free = free_bytes(root)
     if use.peak > free:
         raise InputError(
-            f"this search needs {use.describe()}; {free / 1e9:.2f} GB are free under {root}. "
+            f"this search needs {use.describe()}; {size(free)} are free under {root}. "
             f"{advice}, or set ADVISOR_CACHE to a folder on another disk."
         )

@@ -32,7 +32,7 @@ from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
 from advisor.search.space import Space, build_space, parameters_of, priors
-from advisor.search.study import run_study
+from advisor.search.study import check_storage, run_study
 from advisor.search.trials import (
     Scorer,
     promising_families,
@@ -94,6 +94,7 @@ class Run:
         self.report(SearchEvent("Disk", 1, 1, disk.describe()))
         self.workdir.mkdir(parents=True, exist_ok=True)
         url = storage_url(storage, self.workdir)
+        check_storage(url)
         book = ScoreBook(task.loaded, store, cache_root() / "scores")
         composer = Composer(
             task.spec, task.loaded.linears, self.offered, book, task.settings,

@@ -13,6 +13,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from advisor.errors import InputError, did_you_mean
+from advisor.search.opening import opened
 from advisor.search.outcomes import TrialRecord
 from advisor.search.workers import is_alive, worker_name
 
@@ -30,12 +31,13 @@ SAMPLERS = {
 """Samplers on offer: ``nsga2`` spreads its trials over the whole frontier of size and KL."""
 _STARTUP_TRIALS = 12
 _POPULATION = 16
-_ATTEMPTS = 8
 _RECENT = 20
 _SEEDS_OF_A_WORKER = 100
 _ATTRIBUTE = "advisor"
 _SETS_CONSTRAINTS = hasattr(optuna.trial.Trial, "set_constraint")
 """Optuna 5 keeps constraints with the trial; Optuna 4 asks a function for them."""
+_ALREADY_TOLD = (ValueError, optuna.exceptions.UpdateFinishedTrialError)
+"""What Optuna raises where a finished trial is told or changed."""
 _logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -94,51 +96,49 @@ def run_study(
     while (finished := len(_finished(study))) < trials and not stop():
         study.sampler = _sampler(sampler, seed + finished + _apart(study))
         trial = study.ask()
-        trial.set_user_attr("worker", worker_name())
         try:
-            outcome = propose_and_score(trial)
-        except BaseException:
-            _requeue(study, study.get_trials(deepcopy=False)[trial.number])
-            raise
-        _tell(study, trial, outcome)
+            trial.set_user_attr("worker", worker_name())
+            _tell(study, trial, propose_and_score(trial))
+        except BaseException as error:
+            found = study.get_trials(deepcopy=False)[trial.number]
+            if not found.state.is_finished():
+                _requeue(study, found)
+                raise
+            # SQLite lets two processes take one waiting trial; the other was first to tell.
+            if not isinstance(error, _ALREADY_TOLD):
+                raise
+            continue
         if report is not None:
             report(_record(study.get_trials(deepcopy=False)[trial.number]), finished + 1)
     return [_record(trial) for trial in _finished(study)]
 
 
+def check_storage(url: str) -> None:
+    """Refuse, before any work, a database that cannot be opened or written.
+
+    Raises:
+        InputError: Its driver is missing, its server does not answer, or its folder is not there.
+    """
+    opened(url, lambda: _storage(url))
+
+
 def _open(name: str, url: str, seed: int, sampler: str) -> optuna.Study:
     """Open or create the study; other processes may be creating it at the same moment."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            return _create(name, url, seed, sampler)
-        except (InputError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # SQLAlchemy and each database driver have errors of their own
-            if attempt + 1 < _ATTEMPTS and _is_race(error):
-                time.sleep(0.2 * (attempt + 1))
-                continue
-            raise InputError(
-                f"--storage must be a database that can be opened, but {url.split('@')[-1]} gave: "
-                f"{str(error).splitlines()[0]}. Use a file path or sqlite:///study.db."
-            ) from error
-    raise AssertionError("every attempt returns or raises")
+    return opened(url, lambda: _create(name, url, seed, sampler))
 
 
-def _is_race(error: Exception) -> bool:
-    """Whether another process has just made what was to be made."""
-    if isinstance(error, (sqlalchemy.exc.IntegrityError, optuna.exceptions.DuplicatedStudyError)):
-        return True
-    return any(text in str(error).lower() for text in ("already exists", "database is locked"))
-
-
-def _create(name: str, url: str, seed: int, sampler: str) -> optuna.Study:
+def _storage(url: str) -> optuna.storages.RDBStorage:
     arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
     if url.startswith("sqlite"):
         _set_up_sqlite(storage)
+    return storage
+
+
+def _create(name: str, url: str, seed: int, sampler: str) -> optuna.Study:
     return optuna.create_study(
         study_name=name,
-        storage=storage,
+        storage=_storage(url),
         sampler=_sampler(sampler, seed),
         directions=["minimize"] * (2 if sampler == "nsga2" else 1),
         load_if_exists=True,

@@ -127,7 +127,7 @@ def resolve_model_folder(model: str | Path, revision: str | None = None) -> Path
             allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(". ") + "."
         raise InputError(
             f"{text} is neither a folder here nor a model that can be downloaded: {reason} "
             "Check the name and the network, or download it and give the folder."

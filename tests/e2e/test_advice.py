@@ -219,3 +219,14 @@ def test_a_group_alone_shows_its_help_and_no_error(advisor, group):
     outcome = advisor(*group)
     assert (outcome.code, outcome.err) == (2, "")
     assert "Usage: advisor" in outcome.out
+
+
+def test_profiles_of_one_s_own_travel_with_the_command_that_follows(advisor, tmp_path):
+    folder = tmp_path / "my profiles"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "id: mine\nname: Mine\nvendor: NVIDIA\nkind: gpu\ncompute_capability: '8.9'\n"
+        "figures:\n  memory_gib: {value: 24, grade: datasheet, source: me}\n"
+    )
+    outcome = advisor("recommend", "llama-3.1-8b", "--gpu", "mine", "--profiles", folder, "--json")
+    assert f"--profiles '{folder}' -o plan.yaml" in outcome.document["tune"]

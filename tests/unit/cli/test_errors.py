@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+import os
+import sqlite3
 
 import pytest
 import typer
@@ -81,3 +84,27 @@ def test_an_exit_on_purpose_passes(code):
     with pytest.raises(typer.Exit) as stop:
         command()
     assert stop.value.exit_code == code
+
+
+def test_what_libraries_say_by_themselves_is_shown_with_verbose_alone(capsys, monkeypatch):
+    # Importing huggingface_hub gives its logger a level of its own, which the root's does not bind.
+    library = logging.getLogger("advisor_test_library")
+    library.setLevel(logging.WARNING)
+    for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    @guarded
+    def command():
+        library.warning("retrying in 8 s")
+
+    command()
+    assert os.environ["HF_HUB_VERBOSITY"] == os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_recognized_behind_what_libraries_make_of_it(capsys):
+    error = RuntimeError("An exception is raised during the commit.")
+    error.__cause__ = sqlite3.OperationalError("database or disk is full")
+    assert fail_with(error) == 2
+    assert "the disk is full. Free some room" in capsys.readouterr().err

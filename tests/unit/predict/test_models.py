@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from advisor.errors import InputError
@@ -58,9 +60,31 @@ def test_offline_hub_says_what_to_do(monkeypatch):
     def refuse(*args, **kwargs):
         raise LocalEntryNotFoundError("offline")
 
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: None)
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
     with pytest.raises(InputError, match=r"cannot be reached.*config\.json into a folder"):
         load_modelspec("someone/some-model")
+
+
+def test_without_a_network_the_hub_is_asked_once_and_what_was_fetched_before_is_taken(
+    monkeypatch, tmp_path
+):
+    hub = pytest.importorskip("huggingface_hub")
+    httpx = pytest.importorskip("httpx")
+
+    def no_route(*_, **__):
+        raise httpx.ConnectError("name or service not known")
+
+    monkeypatch.setattr(hub.HfApi, "model_info", no_route)
+    monkeypatch.setattr(hub.HfApi, "get_safetensors_metadata", no_route)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked again"))
+    with pytest.raises(InputError, match=r"cannot be reached.*config\.json into a folder"):
+        load_modelspec("someone/some-model")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(load_modelspec("llama-3.2-1b").config))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_, **__: str(path))
+    spec = load_modelspec("someone/some-model")
+    assert (spec.id, spec.hidden_size) == ("someone/some-model", 2048)
 
 
 def test_broken_profiles_are_named(tmp_path):

@@ -73,7 +73,7 @@ def test_what_is_predicted_is_what_is_used(run, tmp_path, monkeypatch):
 
 
 def test_a_limit_is_said_before_anything_is_written(run, tmp_path):
-    with pytest.raises(InputError, match=r"needs at most .* --max-disk allows 0\.00 GB"):
+    with pytest.raises(InputError, match=r"needs at most .* --max-disk allows 100 kB"):
         run(max_disk_bytes=100_000)
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "work").exists()

@@ -100,6 +100,38 @@ def test_ctrl_c_within_a_trial_queues_it_again(tmp_path):
     assert len(_run(url, 3)) == 3
 
 
+@pytest.mark.parametrize("moment", ["while it is scored", "before it is claimed"])
+def test_a_trial_that_another_process_took_too_and_told_first_is_left_to_it(
+    tmp_path, monkeypatch, moment
+):
+    url = storage_url(tmp_path / "study.db", tmp_path)
+    taken = []
+
+    def told_elsewhere(trial):
+        taken.append(trial.number)
+        study = optuna.load_study(study_name="study", storage=url)
+        study.tell(trial.number, 0.5)
+
+    def scored(trial):
+        if moment == "while it is scored" and len(taken) == 0:
+            told_elsewhere(trial)
+        return _score(trial)
+
+    usual = optuna.Study.ask
+
+    def ask(study, *arguments, **named):
+        trial = usual(study, *arguments, **named)
+        if moment == "before it is claimed" and len(taken) == 0:
+            told_elsewhere(trial)
+        return trial
+
+    monkeypatch.setattr(optuna.Study, "ask", ask)
+    records = _run(url, 6, propose_and_score=scored)
+    assert len(taken) == 1
+    assert len(records) == 6
+    assert [record.value for record in records if record.number == taken[0]] == [0.5]
+
+
 def test_unusable_storage_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="--storage"):
         _run("sqlite:////nonexistent/folder/study.db", 1)

@@ -12,6 +12,7 @@ from advisor.calibration.collect import open_store
 from advisor.calibration.store import cache_root
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.engines.options import MixtureOptions
+from advisor.errors import InputError
 from advisor.evaluation.measure import measure
 from advisor.evaluation.reference import Reference
 from advisor.evaluation.runtime import quantized_model
@@ -223,6 +224,16 @@ def test_a_budget_on_memory_is_relaxed_as_memory(run):
     assert [(change.budget, change.limit) for change in result.relaxation] == [("max_memory", 1000)]
     assert result.relaxation[0].needed >= result.plan.expected.memory_bytes > 1000
     assert result.relaxation[0].text.startswith("--max-memory ")
+
+
+def test_a_database_that_cannot_be_opened_is_refused_before_any_work(run, tmp_path):
+    stages = []
+    with pytest.raises(InputError, match=r"--storage must be a database.*unable to open"):
+        run(
+            Budgets(max_loss=0.02), storage=f"sqlite:///{tmp_path}/nowhere/study.db",
+            progress=lambda event: stages.append(event.stage),
+        )  # fmt: skip
+    assert set(stages) == {"Memory", "Disk"}
 
 
 @pytest.mark.parametrize("stage", ["Statistics", "Trials", "Reference", "Finalist"])

@@ -79,7 +79,7 @@ def test_a_download_that_fails_says_why(monkeypatch):
         raise OSError("no route to host\nand more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(InputError, match=r"someone/model is neither .*no route to host Check"):
+    with pytest.raises(InputError, match=r"someone/model is neither .*no route to host\. Check"):
         resolve_model_folder("someone/model")
 
 
