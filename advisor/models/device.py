@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advisor.errors import AdvisorError, InputError, did_you_mean
 
@@ -154,10 +155,12 @@ def computing(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """Add in one order on a device, where torch can: the backward pass of attention needs telling.
+    """Add in one order on a device, where torch can.
 
-    Not for the loops that choose codes: there every order is the same already, and torch would take
-    slower ways to store by index.
+    For passes with gradients: attention's fused kernels for float32 add those of keys as they come,
+    so that it is made of single products here, and so are sums by index. Not for the loops that
+    choose codes: there every order is the same already, and torch would take slower ways to store
+    by index.
     """
     if device.type == "cpu":
         yield
@@ -171,7 +174,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     settings.fill_uninitialized_memory = False
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.filterwarnings("ignore", message=".*deterministic")
             yield
     finally:

@@ -53,7 +53,7 @@ def test_tune_apply_and_verify_compute_there(machine, random_llama_folder, tmp_p
     assert [document["computed_on"] for document in documents] == [where] * 4
     plan, other = tuned.result.plan, expected.result.plan
     assert plan.scheme == other.scheme
-    assert plan.expected.kl.value == pytest.approx(other.expected.kl.value, rel=1e-3)
+    assert plan.expected.kl.value == pytest.approx(other.expected.kl.value, rel=0.02)
     assert plan.computed_on.device == "cuda:0"
     assert other.computed_on.device == "cpu"
     assert verified.passed

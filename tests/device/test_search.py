@@ -60,7 +60,8 @@ def test_codes_are_those_of_the_cpu(name, llama_builder, tmp_path, simulated):
     chosen = QuantizationSettings(**settings)
     here = codes(folder, "cpu", tmp_path / "here", scheme, chosen, ends)
     assert simulated.operations == 0
-    there = codes(folder, "cuda:0", tmp_path / "there", scheme, chosen, ends)
+    # From the same statistics, which the store reads where they are wanted.
+    there = codes(folder, "cuda:0", tmp_path / "here", scheme, chosen, ends)
     assert simulated.operations > 1000
     assert there[0].weights.keys() == here[0].weights.keys()
     for module, weight in there[0].weights.items():
@@ -107,3 +108,23 @@ def test_weights_stay_on_the_host_but_while_they_compute(random_llama_folder, si
     assert logits.is_cpu
     assert loaded.tensor(name).is_cuda
     assert torch.equal(loaded.host_tensor(name), loaded.tensor(name).cpu())
+
+
+def test_statistics_collected_there_differ_by_rounding_alone(
+    random_llama_folder, tmp_path, simulated
+):
+    found = []
+    for device in ("cpu", "cuda:0"):
+        loaded = load_model(random_llama_folder, device=device)
+        store = open_store(loaded, sequences(), root=tmp_path / device)
+        collect_statistics(loaded, sequences(), store)
+        found.append(store)
+    here, there = found
+    assert here.key == there.key
+    for linear in loaded.linears:
+        ours, theirs = there.layer(linear), here.layer(linear)
+        for name in ("second_moment", "gradient_moment", "absolute_maximum", "absolute_sum"):
+            value, expected = getattr(ours, name).cpu(), getattr(theirs, name)
+            assert torch.allclose(value, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+        assert ours.rows == pytest.approx(theirs.rows, rel=1e-4)
+        assert torch.allclose(there.weights(linear), here.weights(linear), rtol=1e-3, atol=1e-9)
