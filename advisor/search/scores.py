@@ -27,7 +27,9 @@ so GPTQ's final codes are better than predicted. With unweighted moments, fitted
 same tokens, it was 0.4 to 1.5 over ten uniform GPTQ candidates. What is left out: cross terms
 between modules.
 
-GGUF types are scored as GPTQ is, with feedback among columns alone.
+GGUF types are scored as GPTQ is, with feedback among columns alone; on the small trained model
+(32×256 and 32×256 tokens) uniform q2_k was predicted at 0.0298 and measured at 0.0169, the mixture
+at 3.43 bits at 0.0050 and 0.0030.
 
 What scoring leaves out to be fast, and what that changes (SmolLM2-135M, five of its 30 blocks, 350
 scores of modules and options under GPTQ, Spearman 0.9996 with the exact ones): where a linear has
