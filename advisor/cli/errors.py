@@ -58,15 +58,13 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 def _set_up_log() -> None:
     """Send the log to stderr: with ``--verbose`` all that is said, else errors alone."""
     level = logging.INFO if state.verbose else logging.ERROR
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level,
-        format="%(asctime)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    # Libraries that set a level of their own pass by the root logger's.
-    for handler in logging.getLogger().handlers:
-        handler.setLevel(level)
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setLevel(level)  # libraries with a level of their own pass by the root logger's
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+        root.setLevel(level)
     if not state.verbose:
         for name in _TALKATIVE:
             os.environ.setdefault(name, "error")

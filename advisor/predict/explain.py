@@ -25,6 +25,10 @@ _MAKERS = {
     "gguf": "llama.cpp's llama-quantize",
     "autoround": "auto-round",
     "hqq": "hqq while loading",
+    "gptq": "gptqmodel or llm-compressor",
+    "bnb": "transformers with bitsandbytes, while loading,",
+    "llm.int8": "transformers with bitsandbytes, while loading,",
+    **dict.fromkeys(("awq", "rtn", "smoothquant", "mxfp4", "mxfp8", "nvfp4"), "llm-compressor"),
 }
 _FIRST_BY = {
     "accuracy": "loses least", "size": "is the smallest (within 1%)",

@@ -72,8 +72,11 @@ def _maker(spec: ModelSpec, engine: str) -> Callable[[Scheme, str | None], bool]
     from advisor.formats.layouts import engine_problems, is_written
     from advisor.formats.registry import format_names
     from advisor.methods.registry import method_names
+    from advisor.models.architectures import ARCHITECTURES
 
     def makes(scheme: Scheme, format: str | None) -> bool:
+        if spec.architecture not in ARCHITECTURES:
+            return False
         if scheme.method not in method_names() or format is None or format not in format_names():
             return False
         unread = engine_problems(spec.architecture, format, engine)

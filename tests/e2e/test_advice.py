@@ -138,6 +138,14 @@ def test_what_advisor_does_not_write_is_not_offered_for_tuning(advisor):
     assert llama["tune"].startswith("advisor tune meta-llama/Meta-Llama-3.1-8B")
 
 
+def test_an_architecture_that_tune_does_not_take_is_not_offered_to_it(advisor):
+    arguments = ("recommend", "google/gemma-3-27b-it", "--gpu", "l40s")
+    found = advisor(*arguments, "--json").document
+    assert found["recommended"] is not None
+    assert found["tune"] is None
+    assert "Advisor does not write it: " in " ".join(advisor(*arguments).out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
