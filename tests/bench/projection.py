@@ -27,7 +27,7 @@ FP64_TFLOPS = 34.0
 """H100 SXM, FP64 without tensor cores (NVIDIA's data sheet); the profiles have no FP64."""
 LAUNCH_S = 5e-6
 """Assumed: launch of a small kernel from Python."""
-LAUNCHES = {"codes": 8, "descent": 7}
+LAUNCHES = {"codes": 8, "descent": 5}
 """Kernels of one column: ``gptq_columns`` and ``descent``, counted in their loops."""
 PCIE_BYTES_S = 25e9
 """Assumed: copying a block's weights and sums between host and device (PCIe 5 x16, half of 64)."""
