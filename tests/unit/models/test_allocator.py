@@ -29,13 +29,14 @@ def resident(field):
 
 @needs_glibc
 def test_hidden_states_that_left_memory_are_still_in_their_file(tmp_path):
-    spill = Spill(tmp_path, "states", (8, 512, 256), torch.float32)
+    spill = Spill(tmp_path, "states", (32, 1024, 256), torch.float32)
     states = spill.create()
-    values = torch.arange(8 * 512 * 256, dtype=torch.float32).view(8, 512, 256)
+    values = torch.arange(32 * 1024 * 256, dtype=torch.float32).view(32, 1024, 256)
     states.copy_(values)
     before = resident("RssShmem") + resident("RssFile")
-    drop_pages(states[2:7])
-    assert resident("RssShmem") + resident("RssFile") < before - 2 * 2**20
+    drop_pages(states[4:16], states[16:28])
+    # 24 MiB; the kernel counts in batches, and code that runs first now is mapped meanwhile.
+    assert resident("RssShmem") + resident("RssFile") < before - 18 * 2**20
     assert torch.equal(states, values)
     spill.publish()
     assert torch.equal(spill.open(), values)
