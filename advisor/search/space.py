@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 Choice = str | int | float | bool | None
-_DAMPINGS = (0.01, 0.05, 0.15)
+_DAMPINGS = (0.05, USUAL_DAMPING, 0.5)
 _MOST_UNIFORM_PRIORS = 4
 
 

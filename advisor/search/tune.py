@@ -14,6 +14,7 @@ from advisor.formats.stored import open_stored, read_config
 from advisor.methods.settings import QuantizationSettings
 from advisor.modelspec.outer import outer_modules
 from advisor.search.clock import Clock
+from advisor.search.families import USUAL_DAMPING
 from advisor.search.judges import Judges
 from advisor.search.planning import Task
 from advisor.search.results import SearchEvent, TuneResult
@@ -34,9 +35,17 @@ if TYPE_CHECKING:
 __all__ = ["SearchEvent", "TuneResult", "tune"]
 
 _DESCENT = 3
-OUTPUT_FEEDBACK = 0.7
+_OUTPUT_FEEDBACK = 0.7
 _SCALE_STEPS = 8
 """AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
+
+
+def usual_settings() -> QuantizationSettings:
+    """Return the methods' settings that families refine, where a caller gives none."""
+    return QuantizationSettings(
+        scale_steps=_SCALE_STEPS, descent=_DESCENT, descent_damping=USUAL_DAMPING,
+        output_feedback=_OUTPUT_FEEDBACK,
+    )  # fmt: skip
 
 
 def tune(
@@ -126,9 +135,7 @@ def tune(
     if problems := problems + outer_problems(engine, offered.format, ends):
         raise InputError(join_errors(problems))
     offered, ends = with_ends(engine, hardware, offered, ends)
-    base = settings or QuantizationSettings(
-        scale_steps=_SCALE_STEPS, descent=_DESCENT, output_feedback=OUTPUT_FEEDBACK
-    )
+    base = settings or usual_settings()
     task = Task(
         loaded, spec, hardware, engine, budgets, calibration, judges,
         context, batch, offered.format, base,

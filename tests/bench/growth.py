@@ -89,12 +89,11 @@ def _measure(blocks: int, hidden: int, tokens: int, options: int) -> dict[str, A
     from advisor.evaluation.measure import measure
     from advisor.evaluation.reference import Reference
     from advisor.evaluation.runtime import quantized_model
-    from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import load_model
     from advisor.search.codes import CodePool
     from advisor.search.realise import realise
     from advisor.search.scores import ScoreBook
-    from advisor.search.tune import OUTPUT_FEEDBACK
+    from advisor.search.tune import usual_settings
 
     found: dict[str, tuple[float, int]] = {}
 
@@ -117,7 +116,7 @@ def _measure(blocks: int, hidden: int, tokens: int, options: int) -> dict[str, A
         stage("statistics", lambda: collect_statistics(loaded, calibration, store))
         schemes = _schemes()[:options]
         book = ScoreBook(loaded, store, folder / "scores")
-        settings = QuantizationSettings(descent=3, output_feedback=OUTPUT_FEEDBACK)
+        settings = usual_settings()
         stage("scoring", lambda: book.scores(schemes, settings, None))
         seconds, peak = found["scoring"]
         found["scoring, per option"] = (seconds / options, peak)

@@ -53,7 +53,6 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     from advisor.calibration.mixing import collect, open_statistics
     from advisor.calibration.store import cache_root
     from advisor.engines.options import mixture_options
-    from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import load_model
     from advisor.predict.models import load_modelspec
     from advisor.search.clock import Clock
@@ -63,7 +62,7 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     from advisor.search.run import Run
     from advisor.search.scores import ScoreBook
     from advisor.search.trials import Scorer, scoring_allowance
-    from advisor.search.tune import OUTPUT_FEEDBACK
+    from advisor.search.tune import usual_settings
     from advisor.search.workers import storage_url
     from advisor.workflows.resolve import resolve_hardware
     from advisor.workflows.texts import draw
@@ -76,9 +75,7 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
         for role in ("calibration", "evaluation")
     }  # fmt: skip
     offered = mixture_options(given.engine, hardware, spec.linears)
-    settings = QuantizationSettings(
-        scale_steps=8, descent=3, output_feedback=OUTPUT_FEEDBACK
-    )  # as ``tune`` sets them
+    settings = usual_settings()
     judges = Judges(texts["evaluation"], given.samples)
     task = Task(loaded, spec, hardware, given.engine, Budgets.from_text(max_size=given.max_size),
                 texts["calibration"], judges, 2048, 1, offered.format, settings)  # fmt: skip

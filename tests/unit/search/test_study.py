@@ -270,7 +270,7 @@ def test_block_types_are_a_family_of_their_own():
     space = build_space(types, (8, 16), low_bits=4, high_bits=6)
     assert space.methods == ("gguf",)
     assert {proposal.family.samples for proposal in priors(space)} == {None}
-    assert priors(space)[0].family.describe() == "gguf, damping 0.05, all samples"
+    assert priors(space)[0].family.describe() == "gguf, damping 0.15, all samples"
 
 
 def test_scoring_is_paid_once_for_what_families_share():
