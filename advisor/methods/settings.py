@@ -14,8 +14,8 @@ class QuantizationSettings:
     """Settings of the quantizers; each method reads those it knows.
 
     Attributes:
-        damping: GPTQ, GGUF, micro-scaled types: added to H's diagonal, as a fraction of its mean;
-            in (0, 1].
+        damping: GPTQ, GGUF, micro-scaled types, NF4: added to H's diagonal, as a fraction of its
+            mean; in (0, 1].
         column_block: GPTQ: columns updated at once; results do not depend on it beyond rounding.
         static_groups: GPTQ: work in activation order, but keep groups of consecutive inputs with
             scales chosen beforehand; for schemes that are not ``actorder`` themselves.

@@ -16,7 +16,7 @@ WEIGHT_METHODS: tuple[str, ...] = ("rtn", "gptq", "awq")
 """Methods that choose integer codes for the same storage: any of them may fill one module."""
 ROTATABLE: tuple[str, ...] = ("rtn", "gptq")
 """Methods that a rotation goes with: it spreads what AWQ's scales would single out."""
-TABLE_METHODS: tuple[str, ...] = ("mxfp4", "mxfp8", "nvfp4")
+TABLE_METHODS: tuple[str, ...] = ("mxfp4", "mxfp8", "nvfp4", "bnb")
 """Methods that choose codes of a table of values as GPTQ chooses those of integers."""
 USUAL_DAMPING = 0.05
 """Weighted moments stand for fewer tokens: on SmolLM2-135M (int4 g32 asym with descent) a damping
