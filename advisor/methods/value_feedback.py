@@ -12,14 +12,19 @@ search; 32×256 calibration and 32×256 held-out tokens of the built-in text; da
 nats per token: nearest codes for scales weighted by H's diagonal, codes by columns, then three
 passes of descent, then with feedback among outputs (0.7) as well:
 
-    nvfp4     0.00640    0.00201    0.00169    0.00128
-    mxfp4     0.01164    0.00303    0.00270    0.00198
-    mxfp8     0.000631   0.000150   0.000126   0.000091
-    bnb-nf4   0.00774    0.00190    0.00163    0.00117
+    nvfp4        0.00640    0.00201    0.00169    0.00128
+    mxfp4        0.01164    0.00303    0.00270    0.00198
+    mxfp8        0.000631   0.000150   0.000126   0.000091
+    bnb-nf4      0.00774    0.00190    0.00163    0.00117
+    bnb-nf4-dq   0.00776    0.00194    0.00169    0.00128
+    bnb-fp4      0.01412    0.00336    0.00279    0.00212
 
-(The first of bnb-nf4 has bitsandbytes' own scales. Without clip search it gave 0.00184, 0.00167,
-0.00127.) Layer errors on the held-out tokens, over those of the nearest codes (geometric means over
-the linears): 0.11 to 0.19 by columns, 0.07 to 0.14 after descent.
+(The first of NF4 and FP4 has bitsandbytes' own scales. Without clip search bnb-nf4 gave 0.00184,
+0.00167, 0.00127.) Layer errors on the held-out tokens, over those of the nearest codes (geometric
+means over the linears): 0.11 to 0.19 by columns, 0.07 to 0.14 after descent, and 0.56 by columns at
+most of any linear.
+
+SmolLM2-135M, the same numbers of tokens, descent and feedback among outputs: uniform nvfp4 0.0391.
 
 Reference: GPTQ, arXiv:2210.17323, Algorithm 1; CDQuant, arXiv:2406.17542, section 3; YAQA,
 arXiv:2505.22988, section 4.
