@@ -78,8 +78,41 @@ def quantize_coupled(
     front = _Front(columns, grid, settings, importance, metrics)
     if known is not None:
         front.take(known)
-    normalised = (factor / factor.diagonal().unsqueeze(1)).contiguous()
-    return front.run(normalised, order)
+    front.run(_normalised(factor), order)
+    return front.codes()
+
+
+def choose_coupled(
+    columns: Tensor,
+    factor: Tensor,
+    known: ColumnState,
+    settings: QuantizationSettings,
+    metrics: Sequence[Tensor],
+    order: Tensor,
+) -> Tensor:
+    """Choose steps that need not be whole numbers, for scales that stay.
+
+    Args:
+        columns: As :func:`quantize_coupled` takes them.
+        factor: As well.
+        known: Scales and the steps that there are; those that it has are not read.
+        settings: Not used, as scales are known.
+        metrics: As well.
+        order: Columns in the order of work.
+
+    Returns:
+        Steps, float32 [columns, rows].
+    """
+    grid = ColumnGrid(8, len(columns) // len(known.scales), symmetric=False)
+    front = _Front(columns, grid, settings, columns.new_ones(len(columns)), metrics)
+    front.take(known)
+    front.run(_normalised(factor), order)
+    return front.steps()
+
+
+def _normalised(factor: Tensor) -> Tensor:
+    """Return a factor with every row divided by its diagonal."""
+    return (factor / factor.diagonal().unsqueeze(1)).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +166,7 @@ class _Front:
         self._known = known
         self._scales, self._zeros = self._split(known.scales, 1.0), self._split(-known.low)
 
-    def run(self, factor: Tensor, order: Tensor | None) -> ColumnCodes:
+    def run(self, factor: Tensor, order: Tensor | None) -> None:
         """Quantize; ``factor`` has every row divided by its diagonal."""
         width, columns = self._grid.width, self._weight.shape[1]
         beforehand = order is not None or width == columns
@@ -166,10 +199,17 @@ class _Front:
                 change[block, span] = values[:, index] - self._weight[block, place[span]]
                 later = working[block, span.stop :]
                 later.addmm_(factor[span, span.stop :].t(), errors[:, index], alpha=-1)
-        codes = self._steps + self._zeros.repeat_interleave(width, 1)
+
+    def codes(self) -> ColumnCodes:
+        """Return what was chosen."""
+        codes = self._steps + self._zeros.repeat_interleave(self._grid.width, 1)
         return ColumnCodes(
             self._join(codes).to(torch.uint8), self._join(self._scales), self._join(self._zeros)
         )
+
+    def steps(self) -> Tensor:
+        """Return the steps that were chosen, float32 [columns, rows]."""
+        return self._join(self._steps)
 
     def _split(self, columns: Tensor, fill: float = 0.0) -> Tensor:
         """Return [columns, rows] as blocks of rows, each linear's filled up with a value."""

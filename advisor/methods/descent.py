@@ -12,7 +12,7 @@ Three passes take about as long as GPTQ itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 _BLOCK = 32
 """Columns whose residuals are updated one by one; the group's others get them as a product."""
+
+
+class Rounding(Protocol):
+    """How scales are stored; the methods' settings are one."""
+
+    def round_scales(self, scales: Tensor) -> Tensor:
+        """Return float32 scales as they are read back; not finite where there is no other."""
+        ...
 
 
 @dataclass(slots=True)
@@ -145,7 +153,7 @@ def descend(
     weight: Tensor,
     state: ColumnState,
     couplings: Couplings,
-    settings: QuantizationSettings,
+    rounding: Rounding,
     passes: int,
 ) -> None:
     """Lower tr((W - Q) H (W - Q)ᵀ) in place, group by group.
@@ -158,7 +166,7 @@ def descend(
         weight: W, float32 [columns, rows].
         state: Changed.
         couplings: Of a damped H, for the state's groups.
-        settings: Rounding of scales.
+        rounding: Of scales.
         passes: Times over all columns.
 
     Reference: CDQuant, arXiv:2406.17542, section 3 (greedy coordinate descent on codes); Frantar
@@ -176,7 +184,7 @@ def descend(
             # means for these. No other group's is needed now, and one product for a group costs
             # half of what keeping all of them up to date does.
             torch.mm(couplings.shares[span], error, out=work.distance)
-            _rescale(state, work.distance, couplings, settings, group, span)
+            _rescale(state, work.distance, couplings, rounding, group, span)
             choose_codes(state, couplings, work, group, span)
             torch.mul(state.steps[span], state.scales[group], out=error[span])
             torch.sub(weight[span], error[span], out=error[span])
@@ -248,7 +256,7 @@ def _rescale(
     state: ColumnState,
     distance: Tensor,
     couplings: Couplings,
-    settings: QuantizationSettings,
+    rounding: Rounding,
     group: int,
     span: slice,
 ) -> None:
@@ -259,7 +267,7 @@ def _rescale(
         distance: The rows of ``couplings.shares`` times the error, of the group's columns, float32
             [width, rows]; kept up to date.
         couplings: Of all columns.
-        settings: Rounding of scales.
+        rounding: Of scales.
         group: Which one.
         span: Its columns.
     """
@@ -270,12 +278,12 @@ def _rescale(
     slope = (weighted * distance).sum(0)
     old = state.scales[group]
     best = old + slope / curvature.clamp_min(1e-30)
-    new = settings.round_scales(best)
+    new = rounding.round_scales(best)
     better = (
         (new > 0) & new.isfinite() & (curvature > 0) & ((new - best).abs() < (old - best).abs())
     )
     change = torch.where(better, old - new, torch.zeros_like(old))
-    state.scales[group] = old - change
+    state.scales[group] = torch.where(better, new, old)
     distance.addcmul_(products, change)
 
 

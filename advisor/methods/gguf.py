@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advisor.errors import InputError
 from advisor.methods.checks import prepare_weight
-from advisor.methods.gguf_feedback import Feedback
+from advisor.methods.gguf_feedback import BlockFeedback
 from advisor.methods.gguf_fields import fit_rows
 from advisor.methods.gguf_state import BlockState
 from advisor.numerics.gguf_blocks import code_values, get_block_type
@@ -84,9 +84,9 @@ def quantize_many(
     Q4_0 to Q8_0 and IQ4_NL, 0.81 to 0.97 for the k-quants.
     """
     values = prepare_weight(weight, schemes)
-    feedback: Feedback | None = None
+    feedback: BlockFeedback | None = None
     if statistics is not None and statistics.tokens:
-        feedback = Feedback([statistics], [values], settings)
+        feedback = BlockFeedback([statistics], [values], settings, "gguf")
     return _quantize(values, statistics, schemes, feedback)
 
 
@@ -108,7 +108,7 @@ def quantize_each(
         InputError: A weight, the statistics, a setting or the scheme cannot be used.
     """
     values = [prepare_weight(weight, [scheme]) for weight in weights]
-    feedback = Feedback(statistics, values, settings)
+    feedback = BlockFeedback(statistics, values, settings, "gguf")
     if not feedback.couples:  # one keeps G's diagonal alone, or none
         pairs = zip(weights, statistics, strict=True)
         return [quantize(weight, own, scheme, settings) for weight, own in pairs]
@@ -120,7 +120,7 @@ def _quantize(
     values: Tensor,
     statistics: LayerStatistics | None,
     schemes: Sequence[Scheme],
-    feedback: Feedback | None,
+    feedback: BlockFeedback | None,
 ) -> list[QuantizedWeight]:
     """Fit the fields of each type, and improve upon them with feedback, some rows at a time."""
     importance = None if statistics is None else statistics.second_moment.diagonal()

@@ -37,68 +37,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from advisor.methods.checks import require_statistics
 from advisor.methods.coupled import quantize_coupled
 from advisor.methods.coupled_descent import take_turns
-from advisor.methods.descent import Couplings, damped_moment
+from advisor.methods.descent import Couplings
+from advisor.methods.feedback import Feedback
 from advisor.methods.gguf_descent import descend_blocks
 from advisor.methods.gguf_state import choose_in_order
-from advisor.methods.gptq import activation_order, check_settings
 from advisor.methods.gptq_columns import ColumnGrid
-from advisor.methods.outputs import output_metric
-from advisor.numerics.linear_algebra import inverse_cholesky
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from advisor.calibration.statistics import LayerStatistics
     from advisor.methods.gguf_state import BlockState
-    from advisor.methods.settings import QuantizationSettings
 
 
-class Feedback:
-    """What all rows and all types of a weight share: the factor of H, and G.
-
-    Attributes:
-        couples: Whether rows depend on each other.
-    """
-
-    def __init__(
-        self,
-        statistics: Sequence[LayerStatistics],
-        weights: Sequence[Tensor],
-        settings: QuantizationSettings,
-    ) -> None:
-        """Factor H.
-
-        Args:
-            statistics: Of each linear: the same inputs, and with ``settings.output_feedback`` a
-                whole G of its own, all of them or none.
-            weights: Of each linear, [out_i, in]; the codes are those of all, one below the other.
-            settings: ``damping``, ``descent`` passes and their damping, output feedback.
-
-        Raises:
-            InputError: Statistics or settings cannot be used, or G is of another linear.
-        """
-        found = require_statistics(statistics[0], weights[0].shape[1], "gguf")
-        check_settings(settings)
-        self._settings = settings
-        moment = found.second_moment.to(device=weights[0].device, dtype=torch.float32)
-        self._importance = moment.diagonal()
-        self._order = activation_order(moment)
-        ordered = moment[self._order][:, self._order]
-        self._factor = inverse_cholesky(ordered, settings.damping).factor
-        self._damped = damped_moment(moment, settings)
-        metrics = [
-            output_metric(own, settings, len(weight))
-            for own, weight in zip(statistics, weights, strict=True)
-        ]
-        self._metrics = [metric for metric in metrics if metric is not None]
-        self.couples = len(self._metrics) == len(weights)
+class BlockFeedback(Feedback):
+    """Feedback onto the block types of GGUF."""
 
     def improve(self, values: Tensor, states: Sequence[BlockState]) -> None:
         """Choose codes anew for the fields of each state, then better fields and codes.
@@ -109,25 +65,25 @@ class Feedback:
         """
         columns = values.t().contiguous()
         if not self.couples:
-            choose_in_order(columns, states, self._factor, self._order)
+            choose_in_order(columns, states, self.factor, self.order)
         for state in states:
             if self.couples:
                 self._choose_coupled(columns, state)
-            if self._settings.descent:
+            if self.settings.descent:
                 self._descend(columns, state)
 
     def _choose_coupled(self, columns: Tensor, state: BlockState) -> None:
         """Choose codes by the wave front of rows and columns; fields stay."""
         found = quantize_coupled(
-            state.shifted(columns), self._factor,
-            ColumnGrid(state.kind.bits, state.kind.width, symmetric=False), self._settings,
-            self._importance, self._metrics, self._order, state.codes,
+            state.shifted(columns), self.factor,
+            ColumnGrid(state.kind.bits, state.kind.width, symmetric=False), self.settings,
+            self.importance, self.metrics, self.order, state.codes,
         )  # fmt: skip
         state.codes.steps = found.codes.float() + state.codes.low[0]
 
     def _descend(self, columns: Tensor, state: BlockState) -> None:
-        couplings = Couplings(self._damped, len(state.s))
-        passes = self._settings.descent
+        couplings = Couplings(self.damped, len(state.s))
+        passes = self.settings.descent
         if not self.couples:
             descend_blocks(columns, state, couplings, passes)
             return
@@ -135,4 +91,4 @@ class Feedback:
         def descend_rows(target: Tensor, own: BlockState) -> None:
             descend_blocks(target, own, couplings, 1)
 
-        take_turns(columns, state, self._metrics, passes, descend_rows)
+        take_turns(columns, state, self.metrics, passes, descend_rows)

@@ -8,8 +8,10 @@ import torch
 
 from advisor.errors import InputError
 from advisor.methods.checks import prepare_weight, require_statistics
+from advisor.methods.value_feedback import ValueFeedback, least_error
 from advisor.numerics.codebooks import decode_e4m3, encode_e4m3
 from advisor.numerics.microscaling import (
+    E2M1_LARGEST,
     E8M0_BIAS,
     MX_WIDTH,
     NVFP4_WIDTH,
@@ -21,12 +23,15 @@ from advisor.numerics.microscaling import (
     round_e2m1,
     shared_exponents,
 )
-from advisor.numerics.quantized_weight import QuantizedWeight
+from advisor.numerics.quantized_weight import QuantizedWeight, split_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from advisor.calibration.statistics import LayerStatistics
+    from advisor.methods.descent import Rounding
     from advisor.methods.settings import QuantizationSettings
     from advisor.schemes import Scheme
 
@@ -37,7 +42,7 @@ def quantize(
     scheme: Scheme,
     settings: QuantizationSettings,
 ) -> QuantizedWeight:
-    """Round a weight to a micro-scaled type.
+    """Quantize a weight to a micro-scaled type.
 
     Each group takes, of a few scales that the type can store, the one of least squared error,
     weighted by H's diagonal where there are statistics. MX blocks try the specification's exponent,
@@ -46,12 +51,18 @@ def quantize(
     down to ``clip_shrink`` too (SmolLM2-135M, 12 linears, error of the outputs on other inputs:
     0.54 of that without the search).
 
+    With statistics, codes then make up for each other's errors
+    (:mod:`advisor.methods.value_feedback`); without, every code is the nearest.
+
     Args:
         weight: Shape [out, in], any floating type; not modified. Weights that an engine fuses are
             stacked as rows, so that they share NVFP4's global scale.
-        statistics: Of the inputs; needed where NVFP4 activations have a global scale.
+        statistics: Of the inputs; needed where NVFP4 activations have a global scale. None, or no
+            tokens: no feedback.
         scheme: mxfp4, mxfp8 or nvfp4, with or without activations.
-        settings: Clip search.
+        settings: Clip search; for codes ``damping``, ``descent`` and its damping,
+            ``output_feedback`` (of a whole G) and its damping. Columns always come in activation
+            order.
 
     Returns:
         Scales [out, in / 32 or in / 16]. NVFP4's ``extras`` hold ``global_scale`` and, with
@@ -68,7 +79,40 @@ def quantize(
     weights costs more than it saves (on the same linears, 1.13 times the error of compressed-
     tensors' rule for MXFP4 and 1.48 times for MXFP8). Decoding is the specification's.
     """
-    values = prepare_weight(weight, [])
+    known = [] if statistics is None else [statistics]
+    return _quantize([weight], known, scheme, settings)
+
+
+def quantize_each(
+    weights: Sequence[Tensor],
+    statistics: Sequence[LayerStatistics],
+    scheme: Scheme,
+    settings: QuantizationSettings,
+) -> list[QuantizedWeight]:
+    """Quantize linears that share their inputs, and NVFP4's global scale.
+
+    Args:
+        weights: Shapes [out_i, in], any floating type; not modified.
+        statistics: Of each linear: the same inputs, and its own output gradients.
+        scheme: Of all of them.
+        settings: See :func:`quantize`.
+
+    Raises:
+        InputError: A weight or the statistics cannot be used.
+    """
+    found = _quantize(weights, statistics, scheme, settings)
+    return list(split_rows(found, [len(weight) for weight in weights]))
+
+
+def _quantize(
+    weights: Sequence[Tensor],
+    statistics: Sequence[LayerStatistics],
+    scheme: Scheme,
+    settings: QuantizationSettings,
+) -> QuantizedWeight:
+    """Quantize weights, one below the other."""
+    parts = [prepare_weight(weight, []) for weight in weights]
+    values = torch.cat(parts) if len(parts) > 1 else parts[0]
     width = NVFP4_WIDTH if scheme.weight == "nvfp4" else MX_WIDTH
     out_features, in_features = values.shape
     if in_features % width:
@@ -78,19 +122,31 @@ def quantize(
         )
     groups = values.view(out_features, -1, width)
     importance = None
-    if statistics is not None:
-        importance = statistics.second_moment.diagonal().to(values).view(-1, width)
+    if statistics:
+        importance = statistics[0].second_moment.diagonal().to(values).view(-1, width)
     extras: dict[str, Tensor] = {}
+    rounding: Rounding = _PowersOfTwo()
     if scheme.weight == "nvfp4":
         extras["global_scale"] = global_scale(values.abs().amax())
         if scheme.activation is not None:
-            found = require_statistics(statistics, in_features, f"{scheme}'s input scale")
+            found = require_statistics(
+                next(iter(statistics), None), in_features, f"{scheme}'s input scale"
+            )
             extras["input_global_scale"] = global_scale(found.absolute_maximum.amax()).cpu()
         candidates = _nvfp4_scales(groups, extras["global_scale"], settings)
+        rounding = _LocalScales(extras["global_scale"])
     else:
         candidates = _mx_scales(groups, scheme.weight, settings)
-    scales = _least_error(groups, candidates, scheme.weight, importance)
-    codes = encode_elements(groups / scales.unsqueeze(-1), scheme.weight)
+    scales = least_error(
+        groups, candidates, lambda part: round_elements(part, scheme.weight), importance
+    )
+    if statistics and statistics[0].tokens:
+        table = _table(scheme.weight, values.device)
+        feedback = ValueFeedback(statistics, parts, settings, scheme.weight)
+        indices, scales = feedback.improve(values, scales, table, rounding)
+        codes = encode_elements(table[indices.long()], scheme.weight)
+    else:
+        codes = encode_elements(groups / scales.unsqueeze(-1), scheme.weight)
     return QuantizedWeight(
         scheme=scheme,
         codes=codes.view(out_features, in_features),
@@ -98,6 +154,36 @@ def quantize(
         codebook=None if scheme.weight == "mxfp8" else e2m1_codebook(values.device),
         extras=extras,
     )
+
+
+class _PowersOfTwo:
+    """MX's scales."""
+
+    def round_scales(self, scales: Tensor) -> Tensor:
+        """Return the nearest powers of two, 2^-127 to 2^127."""
+        share, exponents = torch.frexp(scales)
+        exponents = exponents - (share < 0.75).to(exponents.dtype)
+        return decode_e8m0(exponents.clamp(-E8M0_BIAS, E8M0_BIAS) + E8M0_BIAS)
+
+
+class _LocalScales:
+    """NVFP4's scales under a global one."""
+
+    def __init__(self, global_: Tensor) -> None:
+        self._global = global_
+
+    def round_scales(self, scales: Tensor) -> Tensor:
+        """Return the nearest positive E4M3 values over the global scale."""
+        return local_scales(scales * E2M1_LARGEST, self._global) / self._global
+
+
+def _table(weight: str, device: torch.device) -> Tensor:
+    """Return the values of a type's elements, rising, zero once, float32."""
+    if weight == "mxfp8":
+        positive = decode_e4m3(torch.arange(127, dtype=torch.uint8))
+    else:
+        positive = e2m1_codebook()[:8]
+    return torch.cat([-positive[1:].flip(0), positive]).to(device)
 
 
 def encode_elements(values: Tensor, weight: str) -> Tensor:
@@ -136,23 +222,3 @@ def _whole_range(settings: QuantizationSettings) -> bool:
     if settings.clip not in ("none", "mse"):
         raise InputError(f"clip must be 'none' or 'mse', but got {settings.clip!r}.")
     return settings.clip == "none"
-
-
-def _least_error(
-    groups: Tensor, candidates: list[Tensor], weight: str, importance: Tensor | None
-) -> Tensor:
-    """Return, per group, the first scale of least (weighted) squared error."""
-    best = candidates[0]
-    if len(candidates) == 1:
-        return best
-    least: Tensor | None = None
-    for scales in candidates:
-        spread = scales.unsqueeze(-1)
-        error = round_elements(groups / spread, weight).mul_(spread).sub_(groups).square_()
-        found = (error if importance is None else error.mul_(importance)).sum(-1)
-        if least is None:
-            least = found
-            continue
-        better = found < least
-        least, best = torch.where(better, found, least), torch.where(better, scales, best)
-    return best

@@ -14,18 +14,19 @@ class QuantizationSettings:
     """Settings of the quantizers; each method reads those it knows.
 
     Attributes:
-        damping: GPTQ, GGUF: added to H's diagonal, as a fraction of its mean; in (0, 1].
+        damping: GPTQ, GGUF, micro-scaled types, NF4: added to H's diagonal, as a fraction of its
+            mean; in (0, 1].
         column_block: GPTQ: columns updated at once; results do not depend on it beyond rounding.
         static_groups: GPTQ: work in activation order, but keep groups of consecutive inputs with
             scales chosen beforehand; for schemes that are not ``actorder`` themselves.
-        descent: GPTQ, GGUF: passes of coordinate descent over codes and scales (of GGUF blocks: all
-            fields) afterwards; 0 for none.
-        descent_damping: GPTQ, GGUF: as ``damping``, for these passes; in (0, 1].
-        output_feedback: GPTQ, GGUF: how far off-diagonals of the output gradients' second moment
-            are believed, in [0, 1]: rows make up for each other's errors
+        descent: Methods with damping: passes of coordinate descent over codes and scales (of GGUF
+            blocks: all fields) afterwards; 0 for none.
+        descent_damping: Methods with damping: as ``damping``, for these passes; in (0, 1].
+        output_feedback: Methods with damping: how far off-diagonals of the output gradients' second
+            moment are believed, in [0, 1]: rows make up for each other's errors
             (:mod:`advisor.methods.coupled`); 0 for independent rows.
-        output_damping: GPTQ, GGUF: added to that moment's diagonal, as a fraction of its mean;
-            above 0.
+        output_damping: Methods with damping: added to that moment's diagonal, as a fraction of its
+            mean; above 0.
         clip: Search a smaller range per group that lowers the error (``mse``: of the weights,
             weighted by H's diagonal), or keep the whole range (``none``).
         clip_shrink: Smallest share of the range that the clip search tries; in (0, 1].

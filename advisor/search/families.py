@@ -16,6 +16,8 @@ WEIGHT_METHODS: tuple[str, ...] = ("rtn", "gptq", "awq")
 """Methods that choose integer codes for the same storage: any of them may fill one module."""
 ROTATABLE: tuple[str, ...] = ("rtn", "gptq")
 """Methods that a rotation goes with: it spreads what AWQ's scales would single out."""
+TABLE_METHODS: tuple[str, ...] = ("mxfp4", "mxfp8", "nvfp4", "bnb")
+"""Methods that choose codes of a table of values as GPTQ chooses those of integers."""
 USUAL_DAMPING = 0.15
 """Of H, for GPTQ and for its descent. On text of the calibration's kind it hardly matters, on other
 text it does: SmolLM2-135M, int4 g32 asym, calibrated on 32×256 tokens of technical English, KL on
@@ -94,7 +96,7 @@ class Family:
             parts.append("static groups")
         if self.clip != "none":
             parts.append(f"clip {self.clip}")
-        if self.method == "gguf" or "gptq" in self.methods:
+        if self.method in ("gguf", *TABLE_METHODS) or "gptq" in self.methods:
             parts.append(f"damping {self.damping:g}")
         if self.sequential:
             parts.append("sequential")
@@ -165,6 +167,7 @@ def relevant_settings(
         "gptq": ("clip", "scale_dtype", "damping", "static_groups"),
         "awq": ("clip", "scale_dtype", "scale_steps"),
         "gguf": ("damping",),
+        **dict.fromkeys(TABLE_METHODS, ("clip", "damping")),
     }.get(scheme.method)
     if not scheme.is_quantized:
         return {}
@@ -187,7 +190,7 @@ def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[s
         scheme: The module's scheme.
         settings: All settings.
     """
-    if scheme.method not in ("gptq", "gguf"):
+    if scheme.method not in ("gptq", "gguf", *TABLE_METHODS):
         return {}
     finishing: dict[str, list[float]] = {}
     if settings.descent:
@@ -200,4 +203,5 @@ def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[s
 def couples_outputs(scheme: Scheme, settings: QuantizationSettings) -> bool:
     """Whether a linear's codes depend on its own output gradients: each is quantized alone then."""
     plain = scheme.method == "gptq" and scheme.is_integer and scheme.activation != "fp8"
-    return (plain or scheme.method == "gguf") and settings.output_feedback > 0
+    other = scheme.method in ("gguf", *TABLE_METHODS)
+    return (plain or other) and settings.output_feedback > 0

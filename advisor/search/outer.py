@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from advisor.modelspec.outer import OuterModule
     from advisor.schemes import Scheme
 
-_VERSION = 2
+_VERSION = 3
 """Part of every cache key: raised when scores mean something else."""
 _SCORED_WEIGHTS = 1 << 23
 _logger = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ so GPTQ's final codes are better than predicted. With unweighted moments, fitted
 same tokens, it was 0.4 to 1.5 over ten uniform GPTQ candidates. What is left out: cross terms
 between modules.
 
-GGUF types are scored as GPTQ is, with feedback among columns alone; on the small trained model
-(32×256 and 32×256 tokens) uniform q2_k was predicted at 0.0298 and measured at 0.0169, the mixture
-at 3.43 bits at 0.0050 and 0.0030.
+GGUF types, and tables of values (NVFP4), are scored as GPTQ is, with feedback among columns alone:
+on the small trained model (32×256 and 32×256 tokens) uniform q2_k was predicted at 0.0298 and
+measured at 0.0169, the mixture at 3.43 bits at 0.0050 and 0.0030.
 
 What scoring leaves out to be fast, and what that changes (SmolLM2-135M, five of its 30 blocks, 350
 scores of modules and options under GPTQ, Spearman 0.9996 with the exact ones): where a linear has
@@ -58,7 +58,7 @@ from advisor.models.rotation import rotation_of
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
 from advisor.predict.gguf_types import base_type, stored_type
-from advisor.search.families import relevant_settings
+from advisor.search.families import TABLE_METHODS, relevant_settings
 from advisor.search.score import ModuleScores, Score, score_change
 from advisor.search.stacking import quantize_group
 
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from advisor.modelspec import LinearSpec
     from advisor.schemes import Scheme
 
-_VERSION = 4
+_VERSION = 5
 """Part of every cache key: raised when scores mean something else."""
 _CLIP_STEPS = 10
 """Ranges tried in a clip search for scores; final codes try all of the settings'."""
@@ -190,6 +190,7 @@ class ScoreBook:
         # Both lower all scores by about the same share, and would be most of their cost.
         steps = min(settings.clip_steps, _CLIP_STEPS)
         settings = replace(settings, descent=0, output_feedback=0.0, clip_steps=steps)
+        independent = ("gptq", "gguf", *TABLE_METHODS)
         for method in dict.fromkeys(scheme.method for scheme in schemes):
             batch = [scheme for scheme in schemes if scheme.method == method]
             results = quantize_group(
@@ -199,7 +200,7 @@ class ScoreBook:
                 for index, linear in enumerate(members):
                     delta = result.dequantize(index) - weights[index]
                     found[scheme][linear.name] = score_change(
-                        delta, judges[index], independent_rows=method in ("gptq", "gguf")
+                        delta, judges[index], independent_rows=method in independent
                     )
 
     def _statistics(

@@ -118,6 +118,34 @@ def test_block_types_are_made_again_for_settings_that_they_read(
     assert bool(changed) == again
 
 
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "bnb-nf4"])
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"damping": 0.3}, True), ({"descent": 2}, True), ({"output_feedback": 0.7}, True),
+        ({"clip": "mse"}, True), ({"static_groups": True}, False),
+        ({"scale_dtype": "float32"}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tables_of_values_are_made_again_for_settings_that_they_read(
+    random_llama, store, made, tmp_path, name, changes, again
+):
+    assignment = dict.fromkeys((m.name for m in random_llama.linears), parse_scheme(name))
+    pool = CodePool(tmp_path / "codes", most_bytes=10**9)
+    first = realise(random_llama, assignment, SETTINGS, store, pool=pool)
+    made()
+    settings = replace(SETTINGS, **changes)
+    found = realise(random_llama, assignment, settings, store, pool=pool)
+    assert made() == (len(assignment) if again else 0)
+    assert_same(found, realise(random_llama, assignment, settings, store))
+    changed = [
+        name for name in assignment
+        if not torch.equal(found.weights[name].codes, first.weights[name].codes)
+    ]  # fmt: skip
+    assert bool(changed) == again
+
+
 def test_samples_scales_and_prefixes_share_nothing(random_llama, store, sequences, made, tmp_path):
     assignment = {linear.name: G32 for linear in random_llama.linears}
     pool = CodePool(tmp_path / "codes", most_bytes=10**9)
