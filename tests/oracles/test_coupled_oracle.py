@@ -13,7 +13,7 @@ from quantizer_cases import COLUMNS, STORED, double
 
 from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
-from advisor.methods import coupled, coupled_descent
+from advisor.methods import coupled_descent, wave_front
 from advisor.methods.outputs import output_metric
 from advisor.methods.registry import quantize, quantize_each
 from advisor.schemes import parse_scheme
@@ -25,7 +25,7 @@ FEEDBACK, DAMPING = 0.9, 0.1
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(coupled, "ROW_BLOCK", BLOCK)
+    monkeypatch.setattr(wave_front, "ROW_BLOCK", BLOCK)
     monkeypatch.setattr(coupled_descent, "DESCENT_ROWS", 8)
 
 

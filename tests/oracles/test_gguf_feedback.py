@@ -14,7 +14,7 @@ import torch
 from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
-from advisor.methods import coupled, coupled_descent
+from advisor.methods import coupled_descent, wave_front
 from advisor.methods import gguf as gguf_method
 from advisor.methods.descent import Couplings, damped_moment
 from advisor.methods.errors import layer_error
@@ -129,7 +129,7 @@ def test_codes_are_those_of_optimal_brain_surgery_for_the_fitted_fields(weight, 
 
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "iq4_nl", "q6_k"])
 def test_rows_make_up_for_the_rows_above(monkeypatch, weight, statistics, name):
-    monkeypatch.setattr(coupled, "ROW_BLOCK", 4)
+    monkeypatch.setattr(wave_front, "ROW_BLOCK", 4)
     settings = replace(SETTINGS, output_feedback=0.9)
     found = quantize(weight, statistics, _scheme(name), settings)
     metric = output_metric(statistics, settings, ROWS).double().numpy()
@@ -308,7 +308,7 @@ def test_the_error_is_less_than_that_of_rounding_on_inputs_seen_and_not(
 
 @pytest.mark.parametrize("name", ["q4_0", "iq4_nl", "q5_1", "q3_k", "q4_k"])
 def test_outputs_that_act_together_cost_less(monkeypatch, weight, statistics, name):
-    monkeypatch.setattr(coupled, "ROW_BLOCK", 4)
+    monkeypatch.setattr(wave_front, "ROW_BLOCK", 4)
     monkeypatch.setattr(coupled_descent, "DESCENT_ROWS", 4)
     costs = []
     for feedback in (0.0, 0.9):
@@ -332,7 +332,7 @@ def test_types_in_one_call_are_those_of_single_calls(weight, statistics):
 
 @pytest.mark.parametrize("name", ["q5_1", "iq4_nl", "q4_k"])
 def test_linears_side_by_side_get_what_each_gets_alone(monkeypatch, weight, statistics, name):
-    monkeypatch.setattr(coupled, "ROW_BLOCK", 4)
+    monkeypatch.setattr(wave_front, "ROW_BLOCK", 4)
     monkeypatch.setattr(coupled_descent, "DESCENT_ROWS", 4)
     settings = replace(SETTINGS, descent=1, output_feedback=0.7)
     weights = [weight, weight[:5].flip(0) + 0.01]

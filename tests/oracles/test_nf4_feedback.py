@@ -154,7 +154,7 @@ def test_blocks_that_straddle_rows_are_rounded(weight, statistics):
 
 
 def test_outputs_that_act_together_cost_less(monkeypatch, weight, statistics):
-    monkeypatch.setattr("advisor.methods.coupled.ROW_BLOCK", 4)
+    monkeypatch.setattr("advisor.methods.wave_front.ROW_BLOCK", 4)
     monkeypatch.setattr("advisor.methods.coupled_descent.DESCENT_ROWS", 4)
     for name in ("bnb-nf4", "bnb-fp4-dq"):
         costs = []

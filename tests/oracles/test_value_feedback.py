@@ -11,7 +11,7 @@ import torch
 
 from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
-from advisor.methods import coupled, coupled_descent, value_feedback
+from advisor.methods import coupled_descent, value_feedback, wave_front
 from advisor.methods.descent import ColumnState, Couplings, descend
 from advisor.methods.errors import layer_error
 from advisor.methods.outputs import output_metric
@@ -109,7 +109,7 @@ def test_codes_are_those_of_optimal_brain_surgery_for_the_found_scales(weight, s
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_make_up_for_the_rows_above(monkeypatch, weight, statistics, name):
-    monkeypatch.setattr(coupled, "ROW_BLOCK", 4)
+    monkeypatch.setattr(wave_front, "ROW_BLOCK", 4)
     settings = replace(SETTINGS, output_feedback=0.9)
     found = quantize(weight, statistics, parse_scheme(name), settings)
     metric = output_metric(statistics, settings, ROWS).double().numpy()
@@ -226,7 +226,7 @@ def test_scales_stay_what_a_checkpoint_holds(weight, statistics, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_that_act_together_cost_less(monkeypatch, weight, statistics, name):
-    monkeypatch.setattr(coupled, "ROW_BLOCK", 4)
+    monkeypatch.setattr(wave_front, "ROW_BLOCK", 4)
     monkeypatch.setattr(coupled_descent, "DESCENT_ROWS", 4)
     costs = []
     for feedback in (0.0, 0.9):
