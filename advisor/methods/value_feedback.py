@@ -24,7 +24,8 @@ passes of descent, then with feedback among outputs (0.7) as well:
 means over the linears): 0.11 to 0.19 by columns, 0.07 to 0.14 after descent, and 0.56 by columns at
 most of any linear.
 
-SmolLM2-135M, the same numbers of tokens, descent and feedback among outputs: uniform nvfp4 0.0391.
+SmolLM2-135M, the same numbers of tokens, descent and feedback among outputs: uniform nvfp4 0.0391,
+mxfp4 0.0726.
 
 Reference: GPTQ, arXiv:2210.17323, Algorithm 1; CDQuant, arXiv:2406.17542, section 3; YAQA,
 arXiv:2505.22988, section 4.
