@@ -200,4 +200,6 @@ def _format(
     carried = asked or found.format
     if found.support not in ("native", "weight-only") or found.kept_16bit:
         return None
+    if found.support == "weight-only" and scheme.activation and scheme.weight in SCHEME_NAMES:
+        return None  # its inputs stay in 16 bits here, as those of plain nvfp4 do
     return carried if carried in format_names() else None

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from advisor.engines.options import mixture_options
+from advisor.hardware.catalogue import find_profile
+from advisor.predict.models import load_modelspec
 from advisor.schemes import parse_scheme
 from advisor.search.families import Family
 from advisor.search.mixture import Mixture
-from advisor.search.offers import beaten_already, worth_measuring
+from advisor.search.offers import beaten_already, uniform_offers, worth_measuring
 
 
 def offer(name: str, loss: float, size: int = 100) -> Mixture:
@@ -68,3 +71,14 @@ def test_calibrated_scales_follow_their_siblings(per_token, best, beaten):
         known.append(SimpleNamespace(mixture=sibling, measured_kl=per_token))
     assert beaten_already(static, known) == beaten
     assert not beaten_already(offer("gptq-int8-gch-sym-aint8", 0.001), known)
+
+
+@pytest.mark.parametrize(("gpu", "offered"), [("rtx4090", False), ("b200", True)])
+def test_inputs_that_stay_in_16_bits_are_no_candidate_of_their_own(
+    gpu, offered, random_llama, random_llama_folder
+):
+    spec, hardware = load_modelspec(str(random_llama_folder)), find_profile(gpu)
+    mixed = mixture_options("vllm", hardware, random_llama.linears)
+    found = {m.name for m in uniform_offers(spec, random_llama.linears, hardware, "vllm", mixed)}
+    assert "nvfp4" in found
+    assert ("nvfp4-anvfp4" in found) == offered
