@@ -13,7 +13,7 @@ import torch
 import advisor
 from advisor.engines.verdict import verdict
 from advisor.hardware.cpu import detect_cpu
-from advisor.models.device import device_name
+from advisor.models import device as devices
 from advisor.modelspec.outer import outer_modules
 from advisor.plan.hashing import hash_model, model_name
 from advisor.plan.schema import (
@@ -173,7 +173,7 @@ def build_plan(
 def computed_on(device: torch.device) -> ComputedOn:
     """Describe what computes."""
     if device.type != "cpu":
-        return ComputedOn(device=str(device), name=device_name(device))
+        return ComputedOn(device=str(device), name=devices.device_name(device))
     return ComputedOn(device="cpu", name=detect_cpu().name, threads=torch.get_num_threads())
 
 
