@@ -56,6 +56,25 @@ def make_statistics(inputs: torch.Tensor, gradients: torch.Tensor | None = None)
     )
 
 
+def correlated_inputs(
+    columns: int, tokens: int, seed: int, first: float, last: float
+) -> torch.Tensor:
+    """Inputs of forty common directions and some noise, from one magnitude to another."""
+    mix = torch.randn(40, columns, generator=torch.Generator().manual_seed(1)) / 6
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(tokens, 40, generator=generator) @ mix
+    noise = 0.3 * torch.randn(tokens, columns, generator=generator)
+    return (common + noise) * torch.linspace(first, last, columns)
+
+
+def joint_gradients(rows: int) -> torch.Tensor:
+    """Output gradients of three common directions and some noise."""
+    generator = torch.Generator().manual_seed(8)
+    joint = torch.randn(3, rows, generator=generator)
+    gradients = torch.randn(900, 3, generator=generator) @ joint
+    return gradients + 0.4 * torch.randn(900, rows, generator=generator)
+
+
 def double(tensor: torch.Tensor) -> np.ndarray:
     return tensor.double().numpy()
 

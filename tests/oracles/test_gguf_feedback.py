@@ -9,10 +9,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import quantizer_cases as cases
 import torch
 
 from advisor.calibration.collect import collect_statistics, open_store
-from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
 from advisor.methods import coupled_descent, wave_front
 from advisor.methods import gguf as gguf_method
@@ -51,20 +51,9 @@ def _inputs(seed):
     return (common + noise) * torch.linspace(0.3, 2.0, COLUMNS)
 
 
-def _of_inputs(x, gradients=None):
-    moment = None if gradients is None else gradients.T @ gradients
-    return LayerStatistics(
-        len(x), x.T @ x, x.abs().amax(0), x.abs().sum(0),
-        0 if gradients is None else len(gradients), moment,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def statistics():
-    generator = torch.Generator().manual_seed(8)
-    joint = torch.randn(3, ROWS, generator=generator)
-    gradients = torch.randn(900, 3, generator=generator) @ joint
-    return _of_inputs(_inputs(6), gradients + 0.4 * torch.randn(900, ROWS, generator=generator))
+    return cases.make_statistics(_inputs(6), cases.joint_gradients(ROWS))
 
 
 def _scheme(name):
@@ -302,7 +291,7 @@ def test_the_error_is_less_than_that_of_rounding_on_inputs_seen_and_not(
     rounded = quantize_blocks(weight, _scheme(name), statistics.second_moment.diagonal())
     found = quantize(weight, statistics, _scheme(name), settings)
     assert layer_error(weight, found, statistics) < 0.8 * layer_error(weight, rounded, statistics)
-    unseen = _of_inputs(_inputs(7))
+    unseen = cases.make_statistics(_inputs(7))
     assert layer_error(weight, found, unseen) < 0.95 * layer_error(weight, rounded, unseen)
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import quantizer_cases as cases
 import torch
 
-from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
 from advisor.methods.errors import layer_error
 from advisor.methods.registry import quantize, quantize_each
@@ -33,26 +33,13 @@ def weight():
     return values
 
 
-def _of_inputs(seed, gradients=None):
-    """Correlated: forty directions and some noise."""
-    mix = torch.randn(40, COLUMNS, generator=torch.Generator().manual_seed(1)) / 6
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(1100, 40, generator=generator) @ mix
-    x = x + 0.3 * torch.randn(1100, COLUMNS, generator=generator)
-    x = x * torch.linspace(2.0, 0.3, COLUMNS)
-    moment = None if gradients is None else gradients.T @ gradients
-    return LayerStatistics(
-        len(x), x.T @ x, x.abs().amax(0), x.abs().sum(0),
-        0 if gradients is None else len(gradients), moment,
-    )  # fmt: skip
+def _inputs(seed):
+    return cases.correlated_inputs(COLUMNS, 1100, seed, 2.0, 0.3)
 
 
 @pytest.fixture(scope="module")
 def statistics():
-    generator = torch.Generator().manual_seed(8)
-    joint = torch.randn(3, ROWS, generator=generator)
-    gradients = torch.randn(900, 3, generator=generator) @ joint
-    return _of_inputs(6, gradients + 0.4 * torch.randn(900, ROWS, generator=generator))
+    return cases.make_statistics(_inputs(6), cases.joint_gradients(ROWS))
 
 
 def _obs(target, moment, scales, grid):
@@ -119,7 +106,7 @@ def test_errors_are_less_than_those_of_rounding(weight, statistics, name, settin
     scheme = parse_scheme(name)
     found, rounded = (quantize(weight, s, scheme, settings) for s in (statistics, None))
     assert layer_error(weight, found, statistics) < 0.7 * layer_error(weight, rounded, statistics)
-    unseen = _of_inputs(7)
+    unseen = cases.make_statistics(_inputs(7))
     assert layer_error(weight, found, unseen) < 0.8 * layer_error(weight, rounded, unseen)
 
 
