@@ -303,3 +303,17 @@ def kl_second_order(delta, inputs, gradients) -> float:
         for gradient in gradients:
             total += math.fsum(float(g) * c for g, c in zip(gradient, change, strict=True)) ** 2
     return 0.5 * total / (len(inputs) * len(gradients))
+
+
+def brain_surgery(target, moment, scales, grid):
+    """Optimal brain surgeon: after each rounding the best change of all weights still free."""
+    target, result = target.copy(), np.zeros_like(target)
+    inverse = np.linalg.inv(moment)
+    for column in np.argsort(-np.diag(moment), kind="stable"):
+        values = scales[:, column, None] * grid
+        nearest = np.abs(values - target[:, column, None]).argmin(1)
+        result[:, column] = values[np.arange(len(target)), nearest]
+        error = (target[:, column] - result[:, column]) / inverse[column, column]
+        target -= np.outer(error, inverse[column])
+        inverse = inverse - np.outer(inverse[:, column], inverse[column]) / inverse[column, column]
+    return result

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import quantizer_cases as cases
+import reference_quantizers as oracle
 import torch
 
 from advisor.errors import InputError
@@ -42,20 +43,6 @@ def statistics():
     return cases.make_statistics(_inputs(6), cases.joint_gradients(ROWS))
 
 
-def _obs(target, moment, scales, grid):
-    """Optimal brain surgeon: after each rounding the best change of all weights still free."""
-    target, result = target.copy(), np.zeros_like(target)
-    inverse = np.linalg.inv(moment)
-    for column in np.argsort(-np.diag(moment), kind="stable"):
-        values = scales[:, column, None] * grid
-        nearest = np.abs(values - target[:, column, None]).argmin(1)
-        result[:, column] = values[np.arange(len(target)), nearest]
-        error = (target[:, column] - result[:, column]) / inverse[column, column]
-        target -= np.outer(error, inverse[column])
-        inverse = inverse - np.outer(inverse[:, column], inverse[column]) / inverse[column, column]
-    return result
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_codes_are_those_of_optimal_brain_surgery_for_scales_as_read_back(weight, statistics, name):
     scheme = parse_scheme(name)
@@ -68,7 +55,7 @@ def test_codes_are_those_of_optimal_brain_surgery_for_scales_as_read_back(weight
     moment = moment + DAMPING * np.diag(moment).mean() * np.eye(COLUMNS)
     scales = np.repeat(found.scales.double().numpy(), COLUMNS // found.scales.shape[1], 1)
     grid = np.array(NF4_VALUES if "nf4" in name else FP4_VALUES)
-    expected = _obs(weight.double().numpy(), moment, scales, grid)
+    expected = oracle.brain_surgery(weight.double().numpy(), moment, scales, grid)
     ours = found.dequantize().double().numpy()
     same = np.isclose(ours, expected, rtol=1e-5, atol=1e-10)
     assert same.mean() > 0.95

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import quantizer_cases as cases
+import reference_quantizers as oracle
 import torch
 
 from advisor.errors import InputError
@@ -65,26 +66,12 @@ def _spread(found):
     return np.repeat(found.scales.double().numpy(), COLUMNS // found.scales.shape[1], 1)
 
 
-def _obs(target, moment, scales, grid):
-    """Optimal brain surgeon: after each rounding the best change of all weights still free."""
-    target, result = target.copy(), np.zeros_like(target)
-    inverse = np.linalg.inv(moment)
-    for column in np.argsort(-np.diag(moment), kind="stable"):
-        values = scales[:, column, None] * grid
-        nearest = np.abs(values - target[:, column, None]).argmin(1)
-        result[:, column] = values[np.arange(len(target)), nearest]
-        error = (target[:, column] - result[:, column]) / inverse[column, column]
-        target -= np.outer(error, inverse[column])
-        inverse = inverse - np.outer(inverse[:, column], inverse[column]) / inverse[column, column]
-    return result
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_codes_are_those_of_optimal_brain_surgery_for_the_found_scales(weight, statistics, name):
     found = quantize(weight, statistics, parse_scheme(name), SETTINGS)
     assert torch.equal(found.scales, _rounded(weight, statistics, name).scales)
     moment = _damped(statistics.second_moment)
-    expected = _obs(weight.double().numpy(), moment, _spread(found), _grid(name))
+    expected = oracle.brain_surgery(weight.double().numpy(), moment, _spread(found), _grid(name))
     ours = found.dequantize().double().numpy()
     # After a value at a tie the rest of its row may differ.
     same = np.isclose(ours, expected, rtol=1e-5, atol=1e-12)
@@ -106,7 +93,7 @@ def test_rows_make_up_for_the_rows_above(monkeypatch, weight, statistics, name):
         rows, above = np.arange(first, min(first + 4, ROWS)), np.arange(first)
         pull = metric[np.ix_(rows, above)] @ change[above]
         target = exact[rows] - np.linalg.inv(metric[np.ix_(rows, rows)]) @ pull
-        change[rows] = _obs(target, moment, scales[rows], _grid(name)) - exact[rows]
+        change[rows] = oracle.brain_surgery(target, moment, scales[rows], _grid(name)) - exact[rows]
     ours = found.dequantize().double().numpy() - exact
     costs = [np.trace(metric @ d @ moment @ d.T) for d in (ours, change)]
     assert costs[0] == pytest.approx(costs[1], rel=0.02)
