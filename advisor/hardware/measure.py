@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from advisor.hardware.profile import HardwareProfile
 
-Quantity = Literal["bandwidth_gb_s", "fp32_tflops", "bf16_tflops", "int8_tops"]
-QUANTITIES: tuple[Quantity, ...] = ("bandwidth_gb_s", "fp32_tflops", "bf16_tflops", "int8_tops")
+Quantity = Literal["bandwidth_gb_s", "fp32_tflops", "bf16_tflops", "int8_tops", "fp8_tflops"]
+QUANTITIES: tuple[Quantity, ...] = (
+    "bandwidth_gb_s", "fp32_tflops", "bf16_tflops", "int8_tops", "fp8_tflops",
+)  # fmt: skip
 
 _REPEATS = 7
 _LARGEST_MATRIX = {"cpu": 4096, "cuda": 16384}
@@ -97,7 +99,7 @@ def measure(
     scale: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> Measurements:
-    """Time memory bandwidth and FP32, BF16 and INT8 matrix products on a device.
+    """Time memory bandwidth and FP32, BF16, INT8 and FP8 matrix products on a device.
 
     Bandwidth is a copy of a large buffer, read and write counted. Products are of square
     matrices, grown until one takes long enough to time. Every figure is the median of the repeats,
@@ -236,22 +238,27 @@ class _Bench:
 
     def _make_product(self, quantity: Quantity, size: int) -> Callable[[], Any]:
         torch = self.torch
-        generator = torch.Generator(device="cpu").manual_seed(0)
+        if quantity == "fp8_tflops" and self.device.type == "cpu":
+            raise NotImplementedError("a CPU has no FP8 product")
+        generator = torch.Generator(device=self.device).manual_seed(0)
+        shape = (size, size)
         if quantity == "int8_tops":
-            left, right = (
-                torch.randint(-127, 128, (size, size), dtype=torch.int8, generator=generator).to(
-                    self.device
-                )
-                for _ in range(2)
-            )
+            whole = {"dtype": torch.int8, "generator": generator, "device": self.device}
+            left, right = (torch.randint(-127, 128, shape, **whole) for _ in range(2))
             # The second operand column by column, as weights [out, in] are.
             return lambda: torch._int_mm(left, right.t())
         dtype = torch.float32 if quantity == "fp32_tflops" else torch.bfloat16
         a, b = (
-            torch.randn((size, size), generator=generator).to(device=self.device, dtype=dtype)
+            torch.randn(shape, generator=generator, device=self.device, dtype=dtype)
             for _ in range(2)
         )
-        out = torch.empty((size, size), dtype=dtype, device=self.device)
+        if quantity == "fp8_tflops":
+            one = torch.ones((), device=self.device)
+            narrow = [value.to(torch.float8_e4m3fn) for value in (a, b)]
+            return lambda: torch._scaled_mm(
+                narrow[0], narrow[1].t(), scale_a=one, scale_b=one, out_dtype=dtype
+            )
+        out = torch.empty(shape, dtype=dtype, device=self.device)
         return lambda: torch.mm(a, b.t(), out=out)
 
     def _plain_fp32(self) -> Any:
