@@ -28,6 +28,13 @@ def command(
     output.show(workflows.profile(gpu=gpu, measure=measure).to_dict(), _render)
 
 
+_QUANTITIES = {
+    "bandwidth_gb_s": ("bandwidth", "GB/s"),
+    "fp32_tflops": ("FP32", "TFLOP/s"),
+    "bf16_tflops": ("BF16", "TFLOP/s"),
+    "int8_tops": ("INT8", "TOP/s"),
+    "fp8_tflops": ("FP8", "TFLOP/s"),
+}
 _GATES = {
     "dp4a": "DP4A",
     "fp16_tensor_cores": "FP16 tensor cores",
@@ -74,11 +81,25 @@ def _render(console: Any, document: dict[str, Any]) -> None:
                 words = ", ".join(_GATES.get(name, name.replace("_", " ")) for name in names)
                 _fact(console, label, words)
     if measured := document.get("measured"):
-        table = output.table("", "measured", "table", "unit", right=(1, 2))
-        for row in measured["rows"]:
-            figure = "-" if row["measured"] is None else f"{row['measured']:.1f}"
-            known = "unknown" if row["table"] is None else f"{row['table']:.1f}"
-            table.add_row(
-                row["name"], figure, known, row["unit"] if row["measured"] else row["problem"]
-            )
-        console.print(table)
+        _render_measured(console, measured)
+
+
+def _render_measured(console: Any, measured: dict[str, Any]) -> None:
+    where = measured["name"]
+    if measured["threads"] is not None:
+        where += f", {measured['threads']} threads"
+    console.print(f"\n[bold]Measured[/] on {where}, torch {measured['torch_version']}")
+    table = output.table("", "measured", "table", "of it", "", right=(1, 2, 3))
+    for row in measured["measured"]:
+        name, unit = _QUANTITIES[row["quantity"]]
+        figure = "-" if row["value"] is None else f"{_figure(row['value'])} {unit}"
+        known = "unknown" if row["table"] is None else _figure(row["table"])
+        share = row["share_of_table"]
+        part = "" if share is None else f"{share:.0%}"
+        table.add_row(name, figure, known, part, row["reason"] or row["detail"])
+    console.print(table)
+
+
+def _figure(value: float) -> str:
+    """Return a rate with three digits at least."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

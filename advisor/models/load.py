@@ -26,6 +26,8 @@ from advisor.models.mapping import map_model
 from advisor.plan.hashing import hash_model, sha256_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from advisor.models.casting import Casting
     from advisor.modelspec import LinearSpec
 
@@ -220,12 +222,18 @@ def _check_loading(folder: Path, info: dict[str, Any]) -> None:
         )
 
 
+def _is_finite(values: Tensor) -> bool:
+    """Return whether no value is NaN or infinite; a NaN is its part's least and largest value."""
+    wide = values.float() if values.dtype.itemsize == 1 else values
+    return not wide.numel() or all(bool(edge.isfinite()) for edge in wide.aminmax())
+
+
 def _check_finite(folder: Path, model: nn.Module, casting: Casting) -> None:
     """Refuse NaN and infinite weights, naming the tensors."""
     broken = []
     for name, parameter in model.named_parameters():
         parts = torch.split(casting.stored(parameter).flatten(), _CHECKED_AT_ONCE)
-        if not all(bool(torch.isfinite(part.sum(dtype=torch.float64))) for part in parts):
+        if not all(_is_finite(part) for part in parts):
             broken.append(name)
         casting.release(parameter)
     if broken:
