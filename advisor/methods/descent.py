@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from advisor.methods.columns_in_turn import move_in_turn
 from advisor.methods.gptq_columns import ColumnCodes
 from advisor.numerics.affine import grid_levels
 
@@ -231,9 +232,14 @@ def choose_codes(
     work.distance.mul_(state.scales[group].reciprocal())
     for block, rows in zip(couplings.blocks, work.rows, strict=True):
         place = slice(span.start + block.start, span.start + block.stop)
-        for old, (distance, new, fallen, rest), later in zip(
-            before[block].unbind(), rows, couplings.later(place), strict=True
-        ):
+        moved = move_in_turn(
+            work.distance[block], before[block], (low, high), couplings.shares[place, place],
+            state.values, (work.after[block], work.fallen[block]),
+        )  # fmt: skip
+        columns = (
+            () if moved else zip(before[block].unbind(), rows, couplings.later(place), strict=True)
+        )
+        for old, (distance, new, fallen, rest), later in columns:
             torch.add(old, distance, out=new)
             if state.values is None:
                 torch.clamp(new.round_(), low, high, out=new)

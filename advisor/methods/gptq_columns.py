@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from advisor.methods.columns_in_turn import has_kernels, round_in_turn
 from advisor.methods.grids import choose_grid
 from advisor.numerics.affine import grid_levels
 
@@ -178,6 +179,13 @@ class _Loop:
     ) -> None:
         """Quantize the columns of one inner block, updating only those."""
         start, first, last = span
+        place = slice(first - start, last - start)
+        out = tuple(part[place].view(last - first, 1, -1) for part in (rounded, errors))
+        if has_kernels(flat.device) and round_in_turn(
+            flat[first:last, None], self._limits(first, last), factor[None, first:last, first:last],
+            None, (out[0], out[1]),
+        ):  # fmt: skip
+            return
         scale, low, high = self.scale.view(-1), self.low.view(-1), self.high.view(-1)
         for column in range(first, last):
             if self.order is not None:
@@ -197,6 +205,21 @@ class _Loop:
                 change = self.change[: last - column - 1]
                 torch.mul(factor[column, following].unsqueeze(1), error, out=change)
                 flat[following].sub_(change)
+
+    def _limits(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scales, smallest and largest steps, [columns or 1, 1, grids x rows]."""
+        if self.order is None:
+            own = (self.scale, self.low, self.high)
+            return own[0].view(1, 1, -1), own[1].view(1, 1, -1), own[2].view(1, 1, -1)
+        found: list[list[Tensor]] = [[], [], []]
+        for bundle in self.bundles:
+            groups = [column // bundle.width for column in self.order[first:last]]
+            zero = torch.stack([bundle.zero_points[group] for group in groups])
+            found[0].append(torch.stack([bundle.scales[group] for group in groups]))
+            found[1].append(-zero)
+            found[2].append(bundle.levels - zero)
+        scale, low, high = (torch.cat(part, 1).view(last - first, 1, -1) for part in found)
+        return scale, low, high
 
     def _start_groups(self, working: Tensor, column: int) -> None:
         """Choose the scales of the groups that start at a column."""

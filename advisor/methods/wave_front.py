@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from advisor.methods.columns_in_turn import round_in_turn
 from advisor.methods.descent import ColumnState, nearest_values
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.grids import choose_grid
@@ -196,7 +197,7 @@ def _columns(
     """Quantize columns in turn, updating those to come; return codes minus zeros, and errors.
 
     Args:
-        current: [columns, blocks, rows], overwritten.
+        current: [columns, blocks, rows], may be overwritten.
         scale: Shaped alike.
         zero: Shaped alike.
         levels: 2^bits - 1.
@@ -205,6 +206,8 @@ def _columns(
     """
     steps, errors = torch.empty_like(current), torch.empty_like(current)
     low, high = -zero, levels - zero
+    if round_in_turn(current, (scale, low, high), factor, values, (steps, errors)):
+        return steps, errors
     later = factor.permute(1, 2, 0).unsqueeze(3).contiguous()
     tensors = (current, scale, low, high, steps, errors)
     for column, rows in enumerate(zip(*(tensor.unbind() for tensor in tensors), strict=True)):
