@@ -56,7 +56,7 @@ class EndPasses:
             states: The last block's outputs, [sequences, length, hidden], on disk.
             gradients: Shaped alike, on disk; written.
         """
-        tokens = head_tokens(self._runner.vocabulary) // 2  # as there are two of them
+        tokens = head_tokens(self._runner.vocabulary, self._device) // 2  # as there are two of them
         sums = HeadSums(self._head, self._device)
         with self._runner.at_head():
             for index in range(len(states)):
@@ -108,7 +108,7 @@ class EndPasses:
         finally:
             handle.remove()
         residual = torch.empty_like(logits)
-        rows = rows_at_once(logits.shape[-1])
+        rows = rows_at_once(logits.shape[-1], logits.device)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             residual[0, part] = residual_of(logits[0, part].detach().float(), draws[part])

@@ -56,7 +56,7 @@ class HeadSums:
         """
         rows = rows.to(torch.float32)
         weights = torch.empty(len(rows), device=rows.device)
-        count = rows_at_once(gradients.shape[1])
+        count = rows_at_once(gradients.shape[1], gradients.device)
         for start in range(0, len(rows), count):
             squares = gradients[start : start + count].to(torch.float32).square()
             self._diagonal += squares.sum(0)

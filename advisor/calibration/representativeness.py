@@ -198,14 +198,14 @@ def moment_distance(first: Tensor, second: Tensor, scale: Tensor) -> float:
 def _log_loss(runner: BlockRunner, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of each sequence, float64 [sequences]."""
     found = []
-    tokens_at_once = head_tokens(runner.vocabulary)
+    tokens_at_once = head_tokens(runner.vocabulary, runner.device)
     with torch.no_grad():
         for row, labels in zip(hidden, tokens, strict=True):
             total, wanted = 0.0, labels[1:]
             for start in range(0, len(wanted), tokens_at_once):
                 part = slice(start, min(start + tokens_at_once, len(wanted)))
                 logits = runner.head(row[part]).float()
-                rows = rows_at_once(logits.shape[1])
+                rows = rows_at_once(logits.shape[1], logits.device)
                 for first in range(0, len(logits), rows):
                     few = logits[first : first + rows]
                     own = wanted[part][first : first + rows].to(few.device)

@@ -90,10 +90,10 @@ def _groups(sequences: Sequence[Tensor], most: int) -> Iterator[tuple[int, int]]
 
 def _chunks(runner: BlockRunner, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield the first row and the log-probabilities of a few tokens at a time."""
-    tokens = head_tokens(runner.vocabulary)
+    tokens = head_tokens(runner.vocabulary, runner.device)
     for start in range(0, len(hidden), tokens):
         logits = runner.head(hidden[start : start + tokens]).to(torch.float32)
-        rows = rows_at_once(logits.shape[1])
+        rows = rows_at_once(logits.shape[1], logits.device)
         for row in range(0, len(logits), rows):
             yield start + row, torch.log_softmax(logits[row : row + rows], dim=-1)
         del logits  # before the next ones are computed

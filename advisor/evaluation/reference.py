@@ -214,11 +214,10 @@ def _fill(
     texts = list(sequences.tokens)
     with path.open("wb") as handle:
         for index, start, computed in iterate_log_probabilities(loaded.model, texts, progress):
-            values = computed.cpu()
-            labels = texts[index][start + 1 : start + 1 + len(values)]
-            losses[index] -= float(values.gather(1, labels[:, None]).sum(dtype=torch.float64))
+            labels = texts[index][start + 1 : start + 1 + len(computed)].to(computed.device)
+            losses[index] -= float(computed.gather(1, labels[:, None]).sum(dtype=torch.float64))
             # float16 ends at -65504; no log-probability of a finite model comes near it.
-            stored = values.clamp_min(-60000.0).to(torch.float16).numpy().data
+            stored = computed.clamp_min(-60000.0).to(torch.float16).cpu().numpy().data
             digests[index].update(stored)
             handle.write(stored)
         handle.flush()

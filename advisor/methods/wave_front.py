@@ -27,27 +27,42 @@ _WIDEST_STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    """Rows that are quantized together.
+class _Linear:
+    """One linear's blocks of rows.
 
     Attributes:
-        first: Place of the first block of the same linear.
-        turn: Blocks of that linear before this one.
-        feedback: What the errors of the rows above mean for these, float32 [rows, rows above].
+        first: Place of the first of them among all blocks.
+        feedback: What the errors of the linear's rows mean for those of a block: nothing from its
+            own on. float32 [blocks, rows of a block, rows].
     """
 
     first: int
-    turn: int
     feedback: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Wave:
+    """Who works on what in one step.
+
+    Attributes:
+        blocks: That are under way, int64.
+        steps: The step of columns that each of them takes, int64.
+        parts: Of each linear with blocks under way: the linear, the turns of its blocks in it
+            (from, past the last), and past the last step of columns that one of them takes.
+    """
+
+    blocks: Tensor
+    steps: Tensor
+    parts: list[tuple[_Linear, int, int, int]]
 
 
 class Front:
     """GPTQ's loop over blocks of rows and of columns.
 
-    A block of rows works on a block of columns as soon as the rows above are done with that one;
-    so blocks of rows follow each other like a wave front, and one step of Python serves all that
-    are under way. Tensors are [row blocks, columns, rows of a block]; a linear's last block is
-    filled up.
+    A block of rows works on a step of columns as soon as the rows above are done with that one; so
+    blocks of rows follow each other like a wave front, and one step of Python serves all that are
+    under way: it fetches what the errors so far mean for each of them. Tensors are [row blocks,
+    columns, rows of a block]; a linear's last block is filled up.
     """
 
     def __init__(
@@ -63,13 +78,15 @@ class Front:
         self._settings = settings
         self._importance = importance
         self._heights = [len(metric) for metric in metrics]
-        self._blocks: list[_Block] = []
+        self._linears: list[_Linear] = []
+        count = 0
         for metric in metrics:
-            self._blocks += _row_blocks(metric, first=len(self._blocks))
+            self._linears.append(_Linear(count, _feedback(metric)))
+            count += len(self._linears[-1].feedback)
         self._weight = self._split(columns)
         self._levels = grid_levels(grid.bits, device=columns.device)
         self._steps = torch.zeros_like(self._weight)
-        shape = (len(self._blocks), columns.shape[0] // grid.width, ROW_BLOCK)
+        shape = (count, columns.shape[0] // grid.width, ROW_BLOCK)
         self._scales, self._zeros = columns.new_ones(shape), columns.new_zeros(shape)
         self._known: ColumnState | None = None
 
@@ -86,31 +103,31 @@ class Front:
             self._choose_all()
         values_of_steps = None if self._known is None else self._known.values
         place = torch.arange(columns, device=factor.device) if order is None else order
-        working = self._weight[:, place]
-        change = torch.zeros_like(working)
-        for active, spans in self._waves(columns, _step(columns) if beforehand else width):
-            current = torch.stack(
-                [
-                    working[block, span] - self._shift(change, block, span)
-                    for block, span in zip(active, spans, strict=True)
-                ],
-                dim=1,
-            )
+        size = _step(columns) if beforehand else width
+        shape = (len(self._weight), columns // size, size, ROW_BLOCK)
+        weight = self._weight[:, place].view(shape)
+        errors, change, taken = (torch.zeros_like(weight) for _ in range(3))
+        groups = (place // width).view(-1, size)
+        means = factor.t().view(-1, size, columns)
+        places = torch.arange(len(means), device=factor.device)
+        inside = means.view(-1, size, len(means), size)[places, :, places].transpose(1, 2)
+        means = means.flip(0)  # a wave's blocks take steps that fall one by one
+        for wave in self._waves(len(means)):
+            at = (wave.blocks, wave.steps)
+            wanted = weight[at]
+            current = wanted - _pull(wave, errors, means) - _shift(wave, change)
             if not beforehand:
-                self._choose(current, active, spans)
-            groups = [place[span] // width for span in spans]
-            scale, zero = (
-                torch.stack([part[b, g] for b, g in zip(active, groups, strict=True)], dim=1)
-                for part in (self._scales, self._zeros)
+                self._choose(current, wave)
+            reached = (wave.blocks.unsqueeze(1), groups[wave.steps])
+            scale, zero = self._scales[reached], self._zeros[reached]
+            current, scale, zero = (
+                part.transpose(0, 1).contiguous() for part in (current, scale, zero)
             )
-            near = torch.stack([factor[span, span] for span in spans])
-            steps, errors = _columns(current, scale, zero, self._levels, near, values_of_steps)
-            values = steps * scale
-            for index, (block, span) in enumerate(zip(active, spans, strict=True)):
-                self._steps[block, place[span]] = steps[:, index]
-                change[block, span] = values[:, index] - self._weight[block, place[span]]
-                later = working[block, span.stop :]
-                later.addmm_(factor[span, span.stop :].t(), errors[:, index], alpha=-1)
+            near = inside[wave.steps]
+            steps, missed = _columns(current, scale, zero, self._levels, near, values_of_steps)
+            taken[at], errors[at] = steps.transpose(0, 1), missed.transpose(0, 1)
+            change[at] = (steps * scale).transpose(0, 1) - wanted
+        self._steps[:, place] = taken.view_as(self._steps)
 
     def codes(self) -> ColumnCodes:
         """Return what was chosen."""
@@ -140,19 +157,12 @@ class Front:
         ]
         return torch.cat(parts, 1)
 
-    def _shift(self, change: Tensor, place: int, span: slice) -> Tensor:
-        """Return what the errors of the rows above mean for a block, [columns, rows]."""
-        block = self._blocks[place]
-        above = change[block.first : place, span].transpose(0, 1)
-        return above.reshape(span.stop - span.start, -1) @ block.feedback.t()
-
-    def _choose(self, values: Tensor, active: Sequence[int], spans: Sequence[slice]) -> None:
-        """Choose the scales of the groups that are reached, from values [columns, blocks, rows]."""
-        importance = torch.stack([self._importance[span] for span in spans], dim=1)
-        scales, zeros = self._grids(values, importance.unsqueeze(2))
-        for index, (block, span) in enumerate(zip(active, spans, strict=True)):
-            group = span.start // self._grid.width
-            self._scales[block, group], self._zeros[block, group] = scales[index], zeros[index]
+    def _choose(self, values: Tensor, wave: _Wave) -> None:
+        """Choose the scales of the groups that are reached, from values [blocks, columns, rows]."""
+        importance = self._importance.view(-1, self._grid.width)[wave.steps].t()
+        scales, zeros = self._grids(values.transpose(0, 1), importance.unsqueeze(2))
+        at = (wave.blocks, wave.steps)
+        self._scales[at], self._zeros[at] = scales, zeros
 
     def _choose_all(self) -> None:
         """Choose all scales from the weights before any change."""
@@ -174,16 +184,63 @@ class Front:
         )
         return scales[0], zeros[0]
 
-    def _waves(self, columns: int, size: int) -> Iterator[tuple[list[int], list[slice]]]:
-        """Yield the blocks of rows that are under way, and the columns that each is to take."""
-        steps = columns // size
-        for wave in range(max(block.turn for block in self._blocks) + steps):
-            active = {
-                place: (wave - block.turn) * size
-                for place, block in enumerate(self._blocks)
-                if 0 <= wave - block.turn < steps
-            }
-            yield list(active), [slice(start, start + size) for start in active.values()]
+    def _waves(self, steps: int) -> Iterator[_Wave]:
+        """Yield who works on what; each block's columns come in that many steps."""
+        device = self._weight.device
+        counts = [len(linear.feedback) for linear in self._linears]
+        turns = torch.cat([torch.arange(count, device=device) for count in counts])
+        places = torch.arange(len(turns), device=device)
+        for wave in range(max(counts) + steps - 1):
+            parts = []
+            for linear, count in zip(self._linears, counts, strict=True):
+                first, last = max(0, wave - steps + 1), min(wave + 1, count)
+                if first < last:
+                    parts.append((linear, first, last, wave - first + 1))
+            spans = [slice(linear.first + a, linear.first + b) for linear, a, b, _ in parts]
+            blocks = torch.cat([places[span] for span in spans])
+            yield _Wave(blocks, wave - torch.cat([turns[span] for span in spans]), parts)
+
+
+def _pull(wave: _Wave, errors: Tensor, means: Tensor) -> Tensor:
+    """Return what the errors of the columns before mean for those of a wave.
+
+    Args:
+        wave: Who works on what.
+        errors: [blocks, steps, columns of a step, rows]; zeros where nothing was chosen yet.
+        means: The factor transposed, last step first, [steps, columns of a step, columns].
+
+    Returns:
+        [blocks of the wave, columns of a step, rows].
+    """
+    found = []
+    for linear, first, last, end in wave.parts:
+        blocks = slice(linear.first + first, linear.first + last)
+        steps = slice(len(means) - end, len(means) - end + last - first)
+        before = (end - 1) * means.shape[1]
+        known = errors[blocks].flatten(1, 2)[:, :before]
+        found.append(torch.bmm(means[steps, :, :before], known))
+    return torch.cat(found)
+
+
+def _shift(wave: _Wave, change: Tensor) -> Tensor:
+    """Return what the errors of the rows above mean for a wave's blocks.
+
+    Args:
+        wave: Who works on what.
+        change: Quantized weights less the weights, [blocks, steps, columns of a step, rows]; zeros
+            where nothing was chosen yet.
+
+    Returns:
+        [blocks of the wave, columns of a step, rows].
+    """
+    found, done = [], 0
+    for linear, first, last, _ in wave.parts:
+        steps = wave.steps[done : done + last - first]
+        above = change[linear.first : linear.first + last - 1][:, steps].permute(1, 2, 0, 3)
+        feedback = linear.feedback[first:last, :, : (last - 1) * ROW_BLOCK]
+        found.append(torch.bmm(above.flatten(2), feedback.transpose(1, 2)))
+        done += last - first
+    return torch.cat(found)
 
 
 def _columns(
@@ -222,15 +279,15 @@ def _columns(
     return steps, errors
 
 
-def _row_blocks(metric: Tensor, first: int) -> list[_Block]:
-    """Return a linear's blocks of rows, the first of which has that place."""
+def _feedback(metric: Tensor) -> Tensor:
+    """Return what the errors of a linear's rows mean for its blocks, as :class:`_Linear` has it."""
     missing = -len(metric) % ROW_BLOCK
     padded = torch.nn.functional.pad(metric, (0, missing) * 2)
     padded.diagonal()[len(metric) :] = 1
-    return [
-        _Block(first, turn, feedback_of(padded, rows)[:, : rows.start])
-        for turn, rows in enumerate(row_spans(len(padded), ROW_BLOCK))
-    ]
+    found = metric.new_zeros(len(padded) // ROW_BLOCK, ROW_BLOCK, len(padded))
+    for own, rows in zip(found, row_spans(len(padded), ROW_BLOCK), strict=True):
+        own[:, : rows.start] = feedback_of(padded, rows)[:, : rows.start]
+    return found
 
 
 def _step(columns: int) -> int:

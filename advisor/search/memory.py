@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 _PROCESS_BYTES = 550 * 10**6
 """Resident beside tensors: 350 MB of torch and transformers, then the search's libraries, a
 tokenizer and what MKL keeps."""
-_DEVICE_BYTES = 500 * 10**6
-"""Assumed, not measured: workspaces of an accelerator's libraries, and gaps between tensors."""
+_DEVICE_BYTES = 1_300 * 10**6
+"""Assumed, not measured: logits of many tokens at once with their copies, workspaces of an
+accelerator's libraries, and gaps between tensors."""
 _COMPARED_SEQUENCES = 32
 _logger = logging.getLogger(__name__)
 

@@ -89,7 +89,7 @@ def test_without_room_on_the_accelerator_the_cpu_searches(
     assert device.operations == 0
     where = tuned.to_dict()["computed_on"]
     assert where["device"] == "cpu"
-    assert where["reason"].startswith("about 0.5 GB are needed on cuda:0 (Simulated 80GB)")
+    assert where["reason"].startswith("about 1.3 GB are needed on cuda:0 (Simulated 80GB)")
 
 
 class _Seen(Exception):

@@ -142,7 +142,7 @@ def test_labels_belong_to_the_sequence(sequences):
 
 def test_labels_do_not_depend_on_batches(random_llama, sequences, store, tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "BATCH_TOKENS", 1)
-    monkeypatch.setattr(end_passes, "head_tokens", lambda vocabulary: 7)
+    monkeypatch.setattr(end_passes, "head_tokens", lambda *_: 7)
     single = open_store(random_llama, sequences, root=tmp_path, prefixes=[2, 3])
     collect_statistics(random_llama, sequences, single, prefixes=[2, 3])
     for linear in random_llama.linears:
