@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from advisor.methods.columns_in_turn import move_in_turn
+from advisor.methods.columns_in_turn import MOST_COLUMNS, has_kernels, move_in_turn
 from advisor.methods.gptq_columns import ColumnCodes
 from advisor.numerics.affine import grid_levels
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
 
 _BLOCK = 32
-"""Columns whose residuals are updated one by one; the group's others get them as a product."""
+"""Columns whose residuals are updated one by one; the group's others get them as a product. As many
+as a kernel takes, where there are kernels."""
 
 
 class Rounding(Protocol):
@@ -137,7 +138,8 @@ class Couplings:
         """
         self.diagonal = second_moment.diagonal().unsqueeze(1)
         self.shares = second_moment / self.diagonal
-        self.blocks = list(_blocks(len(second_moment) // groups))
+        size = MOST_COLUMNS if has_kernels(second_moment.device) else _BLOCK
+        self.blocks = list(_blocks(len(second_moment) // groups, size))
         self._later: dict[int, list[Tensor]] = {}
 
     def later(self, block: slice) -> list[Tensor]:
@@ -293,7 +295,7 @@ def _rescale(
     distance.addcmul_(products, change)
 
 
-def _blocks(width: int) -> Iterator[slice]:
+def _blocks(width: int, size: int) -> Iterator[slice]:
     """Cut a group's columns into blocks."""
-    for first in range(0, width, _BLOCK):
-        yield slice(first, min(first + _BLOCK, width))
+    for first in range(0, width, size):
+        yield slice(first, min(first + size, width))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from advisor.calibration.statistics import LayerStatistics
-from advisor.methods import columns_in_turn, gptq_columns, registry
+from advisor.methods import column_loop, columns_in_turn, descent, registry
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
 from tests.oracles import column_block
@@ -89,7 +89,7 @@ def test_methods_choose_the_same_codes_with_kernels(monkeypatch, name, feedback,
             column_block.launch(*given)
 
     monkeypatch.setattr(columns_in_turn, "_kernels", lambda: Counted)
-    for module in (columns_in_turn, gptq_columns):
+    for module in (columns_in_turn, descent, column_loop):
         monkeypatch.setattr(module, "has_kernels", lambda _device: True)
     found = registry.quantize(weight, statistics, scheme, settings)
     assert calls
