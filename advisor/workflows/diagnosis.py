@@ -91,6 +91,7 @@ def doctor() -> Diagnosis:
             "torch does not see the GPU: this is a CPU build, or its CUDA is newer than the driver "
             f"(CUDA {machine.cuda_version or 'unknown'}). Install the one for it."
         )
+    steps += _slow_devices()
     return Diagnosis(libraries, machine, tuple(steps))
 
 
@@ -113,3 +114,19 @@ def _try(name: str, module: str, purpose: str) -> Library:
 def _torch_sees_gpu() -> bool:
     torch = sys.modules.get("torch")
     return bool(torch is not None and torch.cuda.is_available())
+
+
+def _slow_devices() -> list[str]:
+    """Say which GPUs make codes by many small calls, and why."""
+    if not _torch_sees_gpu():
+        return []
+    from advisor.methods.columns_in_turn import why_no_kernels
+    from advisor.models.device import accelerators
+
+    reasons = {device: why_no_kernels(device) for device in accelerators()}
+    return [
+        f"the search runs several times slower than it could on {device}: {reason}. Install "
+        "Triton, which torch's builds for GPUs bring along, and a C compiler such as gcc."
+        for device, reason in reasons.items()
+        if reason
+    ]
