@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 MOST_COLUMNS = 128
@@ -80,6 +82,39 @@ def move_in_turn(
         distance[:, None], origin[:, None], (low, low, high), shares.t()[None], values,
         (out[0][:, None], out[1][:, None]),
     )  # fmt: skip
+
+
+def visit_group(
+    distance: Tensor,
+    group: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    shares: Tensor,
+    diagonal: Tensor,
+    values: Tensor | None,
+    round_scales: Callable[[Tensor], Tensor],
+) -> bool:
+    """Do all that the descent does to a group of columns.
+
+    Args:
+        distance: How far each weight should move, float32 [columns, rows], contiguous.
+        group: Weights, errors (written), steps (changed), scales (changed), smallest and largest
+            steps; [columns, rows] or [rows].
+        shares: [columns, columns], of these columns.
+        diagonal: [columns].
+        values: As :func:`round_in_turn` takes them.
+        round_scales: To what is stored.
+
+    Returns:
+        As :func:`round_in_turn` does.
+    """
+    if not has_kernels(distance.device) or len(distance) > MOST_COLUMNS:
+        return False
+    if values is not None and len(values) > _MOST_VALUES:
+        return False
+    kernels, (_, _, steps, scale, _, _) = _kernels(), group
+    products, best = torch.empty_like(distance), torch.empty_like(scale)
+    kernels.best_scales(distance, steps, scale, shares, diagonal, (products, best))
+    kernels.visit(distance, products, group, (best, round_scales(best)), shares, values)
+    return True
 
 
 def _run(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from advisor.methods.descent import ColumnState
+    from advisor.methods.column_state import ColumnState
     from advisor.methods.settings import QuantizationSettings
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
-from advisor.methods.descent import ColumnState, Couplings, damped_moment, descend
+from advisor.methods.column_state import ColumnState
+from advisor.methods.descent import damped_moment, descend
+from advisor.methods.descent_steps import Couplings
 from advisor.methods.outputs import feedback_of, row_spans
 
 if TYPE_CHECKING:

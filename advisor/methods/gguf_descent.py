@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor.methods.descent import Work, choose_codes
+from advisor.methods.descent_steps import Work, choose_codes
 from advisor.methods.gguf_state import SMALLEST_FACTOR
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from advisor.methods.descent import Couplings
+    from advisor.methods.descent_steps import Couplings
     from advisor.methods.gguf_state import BlockState
 
 _SHIFTS = (0, -3, -2, -1, 1, 2, 3)

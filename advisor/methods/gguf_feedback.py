@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 
 from advisor.methods.coupled import quantize_coupled
 from advisor.methods.coupled_descent import take_turns
-from advisor.methods.descent import Couplings
+from advisor.methods.descent_steps import Couplings
 from advisor.methods.feedback import Feedback
 from advisor.methods.gguf_descent import descend_blocks
 from advisor.methods.gguf_state import choose_in_order

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor.methods.descent import ColumnState, nearest_values
+from advisor.methods.column_state import ColumnState
+from advisor.methods.descent_steps import nearest_values
 from advisor.methods.gptq_float import quantize_in_turn
 from advisor.numerics.gguf_blocks import BlockType, code_values, get_block_type
 

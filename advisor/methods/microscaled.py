@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from advisor.calibration.statistics import LayerStatistics
-    from advisor.methods.descent import Rounding
+    from advisor.methods.column_state import Rounding
     from advisor.methods.settings import QuantizationSettings
     from advisor.schemes import Scheme
 

@@ -8,7 +8,7 @@ import torch
 
 from advisor.errors import InputError
 from advisor.methods.checks import prepare_weight
-from advisor.methods.descent import nearest_values
+from advisor.methods.descent_steps import nearest_values
 from advisor.methods.value_feedback import FixedScales, ValueFeedback, least_error
 from advisor.numerics.codebooks import codebook
 from advisor.numerics.packing import unpack_nibbles

@@ -37,9 +37,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from advisor.methods.column_state import ColumnState
 from advisor.methods.coupled import choose_coupled
 from advisor.methods.coupled_descent import take_turns
-from advisor.methods.descent import ColumnState, Couplings, descend, nearest_values
+from advisor.methods.descent import descend
+from advisor.methods.descent_steps import Couplings, nearest_values
 from advisor.methods.feedback import Feedback
 from advisor.methods.gptq_float import quantize_in_turn
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from advisor.methods.descent import Rounding
+    from advisor.methods.column_state import Rounding
 
 _BLOCK = 32
 """Columns of the loop whose updates go one by one."""

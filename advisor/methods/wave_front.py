@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advisor.methods.columns_in_turn import round_in_turn
-from advisor.methods.descent import ColumnState, nearest_values
+from advisor.methods.descent_steps import nearest_values
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.grids import choose_grid
 from advisor.methods.outputs import feedback_of, row_spans
@@ -18,6 +18,7 @@ from advisor.numerics.affine import grid_levels
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from advisor.methods.column_state import ColumnState
     from advisor.methods.settings import QuantizationSettings
 
 ROW_BLOCK = 32

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from advisor.calibration.statistics import LayerStatistics
-from advisor.methods import column_loop, columns_in_turn, descent, registry
+from advisor.methods import column_loop, columns_in_turn, descent_steps, registry
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
 from tests.oracles import column_block
@@ -57,6 +57,47 @@ def test_kernel_is_the_oracle(kernels, moves, values):
     assert torch.allclose(found[1].cpu(), expected[1], atol=1e-5)
 
 
+def group(columns, rows, values):
+    draws = torch.Generator().manual_seed(7)
+    moment = torch.randn(columns, 3 * columns, generator=draws)
+    moment = moment @ moment.t() / columns
+    scale = (torch.rand(rows, generator=draws) + 0.5) / 100
+    low, high = torch.zeros(rows), torch.full((rows,), 15.0)
+    steps = torch.randint(0, 15, (columns, rows), generator=draws)
+    steps = steps.float() if values is None else values[steps]
+    steps[:, 0] = 0  # says nothing of its scale
+    weight = steps * scale + 0.01 * torch.randn(columns, rows, generator=draws)
+    shares = moment / moment.diagonal().unsqueeze(1)
+    distance = shares @ (weight - steps * scale)
+    return weight, steps, scale, low, high, shares, moment.diagonal().contiguous(), distance
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(16, 5), (32, 40), (72, 33), (128, 16)])
+@pytest.mark.parametrize("values", [None, E2M1])
+def test_a_visit_is_the_oracle(kernels, columns, rows, values):
+    module, device = kernels
+    results = []
+    for code, where in ((column_block, "cpu"), (module, device)):
+        weight, steps, scale, low, high, shares, diagonal, distance = (
+            part.to(where) for part in group(columns, rows, values)
+        )
+        products, best = torch.full_like(distance, torch.nan), torch.zeros_like(scale)
+        code.best_scales(distance, steps, scale, shares, diagonal, (products, best))
+        rounded = best.to(torch.float16).float()
+        error = torch.full_like(weight, torch.nan)
+        table = None if values is None else values.to(where)
+        code.visit(distance, products, (weight, error, steps, scale, low, high), (best, rounded),
+                   shares, table)  # fmt: skip
+        results.append([part.cpu() for part in (best, scale, steps, error)])
+    (best, scale, steps, error), found = results
+    assert torch.allclose(best, found[0], rtol=1e-4, equal_nan=True)
+    assert torch.isnan(best[0])
+    assert torch.allclose(scale, found[1], rtol=2e-3)  # a rounding of float16 at most
+    same = (scale == found[1]) & (steps == found[2]).all(0)
+    assert same.float().mean() > 0.9
+    assert torch.allclose(error[:, same], found[3][:, same], atol=1e-6)
+
+
 def problem(rows=40, columns=192):
     draws = torch.Generator().manual_seed(11)
     inputs = torch.randn(300, columns, generator=draws) @ torch.randn(
@@ -88,8 +129,15 @@ def test_methods_choose_the_same_codes_with_kernels(monkeypatch, name, feedback,
             calls.append(given)
             column_block.launch(*given)
 
+        best_scales = staticmethod(column_block.best_scales)
+
+        @staticmethod
+        def visit(*given):
+            calls.append(given)
+            column_block.visit(*given)
+
     monkeypatch.setattr(columns_in_turn, "_kernels", lambda: Counted)
-    for module in (columns_in_turn, descent, column_loop):
+    for module in (columns_in_turn, descent_steps, column_loop):
         monkeypatch.setattr(module, "has_kernels", lambda _device: True)
     found = registry.quantize(weight, statistics, scheme, settings)
     assert calls

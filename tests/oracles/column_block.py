@@ -31,3 +31,33 @@ def launch(current, origin, limits, factor, values, out):
             out[0][here], out[1][here] = step, error
             for later in range(column + 1, columns):
                 left[later, batch] += sign * float(factor[batch, column, later]) * error
+
+
+def best_scales(distance, steps, scale, shares, diagonal, out):
+    """Take the place of ``best_scales`` there: the least of a parabola in the scale of each row."""
+    weights, moves = steps.double(), distance.double()
+    found = shares.double() @ weights
+    out[0].copy_(found)
+    for row in range(distance.shape[1]):
+        curvature = float((weights[:, row] * diagonal.double() * found[:, row]).sum())
+        slope = float((weights[:, row] * diagonal.double() * moves[:, row]).sum())
+        out[1][row] = scale[row].double() + slope / curvature if curvature > 0 else float("nan")
+
+
+def visit(distance, products, group, scales, shares, values):
+    """Take the place of ``visit`` there: the better scale, then each step in turn."""
+    weight, error, steps, scale, low, high = group
+    columns, rows = distance.shape
+    table = None if values is None else values.double()
+    for row in range(rows):
+        best, new, old = float(scales[0][row]), float(scales[1][row]), float(scale[row])
+        unit = new if 0 < new < float("inf") and abs(new - best) < abs(old - best) else old
+        left = (distance[:, row].double() + products[:, row].double() * (old - unit)) / unit
+        for column in range(columns):
+            start = float(steps[column, row])
+            wanted = torch.tensor(start, dtype=torch.float64) + left[column]
+            step = nearest(wanted, low[row].double(), high[row].double(), table)
+            steps[column, row] = step
+            error[column, row] = float(weight[column, row]) - float(step) * unit
+            left[column + 1 :] += shares[column + 1 :, column].double() * (start - float(step))
+        scale[row] = unit

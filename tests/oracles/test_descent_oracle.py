@@ -9,7 +9,9 @@ import torch
 
 from advisor.calibration.statistics import LayerStatistics
 from advisor.errors import InputError
-from advisor.methods.descent import ColumnState, Couplings, descend
+from advisor.methods.column_state import ColumnState
+from advisor.methods.descent import descend
+from advisor.methods.descent_steps import Couplings
 from advisor.methods.registry import quantize
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme

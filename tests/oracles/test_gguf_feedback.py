@@ -16,7 +16,8 @@ from advisor.calibration.collect import collect_statistics, open_store
 from advisor.errors import InputError
 from advisor.methods import coupled_descent, wave_front
 from advisor.methods import gguf as gguf_method
-from advisor.methods.descent import Couplings, damped_moment
+from advisor.methods.descent import damped_moment
+from advisor.methods.descent_steps import Couplings
 from advisor.methods.errors import layer_error
 from advisor.methods.gguf import quantize, quantize_blocks, quantize_each, quantize_many
 from advisor.methods.gguf_descent import descend_blocks

@@ -13,7 +13,9 @@ import torch
 
 from advisor.errors import InputError
 from advisor.methods import coupled_descent, value_feedback, wave_front
-from advisor.methods.descent import ColumnState, Couplings, descend
+from advisor.methods.column_state import ColumnState
+from advisor.methods.descent import descend
+from advisor.methods.descent_steps import Couplings
 from advisor.methods.errors import layer_error
 from advisor.methods.outputs import output_metric
 from advisor.methods.registry import quantize, quantize_each
