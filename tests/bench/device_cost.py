@@ -1,7 +1,8 @@
 """What every stage of a search takes on a device, for blocks of a real model's shape.
 
     python tests/bench/device_cost.py [--device cuda] [--model llama-3.1-8b] [--blocks 2]
-        [--sequences 32] [--length 2048] [--vocabulary 32768] [--work FOLDER]
+        [--sequences 128] [--length 256] [--vocabulary 32768] [--work FOLDER]
+        [--finalists gptq-int4-g128-sym gptq-int4-g32-asym] [--no-sequential]
 
 A Llama with the model's widths, fewer blocks and random weights is searched stage by stage, wall
 time each. Costs of a stage are proportional to blocks but for embedding and head, so that seconds a
@@ -31,10 +32,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--model", default="llama-3.1-8b")
     parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--sequences", type=int, default=32)
-    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--work", type=Path)
+    finalists = ["gptq-int4-g128-sym", "gptq-int4-g32-asym"]
+    parser.add_argument("--finalists", nargs="+", default=finalists)
+    parser.add_argument("--no-sequential", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.work) as name:
         _stages(given, Path(name))
@@ -90,21 +94,21 @@ def _stages(given: argparse.Namespace, folder: Path) -> None:
     options = [parse_scheme(f"gptq-int{bits}-{group}-sym")
                for bits in (4, 8) for group in ("g32", "g64", "g128", "gch")]  # fmt: skip
     stage(f"scoring {len(options)} options", lambda: book.scores(options, settings, None))
-    uniform = {linear.name: parse_scheme("gptq-int4-g128-sym") for linear in loaded.linears}
     reference = stage("reference", lambda: Reference.compute(loaded, judged, folder))
-    made = stage(
-        "finalist", lambda: realise(loaded, uniform, settings, store, pool=CodePool(folder))
-    )
+    for scheme in map(parse_scheme, given.finalists):
+        uniform = {linear.name: scheme for linear in loaded.linears}
 
-    def judge() -> Any:
-        with quantized_model(loaded.model, made.weights, made.replaced):
-            return measure(loaded.model, reference)
+        def make(own: Any = uniform, *, sequential: bool = False) -> Any:
+            return realise(
+                loaded, own, replace(settings, sequential=sequential), store,
+                calibration=calibration if sequential else None, pool=CodePool(folder),
+            )  # fmt: skip
 
-    stage("evaluation", judge)
-    following = replace(settings, sequential=True)
-    stage("sequential finalist", lambda: realise(
-        loaded, uniform, following, store, calibration=calibration, pool=CodePool(folder)
-    ))  # fmt: skip
+        made = stage(f"finalist {scheme}", make)
+    with quantized_model(loaded.model, made.weights, made.replaced):
+        stage("evaluation of the last", lambda: measure(loaded.model, reference))
+    if not given.no_sequential:
+        stage("the last, sequential", lambda: make(sequential=True))
 
 
 def _model(folder: Path, given: argparse.Namespace, device: Any) -> Path:
