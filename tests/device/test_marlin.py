@@ -94,7 +94,8 @@ def products(output, dtype, operations, device="cpu"):
     """Yield each module's shape and rows, what the kernel computes, and what our reader says."""
     checkpoint = read_checkpoint(output)
     assert sorted(checkpoint.modules) == sorted(MODULES)
-    tensors = load_file(output / "model.safetensors", device=device)
+    tensors = load_file(output / "model.safetensors")
+    tensors = {name: value.to(device) for name, value in tensors.items()}
     for module in MODULES:
         prepared = prepare(tensors, module, checkpoint.modules[module], dtype, operations)
         weight = checkpoint.weight(module).dequantize().to(device, torch.float64)
@@ -192,7 +193,7 @@ class TestOnTheDevice:
 def timed(kernel, kind: str, out_features: int, in_features: int, rows: int):
     """Return microseconds of the kernel (int4 g128 or int8 per channel) and of torch's fp16.
 
-    Each call has a weight of its own, 400 MB in all in 16 bits: none is in the cache any more.
+    Each call has a weight of its own, 400 MB in all or more: none is in the cache any more.
     """
     bits = 4 if kind == "uint4b8" else 8
     copies = -(-400_000_000 // (2 * out_features * in_features)) * (16 // bits)
