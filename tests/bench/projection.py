@@ -1,4 +1,4 @@
-"""What a search of an 8B and a 70B Llama would take on one H100: arithmetic, nothing measured.
+"""What a search of an 8B and a 70B Llama would take on one H100: arithmetic, not measured.
 
     python tests/bench/projection.py [--models llama-3.1-8b llama-3.1-70b] [--gpu h100-sxm]
         [--sequences 32] [--length 2048]
@@ -7,6 +7,7 @@ Operations are counted from the shapes and divided by what the device is taken t
 in the data type (``profiles/hardware``) times the share that large products reach in transformers
 (``profiles/evidence/speed.yaml``). Advisor computes blocks, moments and codes in float32, factors
 in float64. Where a loop runs column by column, the launches of its kernels are counted too.
+``device_cost.py`` measures the stages on blocks of such shapes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ FP64_TFLOPS = 34.0
 """H100 SXM, FP64 without tensor cores (NVIDIA's data sheet); the profiles have no FP64."""
 LAUNCH_S = 5e-6
 """Assumed: launch of a small kernel from Python."""
-LAUNCHES = {"codes": 8, "descent": 5}
-"""Kernels of one column: ``gptq_columns`` and ``descent``, counted in their loops."""
+LAUNCHES = {"codes": 12 / 16, "descent": 8 * 14 / 128}
+"""Kernels of one column: a block of 16 columns takes about 12 in ``column_loop``; a visit of the
+descent 14, once for each of 8 turns of rows and each group of 128 (``columns_in_turn``)."""
 PCIE_BYTES_S = 25e9
 """Assumed: copying a block's weights and sums between host and device (PCIe 5 x16, half of 64)."""
 DESCENT = 3
@@ -122,13 +124,13 @@ def rows_of(
         Row("factors of H (float64), once for all options of a call",
             f"(1/3 + 1) x sum n^3 = {4 / 3 * cubes / e:,.0f}e12", factor_s),
         Row("column loop, once for all options of a call",
-            f"{columns} columns x {LAUNCHES['codes']} launches", launches_s),
+            f"{columns} columns x {LAUNCHES['codes']:.2f} launches", launches_s),
         Row("an option in it, scored",
             f"3 x sum rows x n^2 = {3 * loops / e:,.0f}e12", option_s),
         Row("scoring 12 options in two calls", "2 x (factors + launches) + 12 options",
             2 * (factor_s + launches_s) + 12 * option_s),
         Row("a finalist: factors, codes and three passes of descent",
-            f"descent: 3 x (2 x {loops / e:,.0f}e12, {columns} x {LAUNCHES['descent']} launches)",
+            f"descent: 3 x (2 x {loops / e:,.0f}e12, {columns} x {LAUNCHES['descent']:.2f} launches)",
             codes_s),
         Row("its evaluation on 32 x 256 tokens",
             f"2 x {parameters / b:.2f}e9 x {judged} = {2 * parameters * judged / e:,.0f}e12",
