@@ -57,9 +57,7 @@ def mixes(sequences: TokenSequences) -> tuple[str, ...]:
     counted = Counter(sequences.sources)
     if len(counted) < 2:
         return (GIVEN,)
-    total = sequences.sequences
-    used = [count for count in default_prefixes(total) if 4 * count >= total]
-    first = set(sequences.sources[: min(used)])
+    first = set(sequences.sources[: default_prefixes(sequences.sequences)[0]])
     alone = [source for source, _ in counted.most_common(_MOST_SOURCES) if source in first]
     equal = [EQUAL] if len(set(counted.values())) > 1 else []
     return (GIVEN, *equal, *(ALONE + source for source in alone))

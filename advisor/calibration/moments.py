@@ -51,7 +51,7 @@ class SecondMoment:
 
     def take(self) -> Tensor:
         """Return the packed sum, shape [packed_length], on the CPU, and start again at zero."""
-        taken = self._values.cpu().clone()
+        taken = self._values.to("cpu", copy=True)
         self._values.zero_()
         return taken
 

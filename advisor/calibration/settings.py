@@ -61,11 +61,15 @@ class CollectionSettings:
 
 
 def default_prefixes(sequences: int) -> tuple[int, ...]:
-    """Return 8, 16, 32, ... and the number of sequences itself."""
+    """Return those of 8, 16, 32, ... that are a quarter of the sequences or more, and all of them.
+
+    A search takes no smaller part, and each takes the room of a whole H on disk.
+    """
     prefixes = []
     count = SMALLEST_PREFIX
     while count < sequences:
-        prefixes.append(count)
+        if 4 * count >= sequences:
+            prefixes.append(count)
         count *= 2
     return (*prefixes, sequences)
 

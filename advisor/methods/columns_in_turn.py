@@ -158,14 +158,26 @@ def why_no_kernels(device: torch.device) -> str:
 
     Triton is a part of torch's builds for GPUs, and needs a C compiler.
     """
-    current = torch.zeros(2, 1, 1, device=device)
-    one = torch.ones(1, device=device)
-    steps, errors = torch.empty_like(current), torch.empty_like(current)
     try:
-        _kernels().launch(
-            current, None, (one.expand(2, 1, 1),) * 3, one.expand(1, 2, 2), None, (steps, errors)
-        )
-        correct = bool((steps == 1).all())
+        correct = _tried(device)
     except Exception as error:  # whatever a compiler in any environment may raise
         return f"Triton: {str(error).strip().splitlines()[0] if str(error) else repr(error)}"
     return "" if correct else "Triton computes something else"
+
+
+def _tried(device: torch.device) -> bool:
+    """Run each kernel once; return whether they compute what is known beforehand."""
+    current, one = torch.zeros(2, 1, 1, device=device), torch.ones(1, device=device)
+    steps, errors = torch.zeros_like(current), torch.zeros_like(current)
+    limits = (one.expand(2, 1, 1),) * 3
+    _kernels().launch(current, None, limits, one.expand(1, 2, 2), None, (steps, errors))
+    # One column of weight 2 at step 1 with scale 1: the best scale is 2, and the step stays.
+    weight, step, scale = (torch.full((1, 1), value, device=device) for value in (2.0, 1.0, 1.0))
+    distance, products, error = weight - 1, torch.zeros_like(weight), torch.ones_like(weight)
+    best, low, high = torch.zeros_like(one), torch.zeros_like(one), 3 * one
+    shares = one.view(1, 1)
+    _kernels().best_scales(distance, step, scale[0], shares, one, (products, best))
+    group = (weight, error, step, scale[0], low, high)
+    _kernels().visit(distance, products, group, (best, best), shares, None)
+    found = torch.stack([steps.min(), errors.min(), step[0, 0], scale[0, 0], error[0, 0]])
+    return found.tolist() == [1.0, -1.0, 1.0, 2.0, 0.0]

@@ -130,7 +130,8 @@ def rows_of(
         Row("scoring 12 options in two calls", "2 x (factors + launches) + 12 options",
             2 * (factor_s + launches_s) + 12 * option_s),
         Row("a finalist: factors, codes and three passes of descent",
-            f"descent: 3 x (2 x {loops / e:,.0f}e12, {columns} x {LAUNCHES['descent']:.2f} launches)",
+            f"descent: 3 x (2 x {loops / e:,.0f}e12, {columns} x {LAUNCHES['descent']:.2f} "
+            "launches)",
             codes_s),
         Row("its evaluation on 32 x 256 tokens",
             f"2 x {parameters / b:.2f}e9 x {judged} = {2 * parameters * judged / e:,.0f}e12",

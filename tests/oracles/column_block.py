@@ -61,3 +61,11 @@ def visit(distance, products, group, scales, shares, values):
             error[column, row] = float(weight[column, row]) - float(step) * unit
             left[column + 1 :] += shares[column + 1 :, column].double() * (start - float(step))
         scale[row] = unit
+
+
+class Kernels:
+    """In the place of the module of kernels."""
+
+    launch = staticmethod(launch)
+    best_scales = staticmethod(best_scales)
+    visit = staticmethod(visit)
