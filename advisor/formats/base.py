@@ -180,6 +180,11 @@ def list_some(names: Sequence[str]) -> str:
     return f"{len(names)} module{'s' if len(names) != 1 else ''} (first: {names[0]})"
 
 
+def count_some(names: Sequence[str], one: str, many: str) -> str:
+    """Return how many modules are meant and the first of them, with the verb that goes with it."""
+    return f"{list_some(names)} {one if len(names) == 1 else many}"
+
+
 def complain(complaints: Mapping[str, Sequence[str]]) -> list[str]:
     """Return one line per rule broken: the rule, then how many modules break it."""
     return [f"{rule}, but {list_some(names)} cannot." for rule, names in complaints.items()]

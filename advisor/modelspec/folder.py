@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 _QUANTIZED_SUFFIXES = (
     ".qweight",
     ".weight_packed",
@@ -84,6 +85,16 @@ def with_headers(spec: ModelSpec, stored: Mapping[str, StoredTensor], where: str
     ]
     if wrong:
         raise InputError(f"{where}: {len(wrong)} tensors contradict config.json: {wrong[0]}.")
+    codes = [
+        f"{name} as {tensor.dtype}"
+        for name, tensor in stored.items()
+        if name in expected and tensor.dtype in _INTEGERS
+    ]
+    if codes:
+        raise InputError(
+            f"{where}: {len(codes)} weights are stored as integers (first: {codes[0]}), but "
+            "nothing says with which scales. Give the 16-bit checkpoint that it was made from."
+        )
     if not expected.keys() & stored.keys():
         # Other names than transformers writes (an older or a foreign checkpoint): the sizes from
         # the configuration are the better guess.

@@ -68,6 +68,9 @@ CHEAP = {
     ),
     "missing shard": (lambda f: to_index(f, "model-2.safetensors"), "not there: model-2"),
     "shard outside": (lambda f: to_index(f, "../other.safetensors"), "outside its folder"),
+    "index is a list": (
+        lambda f: (f / f"{WEIGHTS}.index.json").write_text("[]"), "no index of a safetensors",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer\.json"),
 }
 
