@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,12 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
             f"{folder}: quant_method {name!r} is unknown: "
             f"{', '.join(format_names())} are.{did_you_mean(name, format_names())}"
         )
-    found = get_format(name).find_modules(quantization, stored)
+    try:
+        found = get_format(name).find_modules(quantization, stored)
+    except (TypeError, AttributeError, KeyError, IndexError, ValueError, re.error) as error:
+        raise VerificationError(
+            f"{folder}: quantization_config is not as {name} writes it: {error}."
+        ) from error
     problems = found.problems
     if not found.modules and not problems and quantization:
         problems = (f"config.json says {name}, but no module is quantized.",)

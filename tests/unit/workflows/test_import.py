@@ -194,6 +194,26 @@ def test_configurations_that_disagree_with_tensors(damaged, checkpoints):
     assert faults(checkpoints("gptq")) == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gptq", lambda quantization: quantization.update(dynamic={"+:[": {"bits": 8}})),
+        ("compressed-tensors", lambda quantization: quantization.update(ignore=5)),
+        ("compressed-tensors", lambda quantization: quantization.update(config_groups={"g": None})),
+        (
+            "compressed-tensors",
+            lambda quantization: quantization["config_groups"]["group_0"].update(targets=["re:["]),
+        ),
+    ],
+)
+def test_configurations_of_another_kind_are_one_fault(damaged, original, name, change):
+    folder = damaged(name, config=lambda document: change(document["quantization_config"]))
+    (fault,) = faults(folder)
+    assert f"quantization_config is not as {name} writes it: " in fault
+    with pytest.raises(VerificationError, match="is not as"):
+        workflows.compare(original, folder, **OPTIONS)
+
+
 def test_a_weight_that_config_says_is_quantized_but_is_not(damaged, original):
     from advisor.models.checkpoint import read_tensor
 
