@@ -203,6 +203,20 @@ def scale_of(folder: Path) -> str:
         return next(n for n in sorted(handle.keys()) if n.endswith(("scales", "weight_scale")))
 
 
+def test_files_above_the_budget_that_the_plan_promised(
+    journey: tuple[Path, Tuning], tmp_path: Path
+) -> None:
+    plan, folder = copy(journey, tmp_path)
+    written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    document = yaml.safe_load(plan.read_text())
+    document["budgets"]["max_size_bytes"] = written - 1
+    document["expected"]["size_bytes"] = written - 2
+    plan.write_text(yaml.safe_dump(document))
+    assert failed(plan, folder) == {
+        "files": f"the weight files hold {written} bytes, and the budget is {written - 1}"
+    }
+
+
 def test_missing_scale(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
     plan, folder = copy(journey, tmp_path)
     forget_hashes(plan)
