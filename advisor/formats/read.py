@@ -104,10 +104,11 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
         quantization = read_quantization(folder, model_config)
         stored = open_stored(folder)
         name = str(quantization.get("quant_method") or "") if quantization else "safetensors"
-    if name not in format_names():
+    known = [known for known in format_names() if known != "safetensors" or not quantization]
+    if name not in known:
         raise VerificationError(
-            f"{folder}: quant_method {name!r} is unknown: "
-            f"{', '.join(format_names())} are.{did_you_mean(name, format_names())}"
+            f"{folder}: quant_method {name!r} is not read here: "
+            f"{', '.join(known)} are.{did_you_mean(name, known)}"
         )
     try:
         found = get_format(name).find_modules(quantization, stored)
