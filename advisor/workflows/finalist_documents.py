@@ -80,7 +80,7 @@ def why(result: TuneResult) -> str:
     if goal.smallest:
         passing = [row for row in uniform if row.passes and row.name != plan.scheme.name]
         if not passing:
-            return f"{aim}, of {len(result.finalists)} that were measured; no uniform one does"
+            return f"{aim}: no uniform one of {len(uniform)} that were measured does"
         least = min(passing, key=lambda row: row.mixture.size_bytes)
         bytes_ = _more_bytes(plan.expected.size_bytes, least.mixture.size_bytes)
         than = "as" if bytes_.startswith("as") else "than"
