@@ -35,6 +35,7 @@ def quantized_notes(spec: ModelSpec) -> tuple[str, ...]:
         return ()
     method = found.get("quant_method") or "of a kind that config.json does not name"
     return (
-        f"This checkpoint is quantized already ({method}): everything here is for the 16-bit model "
-        "that it was made from, which `advisor tune` needs; `advisor inspect` says what it is.",
+        f"This checkpoint is quantized already ({method}), and can be served as it is where the "
+        "engine reads that. Everything here is for its weights in 16 bits, which `advisor tune` "
+        "needs.",
     )

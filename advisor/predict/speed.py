@@ -110,8 +110,8 @@ def predict_speed(
     if bandwidth is None:
         return SpeedEstimate(
             None, prefill, None,
-            f"the memory bandwidth of {hardware.name} is not known, and decode speed hangs on it: "
-            "`advisor profile --measure` finds out",
+            f"decode speed is not predicted: it hangs on the memory bandwidth of {hardware.name}, "
+            "which is not known; `advisor profile --measure` finds out",
         )  # fmt: skip
     memory, compute, overhead = _step_seconds(
         spec, kernel, hardware, coefficients, constants, scheme, work, batch, bandwidth * 1e9

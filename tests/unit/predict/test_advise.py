@@ -310,6 +310,9 @@ def test_a_checkpoint_that_is_quantized_already_is_noticed(llama, rtx4090):
     assert note.startswith("This checkpoint is quantized already (fp8)")
     scheme = parse_scheme("gptq-int4-g64-sym")
     assert predict(quantized, scheme, rtx4090, "vllm", context=10**6).notes[0] == note
+    for name, method in (("deepseek-ai/DeepSeek-R1", "fp8"), ("openai/gpt-oss-20b", "mxfp4")):
+        (note,) = recommend(load_modelspec(name), rtx4090, "vllm", Budgets()).notes
+        assert f"quantized already ({method})" in note
 
 
 def test_a_group_size_that_is_advised_has_a_kernel(llama):
