@@ -74,11 +74,29 @@ def _render(console: Any, document: dict[str, Any]) -> None:
                 words = ", ".join(_GATES.get(name, name.replace("_", " ")) for name in names)
                 _fact(console, label, words)
     if measured := document.get("measured"):
-        table = output.table("", "measured", "table", "unit", right=(1, 2))
-        for row in measured["rows"]:
-            figure = "-" if row["measured"] is None else f"{row['measured']:.1f}"
-            known = "unknown" if row["table"] is None else f"{row['table']:.1f}"
-            table.add_row(
-                row["name"], figure, known, row["unit"] if row["measured"] else row["problem"]
-            )
+        threads = f", {measured['threads']} threads" if measured["threads"] else ""
+        console.print(f"\n[bold]Measured[/] on {measured['name']}{threads}")
+        table = output.table("", "median", "range", "in tables", "unit", "of", right=(1, 2, 3))
+        for row in measured["measured"]:
+            table.add_row(*_measured_cells(row))
         console.print(table)
+
+
+_QUANTITIES = {
+    "bandwidth_gb_s": ("memory", "GB/s"),
+    "fp32_tflops": ("FP32 products", "TFLOP/s"),
+    "bf16_tflops": ("BF16 products", "TFLOP/s"),
+    "int8_tops": ("INT8 products", "TOP/s"),
+}
+
+
+def _measured_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one quantity; where nothing was measured, why."""
+    name, unit = _QUANTITIES.get(row["quantity"], (row["quantity"], ""))
+    known = "unknown" if row["table"] is None else f"{row['table']:.4g}"
+    if row["value"] is None:
+        return name, "-", "", known, unit, row["reason"] or ""
+    return (
+        name, f"{row['value']:.3g}", f"{row['low']:.3g}-{row['high']:.3g}", known, unit,
+        row["detail"],
+    )  # fmt: skip

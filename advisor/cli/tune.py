@@ -126,9 +126,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
         console.print(f"The nearest candidate is in {document['plan_path']}")
 
 
-def _finalists(
-    console: Any, finalists: list[dict[str, Any]], max_bytes: int | None = None
-) -> None:
+def _finalists(console: Any, finalists: list[dict[str, Any]], max_bytes: int | None = None) -> None:
     """Draw the finalists, if any, in as many columns as the terminal has room for."""
     if not finalists:
         return

@@ -134,9 +134,7 @@ def checkpoint_size(
     )
 
 
-def _beyond_16_bits(
-    spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], ends: Ends
-) -> int:
+def _beyond_16_bits(spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], ends: Ends) -> int:
     """Return what the file holds beyond 16 bits of tensors that stay as the model has them."""
     uniform = isinstance(schemes, Scheme)
     if uniform and not schemes.is_quantized:

@@ -58,7 +58,8 @@ CHEAP = {
         r"already quantized \(gptq\)",
     ),
     "quantized by nobody": (
-        lambda f: edit_config(f, quantization_config=["gptq"]), "does not name",
+        lambda f: edit_config(f, quantization_config=["gptq"]),
+        "does not name",
     ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no weights"),
     "pickle only": (to_pickle, "only pickle weights.*safe_serialization"),
@@ -72,7 +73,8 @@ CHEAP = {
     "missing shard": (lambda f: to_index(f, "model-2.safetensors"), "not there: model-2"),
     "shard outside": (lambda f: to_index(f, "../other.safetensors"), "outside its folder"),
     "index is a list": (
-        lambda f: (f / f"{WEIGHTS}.index.json").write_text("[]"), "no index of a safetensors",
+        lambda f: (f / f"{WEIGHTS}.index.json").write_text("[]"),
+        "no index of a safetensors",
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer\.json"),
 }
