@@ -136,16 +136,17 @@ def checkpoint_size(
 
 def _beyond_16_bits(spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], ends: Ends) -> int:
     """Return what the file holds beyond 16 bits of tensors that stay as the model has them."""
-    uniform = isinstance(schemes, Scheme)
-    if uniform and not schemes.is_quantized:
+    if isinstance(schemes, Scheme) and not schemes.is_quantized:
         return 0  # bf16 or fp32 by name: cast
     excess = 0
     for tensor in spec.tensors if spec.widths else ():
         module = tensor.name.removesuffix(".weight")
-        if tensor.role == "linear":
-            changed = uniform or schemes.get(module, BF16).is_quantized
-        else:
+        if tensor.role != "linear":
             changed = module in ends
+        elif isinstance(schemes, Scheme):
+            changed = True
+        else:
+            changed = schemes.get(module, BF16).is_quantized
         if not changed:
             excess += (tensor.width - 2) * tensor.parameters
     return excess

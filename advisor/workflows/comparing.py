@@ -154,12 +154,12 @@ def compare(
         InputError: A folder is missing, or the two do not fit together.
         VerificationError: One of them has faults.
     """
-    from advisor.calibration.store import cache_root
     from advisor.evaluation.measure import measure
     from advisor.evaluation.reference import Reference
     from advisor.evaluation.runtime import quantized_model
     from advisor.formats.read import read_checkpoint
     from advisor.models.device import computing
+    from advisor.plan.folders import cache_root
     from advisor.workflows.checkpoints import contents, opened
     from advisor.workflows.inspection import modelspec_of
     from advisor.workflows.texts import draw
