@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -150,6 +151,10 @@ def check_output(target: Path) -> None:
     parent = next((folder for folder in target.resolve().parents if folder.exists()), None)
     if parent is not None and not parent.is_dir():
         problems.append(f"--output {target} lies under {parent}, which is a file. Name another.")
+    elif parent is not None and not os.access(parent, os.W_OK | os.X_OK):
+        problems.append(
+            f"--output {target} cannot be written: {parent} is read-only. Name another."
+        )
     if problems:
         raise InputError(join_errors(problems))
 

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from advisor import workflows
 from advisor.budgets import Budgets
 from advisor.errors import InputError
-from advisor.plan.files import load_plan
+from advisor.plan.files import load_plan, save_plan
 from advisor.plan.hashing import sha256_file
+from advisor.workflows import applying
 from advisor.workflows.demonstration import example_model
 
 if TYPE_CHECKING:
@@ -127,6 +128,27 @@ def test_apply_without_the_cache_gives_identical_files(
     again = workflows.apply(plan, tmp_path / "again")
     for name, digest in again.files.items():
         assert sha256_file(journey[0] / "quantized" / name) == digest
+
+
+def test_a_plan_that_cannot_be_written_costs_no_finished_work(
+    journey: tuple[Path, Tuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy in the checkpoint has the hashes, and verify finds them there."""
+    plan = tmp_path / "plan.yaml"
+    shutil.copy(journey[0] / "plan.yaml", plan)
+    forget_hashes(plan)
+
+    def save(content: object, path: Path) -> None:
+        if path == plan:
+            raise InputError(f"the folder of {path} must be writable.")
+        save_plan(content, path)
+
+    monkeypatch.setattr(applying, "save_plan", save)
+    applied = workflows.apply(plan, tmp_path / "out")
+    assert any("The hashes are in" in warning for warning in applied.warnings)
+    report = workflows.verify(plan, tmp_path / "out")
+    assert report.passed
+    assert any("hashes are those of" in warning for warning in report.warnings)
 
 
 def test_apply_refuses_an_existing_output(journey: tuple[Path, Tuning], tmp_path: Path) -> None:

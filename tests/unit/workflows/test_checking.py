@@ -6,7 +6,8 @@ import pytest
 
 from advisor import workflows
 from advisor.errors import InputError, join_errors, split_errors
-from advisor.workflows.checking import check_request
+from advisor.workflows import checking
+from advisor.workflows.checking import check_output, check_request
 
 
 def complaints(call) -> list[str]:
@@ -89,6 +90,13 @@ def test_two_places_are_both_looked_at(tmp_path):
     assert ["no plan at" in found[0], "no checkpoint at" in found[1]] == [True, True]
     found = complaints(lambda: workflows.compare(tmp_path / "a", tmp_path / "b"))
     assert [line.split(" holds")[0] for line in found] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+
+
+def test_a_place_that_may_not_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    check_output(tmp_path / "new" / "plan.yaml")
+    monkeypatch.setattr(checking.os, "access", lambda place, mode: place != tmp_path.resolve())
+    with pytest.raises(InputError, match=r"cannot be written: .* is read-only"):
+        check_output(tmp_path / "new" / "plan.yaml")
 
 
 def test_a_profile_of_no_kind_is_not_called_a_gpu():
