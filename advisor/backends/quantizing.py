@@ -14,9 +14,9 @@ from advisor.backends.jobs import Job, JobResult, job_scheme
 from advisor.backends.mixtures import further_schemes, together
 from advisor.backends.requests import check_request
 from advisor.backends.running import run_worker
-from advisor.calibration.store import cache_root
 from advisor.errors import BackendError
 from advisor.formats.folder import atomic_folder, check_output
+from advisor.plan.folders import cache_root
 from advisor.plan.hashing import TOKENIZER_FILES, sha256_file
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from advisor.calibration.passes import Collector, Progress
 from advisor.calibration.settings import collection_settings
-from advisor.calibration.store import StatisticsStore, cache_root, statistics_key
+from advisor.calibration.store import StatisticsStore, statistics_key
 from advisor.models.device import repeatable
+from advisor.plan.folders import cache_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

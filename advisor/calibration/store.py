@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +16,11 @@ from advisor.plan.hashing import sha256_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
     from advisor.modelspec import LinearSpec
-
-
-def cache_root() -> Path:
-    """Return the folder of everything that can be computed again: $ADVISOR_CACHE or ~/.cache."""
-    chosen = os.environ.get("ADVISOR_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "advisor"
 
 
 def statistics_key(weights_sha256: str, tokens_sha256: str, settings: Mapping[str, Any]) -> str:

@@ -193,10 +193,10 @@ def _ladder(console: Any, document: dict[str, Any]) -> None:
     for rung in rungs:
         whole = " (all the model was made for)" if rung["whole_context"] else ""
         batch = rung["largest_batch_at_context"]
+        more = f", or {'4096 or more' if batch >= 4096 else batch} of {rung['context']}"
         console.print(
             f"  {rung['candidate']:{width}}  one sequence of "
-            f"{rung['largest_context_at_batch_1']} tokens{whole}, "
-            f"or {'4096 or more' if batch >= 4096 else batch} of {rung['context']}",
+            f"{rung['largest_context_at_batch_1']} tokens{whole}{more if batch > 1 else ''}",
             highlight=False,
         )
 

@@ -85,7 +85,7 @@ _DROPPED = ("bits", "top-1")
 
 def render(console: Any, document: dict[str, Any]) -> None:
     """Draw the measured finalists, the answer and the next command."""
-    _finalists(console, document["finalists"])
+    _finalists(console, document["finalists"], document["plan"]["budgets"]["max_size_bytes"])
     _judged_apart(console, document["finalists"])
     for failure in document["backends_failed"]:
         console.print(
@@ -126,7 +126,7 @@ def render(console: Any, document: dict[str, Any]) -> None:
         console.print(f"The nearest candidate is in {document['plan_path']}")
 
 
-def _finalists(console: Any, finalists: list[dict[str, Any]]) -> None:
+def _finalists(console: Any, finalists: list[dict[str, Any]], max_bytes: int | None = None) -> None:
     """Draw the finalists, if any, in as many columns as the terminal has room for."""
     if not finalists:
         return
@@ -139,7 +139,9 @@ def _finalists(console: Any, finalists: list[dict[str, Any]]) -> None:
             "KL, 95%": output.interval(row["kl"], middle="value", kind="number"),
             "loss, 95%": output.interval(row["loss"], middle="value"),
             "top-1": output.percent((row["top1_agreement"] or {}).get("value")),
-            "verdict": row["verdict"],
+            "verdict": "too large"
+            if max_bytes is not None and row["size_bytes"] > max_bytes
+            else row["verdict"],
         }
         for row in finalists
     ]

@@ -129,8 +129,10 @@ def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
     bits = config.get("bits", config.get("w_bit"))
     group_size = config.get("group_size", config.get("q_group_size"))
     version = str(config.get("version", "gemm")).lower()
-    if bits != 4 or version != "gemm" or not isinstance(group_size, int):
+    if bits != 4 or version != "gemm":
         return Found({}, (f"awq of {bits} bits, version {version!r} is unknown: 4, gemm is.",))
+    if isinstance(group_size, bool) or not isinstance(group_size, int):
+        return Found({}, (f"awq: group_size must be an integer, but is {group_size!r}.",))
     symmetric = not config.get("zero_point", True)
     scheme = Scheme(
         "awq",

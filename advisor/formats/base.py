@@ -146,13 +146,15 @@ class CheckpointFormat(Protocol):
 
 
 def exact_scales(scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return scales in the model's data type, or the smallest other one that holds them exactly.
+    """Return scales in the model's 16-bit data type, or another one that holds them exactly.
 
     Args:
         scales: float32.
-        dtype: The model's data type.
+        dtype: The model's data type. Beside float32 weights 16 bits are enough where they are
+            exact: loaders cast.
     """
-    for candidate in (dtype, torch.bfloat16, torch.float16):
+    first = (dtype,) if dtype.itemsize == 2 else ()
+    for candidate in (*first, torch.bfloat16, torch.float16):
         stored = scales.to(candidate)
         if torch.equal(stored.to(torch.float32), scales):
             return stored.contiguous()
@@ -178,6 +180,11 @@ def group_size_of(scheme: Scheme) -> int:
 def list_some(names: Sequence[str]) -> str:
     """Return how many modules are meant and the first of them."""
     return f"{len(names)} module{'s' if len(names) != 1 else ''} (first: {names[0]})"
+
+
+def count_some(names: Sequence[str], one: str, many: str) -> str:
+    """Return how many modules are meant and the first of them, with the verb that goes with it."""
+    return f"{list_some(names)} {one if len(names) == 1 else many}"
 
 
 def complain(complaints: Mapping[str, Sequence[str]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.errors import AdvisorError
-from advisor.formats.base import HEAD, list_some
+from advisor.formats.base import HEAD, count_some
 from advisor.formats.registry import get_format
 
 if TYPE_CHECKING:
@@ -93,13 +93,39 @@ def gaps(
     ]  # fmt: skip
     faults = []
     if without:
-        faults.append(f"{list_some(without)} of the model has no weight here.")
+        faults.append(f"{count_some(without, 'has', 'have')} no weight here.")
     if unpacked:
         faults.append(
-            f"config.json says that {list_some(unpacked)} is quantized, but the weight is 16-bit."
+            f"config.json says that {count_some(unpacked, 'is', 'are')} quantized, but the weight "
+            "is 16-bit."
         )
     if others and checkpoint.format != "gguf":
         faults.append(f"{len(others)} tensors of the model are missing (first: {others[0]}).")
+    if checkpoint.format != "gguf":
+        faults += _not_plain(checkpoint, tensors, faulty)
+    return faults
+
+
+def _not_plain(
+    checkpoint: Checkpoint, tensors: Sequence[TensorSpec], faulty: set[str]
+) -> list[str]:
+    """Return which tensors that no quantization explains are of another shape, or no numbers."""
+    faults = []
+    for tensor in tensors:
+        header = checkpoint.stored.headers.get(tensor.name)
+        module = tensor.name.removesuffix(".weight")
+        if header is None or module in checkpoint.modules or module in faulty:
+            continue
+        if header.shape != tensor.shape:
+            faults.append(
+                f"{module}: its {tensor.name.rpartition('.')[2]} is {list(header.shape)}, "
+                f"config.json says {list(tensor.shape)}."
+            )
+        elif not header.dtype.startswith(("F", "BF")):
+            faults.append(
+                f"{module}: its {tensor.name.rpartition('.')[2]} is stored as {header.dtype}, but "
+                "config.json speaks of no quantization that would give these codes scales."
+            )
     return faults
 
 

@@ -128,7 +128,8 @@ def pack(
 
 def _narrowest(scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> torch.dtype:
     """Return the first data type that holds scales and zero points exactly: both share one."""
-    for candidate in (dtype, torch.bfloat16, torch.float16):
+    first: tuple[torch.dtype, ...] = (dtype,) if dtype.itemsize == 2 else ()
+    for candidate in (*first, torch.bfloat16, torch.float16):
         if all(torch.equal(part.to(candidate).float(), part) for part in (scales, zeros)):
             return candidate
     return torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -103,12 +104,18 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
         quantization = read_quantization(folder, model_config)
         stored = open_stored(folder)
         name = str(quantization.get("quant_method") or "") if quantization else "safetensors"
-    if name not in format_names():
+    known = [known for known in format_names() if known != "safetensors" or not quantization]
+    if name not in known:
         raise VerificationError(
-            f"{folder}: quant_method {name!r} is unknown: "
-            f"{', '.join(format_names())} are.{did_you_mean(name, format_names())}"
+            f"{folder}: quant_method {name!r} is not read here: "
+            f"{', '.join(known)} are.{did_you_mean(name, known)}"
         )
-    found = get_format(name).find_modules(quantization, stored)
+    try:
+        found = get_format(name).find_modules(quantization, stored)
+    except (TypeError, AttributeError, KeyError, IndexError, ValueError, re.error) as error:
+        raise VerificationError(
+            f"{folder}: quantization_config is not as {name} writes it: {error}."
+        ) from error
     problems = found.problems
     if not found.modules and not problems and quantization:
         problems = (f"config.json says {name}, but no module is quantized.",)

@@ -147,22 +147,6 @@ def measure(
     )
 
 
-def with_measurements(profile: HardwareProfile, measurements: Measurements) -> HardwareProfile:
-    """Return the profile with figures that were unknown filled by what was measured.
-
-    Known figures stay: they are peaks, and a measurement is what one program achieved of them.
-    """
-    from advisor.hardware.profile import Figure
-
-    source = f"advisor profile --measure, torch {measurements.torch_version}"
-    filled: dict[str, Figure] = {
-        item.quantity: Figure(value=item.value, grade="measured", source=source)
-        for item in measurements.measured
-        if item.value is not None and profile.figure(item.quantity) is None
-    }
-    return profile.model_copy(update={"figures": profile.figures.model_copy(update=filled)})
-
-
 def _choose_device(torch_module: Any, device: str) -> torch.device:
     usable = torch_module.cuda.is_available()
     if device == "auto":

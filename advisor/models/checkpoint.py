@@ -40,7 +40,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         return tuple(folder / name for name in names)
     if (folder / SINGLE_FILE).is_file():
         return (folder / SINGLE_FILE,)
-    found = tuple(sorted(folder.glob("*.safetensors")))
+    found = tuple(sorted(path for path in folder.glob("*.safetensors") if path.is_file()))
     if len(found) == 1:
         return found
     if found:
@@ -146,7 +146,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         document = json.loads(index.read_text(encoding="utf-8"))
         mapping = {str(name): str(file) for name, file in document["weight_map"].items()}
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index} is no index of a safetensors checkpoint.") from error
     outside = sorted({file for file in mapping.values() if Path(file).name != file})
     if outside:

@@ -120,8 +120,9 @@ def check_model_folder(folder: Path) -> None:
     if not isinstance(names, list) or not names:
         raise InputError(f"{folder / 'config.json'} names no architecture (key 'architectures').")
     get_architecture(str(names[0]))
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if quantization := config.get("quantization_config"):
+        named = isinstance(quantization, dict) and quantization.get("quant_method")
+        method = named or "by a method that config.json does not name"
         raise InputError(
             f"{folder} is already quantized ({method}). Give the 16-bit model it was made from."
         )

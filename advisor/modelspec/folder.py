@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 _QUANTIZED_SUFFIXES = (
     ".qweight",
     ".weight_packed",
@@ -84,18 +86,35 @@ def with_headers(spec: ModelSpec, stored: Mapping[str, StoredTensor], where: str
     ]
     if wrong:
         raise InputError(f"{where}: {len(wrong)} tensors contradict config.json: {wrong[0]}.")
+    codes = [
+        f"{name} as {tensor.dtype}"
+        for name, tensor in stored.items()
+        if name in expected and tensor.dtype in _INTEGERS
+    ]
+    if codes:
+        raise InputError(
+            f"{where}: {len(codes)} weights are stored as integers (first: {codes[0]}), but "
+            "nothing says with which scales. Give the 16-bit checkpoint that it was made from."
+        )
     if not expected.keys() & stored.keys():
         # Other names than transformers writes (an older or a foreign checkpoint): the sizes from
         # the configuration are the better guess.
-        return spec
+        dtype = _main_dtype(stored) or spec.dtype
+        width = 4 if dtype == "float32" else 2
+        tensors = tuple(replace(tensor, width=width) for tensor in spec.tensors)
+        return replace(spec, tensors=tensors, dtype=dtype)
     head = {name for name in stored if name.startswith("lm_head.")}
     untied = bool(spec.tied_embeddings and head)
     extra = tuple(
-        TensorSpec(name, tensor.shape, "other")
+        TensorSpec(name, tensor.shape, "other", width=_width(tensor))
         for name, tensor in stored.items()
         if name not in expected and not (spec.tied_embeddings and name in head)
     )
-    kept = tuple(tensor for tensor in spec.tensors if tensor.name in stored)
+    kept = tuple(
+        replace(tensor, width=_width(stored[tensor.name]))
+        for tensor in spec.tensors
+        if tensor.name in stored
+    )
     linear_names = {f"{linear.name}.weight" for linear in spec.linears}
     if missing := sorted(linear_names & expected.keys() - stored.keys()):
         raise InputError(
@@ -109,6 +128,11 @@ def with_headers(spec: ModelSpec, stored: Mapping[str, StoredTensor], where: str
         stored_untied=untied,
         dtype=_main_dtype(stored) or spec.dtype,
     )
+
+
+def _width(tensor: StoredTensor) -> int:
+    """Return the bytes of each element."""
+    return tensor.size_bytes // max(1, math.prod(tensor.shape))
 
 
 def _main_dtype(stored: Mapping[str, StoredTensor]) -> str | None:

@@ -91,6 +91,9 @@ def read_folder_headers(folder: Path) -> dict[str, StoredTensor]:
                 f"{index} names {len(missing)} files that are not there: {', '.join(missing[:3])}. "
                 "Download the model again."
             )
+    elif (folder / "model.safetensors").is_file():
+        # What lies beside it (an adapter, the same weights in the authors' own format) is not read.
+        files = [folder / "model.safetensors"]
     else:
         files = sorted(folder.glob("*.safetensors"))
     tensors: dict[str, StoredTensor] = {}

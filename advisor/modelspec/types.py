@@ -22,12 +22,14 @@ class TensorSpec:
         shape: Its shape, as stored.
         role: What it is; only ``linear`` tensors are quantized by default.
         block: Index of the transformer block, or None outside the blocks.
+        width: Bytes of each element in the model's files; 2 where those were not read.
     """
 
     name: str
     shape: tuple[int, ...]
     role: TensorRole
     block: int | None = None
+    width: int = 2
 
     @property
     def parameters(self) -> int:
@@ -176,6 +178,11 @@ class ModelSpec:
     def unquantized_tensors(self) -> tuple[TensorSpec, ...]:
         """Every tensor that no linear owns: embeddings, norms, biases, routers, vision towers."""
         return tuple(tensor for tensor in self.tensors if tensor.role != "linear")
+
+    @cached_property
+    def widths(self) -> Mapping[str, int]:
+        """Bytes of each element of the tensors that are not in 16 bits, by name."""
+        return {tensor.name: tensor.width for tensor in self.tensors if tensor.width != 2}
 
     @cached_property
     def inner_width(self) -> int:

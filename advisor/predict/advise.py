@@ -20,7 +20,7 @@ from advisor.predict.candidate import (
     memory_limit,
 )
 from advisor.predict.ladder import ladder
-from advisor.predict.positions import context_notes, served_context
+from advisor.predict.positions import context_notes, quantized_notes, served_context
 from advisor.predict.ranking import PREFERENCES, rank, ties
 from advisor.predict.relax import relaxations
 from advisor.schemes import Scheme, parse_scheme
@@ -103,7 +103,7 @@ def recommend(
         relaxation=relaxation,
         ladder=ladder(spec, hardware, engine, ranked, workload, limit),
         ends=ends,
-        notes=context_notes(spec, context),
+        notes=quantized_notes(spec) + context_notes(spec, context),
     )
 
 
@@ -170,7 +170,8 @@ def predict(
         )
     limits = budgets or NoBudgets()
     judged = judge(_marked(candidate, makes), limits, memory_limit(limits, hardware))
-    return Prediction(spec, hardware, engine, judged, context_notes(spec, context))
+    notes = quantized_notes(spec) + context_notes(spec, context)
+    return Prediction(spec, hardware, engine, judged, notes)
 
 
 def _workload(spec: ModelSpec, context: int, batch: int) -> Workload:

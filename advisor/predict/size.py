@@ -26,7 +26,8 @@ class SizeEstimate:
 
     Attributes:
         total_bytes: Bytes of the weight files, headers included.
-        weight_bytes: Bytes of all tensors.
+        weight_bytes: Bytes of all tensors, with 16 bits for what is not quantized: engines turn
+            float32 into that as they load it.
         bits_per_weight: Bits of the quantizable linears, scales and zero points included, over
             their number of weights.
         header_bytes: Bytes of the files' headers; of a GGUF file also the tokenizer.
@@ -75,8 +76,8 @@ def checkpoint_size(
         gguf_before_2024: Use llama.cpp's older mixture of q2_k.
 
     Returns:
-        The size; embeddings, norms, biases, routers and vision towers are 16-bit (GGUF follows
-        llama.cpp's own rules instead).
+        The size; embeddings, norms, biases, routers and vision towers stay as the model's files
+        have them, 16-bit where those were not read (GGUF follows llama.cpp's own rules instead).
 
     Raises:
         InputError: Unknown format or modules, a scheme that the format does not hold, or a group
@@ -118,7 +119,7 @@ def checkpoint_size(
     weight = quantizable + other
     header = _finish_header(header, entries + len(others), weight)
     return SizeEstimate(
-        total_bytes=weight + header,
+        total_bytes=weight + header + _beyond_16_bits(spec, schemes, ends),
         weight_bytes=weight,
         bits_per_weight=8 * quantizable / max(1, spec.quantizable_parameters),
         header_bytes=header,
@@ -131,6 +132,24 @@ def checkpoint_size(
         + 2 * sum(kind.in_features * kind.out_features for _, kind in ends.values())
         + 2 * spec.quantizable_parameters,
     )
+
+
+def _beyond_16_bits(spec: ModelSpec, schemes: Scheme | Mapping[str, Scheme], ends: Ends) -> int:
+    """Return what the file holds beyond 16 bits of tensors that stay as the model has them."""
+    if isinstance(schemes, Scheme) and not schemes.is_quantized:
+        return 0  # bf16 or fp32 by name: cast
+    excess = 0
+    for tensor in spec.tensors if spec.widths else ():
+        module = tensor.name.removesuffix(".weight")
+        if tensor.role != "linear":
+            changed = module in ends
+        elif isinstance(schemes, Scheme):
+            changed = True
+        else:
+            changed = schemes.get(module, BF16).is_quantized
+        if not changed:
+            excess += (tensor.width - 2) * tensor.parameters
+    return excess
 
 
 Ends = Mapping[str, tuple[Scheme, ShapeClass]]

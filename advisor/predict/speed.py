@@ -110,8 +110,8 @@ def predict_speed(
     if bandwidth is None:
         return SpeedEstimate(
             None, prefill, None,
-            f"the memory bandwidth of {hardware.name} is not known, and decode speed hangs on it: "
-            "`advisor profile --measure` finds out",
+            f"decode speed is not predicted: it hangs on the memory bandwidth of {hardware.name}, "
+            "which is not known; `advisor profile --measure` finds out",
         )  # fmt: skip
     memory, compute, overhead = _step_seconds(
         spec, kernel, hardware, coefficients, constants, scheme, work, batch, bandwidth * 1e9
@@ -196,18 +196,17 @@ def _generation(coefficients: EngineSpeed, hardware: HardwareProfile) -> float:
 def compute_rate(hardware: HardwareProfile, compute: str) -> float | None:
     """Return the peak rate of one device in operations per second, or None if it is not known.
 
-    GGUF kernels multiply in INT8 where there are INT8 units; a CPU's rate follows its instruction
-    sets only roughly.
+    GGUF kernels multiply in INT8 where there are INT8 units; 16-bit products are done in float32
+    where that is faster (sm_61 has one sixty-fourth of its rate in float16); a CPU's rate follows
+    its instruction sets only roughly.
     """
     rates = {
         "int8": hardware.int8_tops,
         "fp8": hardware.fp8_tflops,
         "fp4": hardware.fp4_tflops,
     }
-    sixteen = max(
-        (rate for rate in (hardware.fp16_tflops, hardware.bf16_tflops) if rate is not None),
-        default=hardware.fp32_tflops,
-    )
+    able_rates = (hardware.fp16_tflops, hardware.bf16_tflops, hardware.fp32_tflops)
+    sixteen = max((rate for rate in able_rates if rate is not None), default=None)
     if sixteen is None and hardware.kind == "cpu":
         able = hardware.capabilities
         gain = 8.0 if able.amx_bf16 else 2.0 if able.avx512 else 1.0

@@ -1,8 +1,13 @@
-"""The map of a mixture: what every module takes, a row per kind, a column per block."""
+"""The map of a mixture: what every module takes, a row per kind, a column per block.
+
+Deep models are wrapped into bands of rows, and the experts of a block share a cell.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -16,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _LEFT, _ROW, _LEGEND_ROW = 146, 24, 20
+_TICKS = 20
+"""Height of the blocks' numbers below a band."""
+_NARROWEST, _WIDEST = 10, 28
 _SIDE = 4096
 """Of a matrix that every group and block divides: what a scheme takes there is its bits."""
 
@@ -30,40 +38,84 @@ def bits_map(schemes: Mapping[str, str], format_name: str) -> str:
     Returns:
         An SVG element; empty where no module belongs to a numbered block.
     """
-    cells: dict[tuple[str, int], str] = {}
+    cells: dict[tuple[str, int], Counter[str]] = {}
     for name, scheme in schemes.items():
         if match := re.search(r"\.(\d+)\.(.+)$", name):
-            cells[match[2], int(match[1])] = scheme
+            kind = re.sub(r"\bexperts\.\d+\.", "experts.", match[2])
+            cells.setdefault((kind, int(match[1])), Counter())[scheme] += 1
     if not cells:
         return ""
-    bits = {scheme: stored_bits(scheme, format_name) for scheme in set(cells.values())}
+    bits = {s: stored_bits(s, format_name) for s in {s for cell in cells.values() for s in cell}}
     shades = _shades(bits)
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     blocks = sorted({block for _, block in cells})
-    width = max(10, min(28, (WIDTH - 150) // len(blocks)))
+    bands = math.ceil(len(blocks) / ((WIDTH - _LEFT) // _NARROWEST))
+    across = math.ceil(len(blocks) / bands)
+    width = max(_NARROWEST, min(_WIDEST, (WIDTH - _LEFT) // across))
+    parts, top = [], 10
+    for first in range(0, len(blocks), across):
+        band = blocks[first : first + across]
+        parts.append(_band(cells, kinds, band, bits, shades, (top, width)))
+        top += len(kinds) * _ROW + _TICKS
+    ordered = sorted(bits, key=lambda scheme: (bits[scheme], scheme))
+    parts.append(_legend([(s, bits[s], shades[s]) for s in ordered], top + 4))
+    height = top + 10 + _LEGEND_ROW * len(ordered)
+    return draw_svg("".join(parts), "Bits per module", height=height)
+
+
+def _band(
+    cells: Mapping[tuple[str, int], Counter[str]],
+    kinds: Sequence[str],
+    blocks: Sequence[int],
+    bits: Mapping[str, float],
+    shades: Mapping[str, int],
+    place: tuple[int, int],
+) -> str:
+    """Return a row per kind for some blocks, and their numbers.
+
+    Args:
+        cells: How many modules of a kind and block take each scheme.
+        kinds: The rows.
+        blocks: The columns.
+        bits: Of each scheme.
+        shades: The same.
+        place: Top of the band and width of a column, pixels.
+    """
+    top, width = place
     parts = []
     for row, kind in enumerate(kinds):
-        top = 10 + row * _ROW
-        label = escape(kind.split(".")[-1])
-        parts.append(f'<text class="small" x="138" y="{top + 15}" text-anchor="end">{label}</text>')
+        at = top + row * _ROW
+        label = escape(_label(kind, kinds))
+        parts.append(f'<text class="small" x="138" y="{at + 15}" text-anchor="end">{label}</text>')
         for column, block in enumerate(blocks):
-            if (kind, block) in cells:
-                scheme = cells[kind, block]
-                title = f"{kind}, block {block}: {scheme}, {bits[scheme]:.2f} bits"
-                at = _LEFT + column * width
-                parts.append(_cell(at, top, width, bits[scheme], shades[scheme], title))
-    bottom = 10 + len(kinds) * _ROW
+            if (found := cells.get((kind, block))) is None:
+                continue
+            scheme, count = found.most_common(1)[0]
+            title = f"{kind}, block {block}: {scheme}, {bits[scheme]:.2f} bits"
+            if found.total() > 1:
+                title += f", {count} of {found.total()} experts"
+            left = _LEFT + column * width
+            parts.append(_cell(left, at, width, bits[scheme], shades[scheme], title))
+    bottom = top + len(kinds) * _ROW
     for column, block in enumerate(blocks):
-        if column % max(1, len(blocks) // 10) == 0:
+        if column % max(1, math.ceil(len(blocks) / 12)) == 0:
             middle = _LEFT + column * width + width / 2
             parts.append(
                 f'<text class="small" x="{middle}" y="{bottom + 12}" '
                 f'text-anchor="middle">{block}</text>'
             )
-    ordered = sorted(bits, key=lambda scheme: (bits[scheme], scheme))
-    parts.append(_legend([(s, bits[s], shades[s]) for s in ordered], bottom + 24))
-    height = bottom + 30 + _LEGEND_ROW * len(ordered)
-    return draw_svg("".join(parts), "Bits per module", height=height)
+    return "".join(parts)
+
+
+def _label(kind: str, kinds: Sequence[str]) -> str:
+    """Return a row's name: the module's own, with its parent's where others are called alike.
+
+    Short, for phones draw it large: ``shared down`` of ``mlp.shared_expert.down_proj``.
+    """
+    *parents, name = kind.split(".")
+    if not parents or sum(other.split(".")[-1] == name for other in kinds) == 1:
+        return name
+    return f"{parents[-1].split('_')[0]} {name.removesuffix('_proj')}"
 
 
 def stored_bits(scheme: str, format_name: str) -> float:

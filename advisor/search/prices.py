@@ -47,37 +47,48 @@ class Prices:
         """
         whole = checkpoint_size(self._spec, ends, self._format)
         allocated = sum(self.outer(module, ends[module.name]) for module in modules)
-        unquantized = sum(2 * linear.parameters for linear in self._linears)
+        unquantized = sum(self._width(linear.name) * linear.parameters for linear in self._linears)
         return whole.total_bytes - allocated - unquantized
 
     def module(self, linear: LinearSpec, scheme: Scheme) -> int:
         """Return what a linear adds to the file."""
-        return self._shape(scheme, linear.in_features, linear.out_features, len(linear.name))
+        return self._shape(
+            scheme, linear.in_features, linear.out_features, len(linear.name),
+            self._width(linear.name),
+        )  # fmt: skip
 
     def outer(self, module: OuterModule, scheme: Scheme) -> int:
         """Return what an embedding or a head adds to the file."""
         return self._outer(module, scheme)
 
+    def _width(self, module: str) -> int:
+        """Return the bytes of each weight of a module that stays as it is; GGUF's are 16-bit."""
+        return 2 if self._format == "gguf" else self._spec.widths.get(f"{module}.weight", 2)
+
     def _of_outer(self, module: OuterModule, scheme: Scheme) -> int:
         linear = module.linear
+        plain = self._width(module.name) * linear.parameters
         if not scheme.is_quantized:
-            return 2 * linear.parameters
+            return plain
         if scheme.method == "gguf":
             return linear.out_features * row_bytes(scheme.weight, linear.in_features)
-        return max(0, 2 * linear.parameters + self._growth(module.name, scheme))
+        return max(0, plain + self._growth(module.name, scheme))
 
-    def _of_shape(self, scheme: Scheme, inputs: int, outputs: int, characters: int) -> int:
-        """Return what a linear of this shape and length of name adds to the file."""
+    def _of_shape(
+        self, scheme: Scheme, inputs: int, outputs: int, characters: int, width: int
+    ) -> int:
+        """Return what a linear of this shape, length of name and width adds to the file."""
         if not scheme.is_quantized:
-            return 2 * inputs * outputs
+            return width * inputs * outputs
         if scheme.method == "gguf":  # the embedding's type would change with a single module
             return outputs * row_bytes(scheme.weight, inputs)
         linear = next(
             m
             for m in self._linears
-            if (m.in_features, m.out_features, len(m.name)) == (inputs, outputs, characters)
+            if (m.in_features, m.out_features, len(m.name), self._width(m.name))
+            == (inputs, outputs, characters, width)
         )
-        return max(0, 2 * inputs * outputs + self._growth(linear.name, scheme))
+        return max(0, width * inputs * outputs + self._growth(linear.name, scheme))
 
     def _growth(self, name: str, scheme: Scheme) -> int:
         """Return by how many bytes a file grows, or shrinks, with one module quantized."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from advisor.calibration.mixing import collect, mixes, open_statistics
 from advisor.calibration.representativeness import Representativeness, representativeness
 from advisor.calibration.settings import default_prefixes
-from advisor.calibration.store import cache_root
 from advisor.formats.layouts import experts_as_one
 from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
+from advisor.plan.folders import cache_root
 from advisor.plan.hashing import sha256_json
 from advisor.search.closing import complete_nearest, fill_gap
 from advisor.search.compose import Composer

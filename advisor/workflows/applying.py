@@ -92,7 +92,7 @@ def apply(
     The statistics of the search are used where the cache still has them, and collected again from
     the plan's text and seed where it has not. A plan that names a backend has it make the
     checkpoint, and what that library does is as repeatable as it is. The plan file gets the hashes
-    of the files.
+    of the files, where it can be written; the checkpoint's copy of it has them in any case.
 
     Args:
         plan: The plan's file.
@@ -145,7 +145,11 @@ def apply(
     sizes = {name: (target / name).stat().st_size for name in files}
     card = render_card(finished, {name: str(scheme) for name, scheme in chosen.items()}, sizes)
     write_text(target / CARD_NAME, card)
-    save_plan(finished, plan_path)
+    try:
+        save_plan(finished, plan_path)
+    except InputError as error:
+        # The work is done, and the checkpoint's own copy of the plan has the hashes.
+        warnings += (f"{error} The hashes are in {target / PLAN_NAME} only.",)
     return ApplyResult(
         plan_path=plan_path,
         plan=finished,

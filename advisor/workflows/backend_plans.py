@@ -133,10 +133,10 @@ def measure_made(
     Raises:
         VerificationError: The files are faulty, or a module has another scheme than asked for.
     """
-    from advisor.calibration.store import cache_root
     from advisor.evaluation.measure import measure
     from advisor.evaluation.reference import Reference
     from advisor.evaluation.runtime import quantized_model
+    from advisor.plan.folders import cache_root
     from advisor.workflows.checkpoints import contents
 
     mixture, checkpoint = read_made(request, folder, spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -109,6 +110,37 @@ def disk_bytes_of(text: str | int | None) -> int | None:
     return None if text is None else parse_size(text, "--max-disk")
 
 
+_LARGEST_SEED = 2**32 - 1
+"""Of numpy and Optuna."""
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse numbers that a search cannot do with; None stands for a default.
+
+    Args:
+        counts: By the parameter's name: at least 1, but ``seed`` at least 0, ``sequence_length``
+            and ``evaluation_sequences`` at least 2.
+
+    Raises:
+        InputError: Lists every one that is out of range.
+    """
+    least = {"seed": 0, "sequence_length": 2, "evaluation_sequences": 2}
+    problems = []
+    for name, value in counts.items():
+        if value is None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        low = least.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int):
+            problems.append(f"{option} must be a whole number, but got {value!r}.")
+        elif value < low:
+            problems.append(f"{option} must be at least {low}, but got {value}.")
+        elif name == "seed" and value > _LARGEST_SEED:
+            problems.append(f"{option} must be at most {_LARGEST_SEED}, but got {value}.")
+    if problems:
+        raise InputError(join_errors(problems))
+
+
 def check_output(target: Path) -> None:
     """Refuse, before any work, a place where no plan can be written."""
     problems = []
@@ -119,6 +151,10 @@ def check_output(target: Path) -> None:
     parent = next((folder for folder in target.resolve().parents if folder.exists()), None)
     if parent is not None and not parent.is_dir():
         problems.append(f"--output {target} lies under {parent}, which is a file. Name another.")
+    elif parent is not None and not os.access(parent, os.W_OK | os.X_OK):
+        problems.append(
+            f"--output {target} cannot be written: {parent} is read-only. Name another."
+        )
     if problems:
         raise InputError(join_errors(problems))
 

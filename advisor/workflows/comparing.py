@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import InputError, join_errors
+from advisor.errors import InputError, VerificationError, join_errors
 from advisor.workflows.checking import Checks
 from advisor.workflows.computing import check_device_name, describe_device, device_for
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
@@ -109,17 +108,13 @@ def _check_same_model(first: Path, second: Path) -> None:
         InputError: A config.json cannot be read, or keys differ; all are listed.
     """
     from advisor.formats.gguf_read import find_gguf
+    from advisor.formats.stored import read_config
 
     configs = []
     for folder in (first, second):
         if not (folder / "config.json").is_file() and find_gguf(folder) is not None:
             return  # a GGUF file alone: its tensors' shapes are compared instead
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} holds no config.json: it is not a checkpoint's folder.")
-        try:
-            configs.append(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}/config.json is not valid JSON: {error}.") from error
+        configs.append(read_config(folder))
     differing = [
         f"{key} {configs[0].get(key)} and {configs[1].get(key)}"
         for key in _SAME
@@ -159,12 +154,12 @@ def compare(
         InputError: A folder is missing, or the two do not fit together.
         VerificationError: One of them has faults.
     """
-    from advisor.calibration.store import cache_root
     from advisor.evaluation.measure import measure
     from advisor.evaluation.reference import Reference
     from advisor.evaluation.runtime import quantized_model
     from advisor.formats.read import read_checkpoint
     from advisor.models.device import computing
+    from advisor.plan.folders import cache_root
     from advisor.workflows.checkpoints import contents, opened
     from advisor.workflows.inspection import modelspec_of
     from advisor.workflows.texts import draw
@@ -177,6 +172,7 @@ def compare(
     places.settle()
     _check_same_model(first, second)
     checkpoint = read_checkpoint(second)
+    _check_whole(checkpoint)
     schemes = {name: str(scheme) for name, scheme in checkpoint.modules.items()}
     choice = device_for(
         device, modelspec_of(first), length=sequence_length, sequences=evaluation_sequences,
@@ -209,6 +205,20 @@ def compare(
         modules=tuple(rows),
         computed_on=describe_device(choice),
     )
+
+
+def _check_whole(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint with gaps: the reference's weights would stand in for what it lacks.
+
+    Raises:
+        VerificationError: Tensors of the model are missing, or of another shape or kind.
+    """
+    from advisor.formats.health import gaps
+    from advisor.workflows.inspection import modelspec_of
+
+    spec = modelspec_of(checkpoint.folder)
+    if faults := gaps(checkpoint, spec.linears, spec.tensors):
+        raise VerificationError(f"{checkpoint.folder} is faulty. {join_errors(faults)}")
 
 
 def _check_modules(

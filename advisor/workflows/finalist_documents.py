@@ -77,9 +77,22 @@ def why(result: TuneResult) -> str:
         )
     if plan.expected.kl is None or best is None or best.name == plan.scheme.name:
         return f"{aim}, of {len(result.finalists)} that were measured"
-    ratio = plan.expected.kl.value / max(best.measured_kl, 1e-12)
-    more = plan.expected.size_bytes / best.mixture.size_bytes - 1
-    bytes_ = f"{abs(more):.1%} {'more' if more > 0 else 'fewer'} bytes"
     if goal.smallest:
-        return f"{aim}: {bytes_} than the uniform one of least KL ({best.name})"
+        passing = [row for row in uniform if row.passes and row.name != plan.scheme.name]
+        if not passing:
+            return f"{aim}: no uniform one of {len(uniform)} that were measured does"
+        least = min(passing, key=lambda row: row.mixture.size_bytes)
+        bytes_ = _more_bytes(plan.expected.size_bytes, least.mixture.size_bytes)
+        than = "as" if bytes_.startswith("as") else "than"
+        return f"{aim}: {bytes_} {than} the smallest uniform one that does ({least.name})"
+    ratio = plan.expected.kl.value / max(best.measured_kl, 1e-12)
+    bytes_ = _more_bytes(plan.expected.size_bytes, best.mixture.size_bytes)
     return f"{aim}: {ratio:.2f} times the KL of the best uniform one ({best.name}) with {bytes_}"
+
+
+def _more_bytes(found: int, other: int) -> str:
+    """Say how many bytes one has beside another."""
+    more = found / other - 1
+    if abs(more) < 0.0005:
+        return "as many bytes"
+    return f"{abs(more):.1%} {'more' if more > 0 else 'fewer'} bytes"

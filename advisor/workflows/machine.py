@@ -58,7 +58,8 @@ def profile(gpu: str = "auto", *, measure: bool = False) -> ProfileReport:
 
     Args:
         gpu: A device as people name it, ``cpu`` or ``auto``.
-        measure: Also time bandwidth and matrix products on the device at hand.
+        measure: Also time bandwidth and matrix products on the device at hand; what is not known
+            otherwise is then kept for later advice on ``auto``.
 
     Raises:
         InputError: Unknown device, or ``measure`` with a device that is not in this machine.
@@ -75,6 +76,8 @@ def profile(gpu: str = "auto", *, measure: bool = False) -> ProfileReport:
             )
         return ProfileReport((find_profile(gpu),))
     from advisor.hardware.detect import detect
+    from advisor.hardware.kept import keep_measurements, with_kept
+    from advisor.plan.folders import cache_root
 
     machine = detect()
     devices = (machine.cpu,) if name == "cpu" else (*machine.gpus, machine.cpu)
@@ -84,6 +87,8 @@ def profile(gpu: str = "auto", *, measure: bool = False) -> ProfileReport:
 
         on_gpu = bool(machine.gpus) and name == "auto"
         measurements = measure_device("cuda" if on_gpu else "cpu", devices[0])
+        keep_measurements(measurements, cache_root())
+    devices = tuple(with_kept(device, cache_root()) for device in devices)
     return ProfileReport(devices, machine, measurements)
 
 

@@ -36,11 +36,11 @@ def measure_again(
     """Measure on the plan's evaluation text and compare with what the plan expects."""
     if plan.evaluation is None:
         return [], None
-    from advisor.calibration.store import cache_root
     from advisor.evaluation.measure import measure
     from advisor.evaluation.reference import Reference
     from advisor.evaluation.runtime import quantized_model
     from advisor.evaluation.tasks import load_benchmark
+    from advisor.plan.folders import cache_root
     from advisor.workflows.checkpoints import contents
     from advisor.workflows.texts import redraw
 

@@ -17,16 +17,20 @@ _PREFERENCES = ("accuracy", "size", "speed", "balanced")
 def resolve_hardware(gpu: str) -> HardwareProfile:
     """Return the profile of a named device, or of what is in this machine (``auto``, ``cpu``).
 
-    ``auto`` takes the GPU of most memory, else the CPU.
+    ``auto`` takes the GPU of most memory, else the CPU. What ``advisor profile --measure`` found of
+    it stands where nothing else is known.
 
     Raises:
         InputError: The name fits no device of the catalogue, or several.
     """
     if gpu.strip().lower() in ("auto", "cpu"):
         from advisor.hardware.detect import detect
+        from advisor.hardware.kept import with_kept
+        from advisor.plan.folders import cache_root
 
         machine = detect()
-        return machine.cpu if gpu.strip().lower() == "cpu" else machine.hardware
+        found = machine.cpu if gpu.strip().lower() == "cpu" else machine.hardware
+        return with_kept(found, cache_root())
     from advisor.hardware.catalogue import find_profile
 
     return find_profile(gpu)

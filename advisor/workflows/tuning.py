@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from advisor.plan.files import save_plan
 from advisor.workflows.checking import (
     BudgetsGiven,
+    check_counts,
     check_output,
     check_request,
     disk_bytes_of,
@@ -164,6 +165,10 @@ def tune(
     request = check_request(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
         others=[
+            lambda: check_counts(
+                context=context, batch=batch, samples=samples, sequence_length=sequence_length,
+                evaluation_sequences=evaluation_sequences, trials=trials, seed=seed,
+            ),
             lambda: seconds_of(time_budget),
             lambda: disk_bytes_of(max_disk),
             lambda: check_output(target),

@@ -168,7 +168,15 @@ def _files(plan: Plan, folder: Path, warnings: list[str]) -> Check:
             wrong.append(f"{name} has changed since it was written")
     extra = {path.name for path in folder.glob("*.safetensors")} - expected.keys()
     wrong += [f"{name} is not of this checkpoint" for name in sorted(extra)]
+    limit = plan.budgets.max_size_bytes
+    size = sum((folder / name).stat().st_size for name in expected if _holds_weights(folder / name))
+    if limit is not None and plan.expected.size_bytes <= limit < size:
+        wrong.append(f"the weight files hold {size} bytes, and the budget is {limit}")
     return Check("files", not wrong, "; ".join(wrong) or f"{len(expected)} files have their hashes")
+
+
+def _holds_weights(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".gguf") and path.is_file()
 
 
 def _tokenizer(plan: Plan, folder: Path) -> Check:

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from advisor import workflows
 from advisor.budgets import Budgets
 from advisor.errors import InputError
-from advisor.plan.files import load_plan
+from advisor.plan.files import load_plan, save_plan
 from advisor.plan.hashing import sha256_file
+from advisor.workflows import applying
 from advisor.workflows.demonstration import example_model
 
 if TYPE_CHECKING:
@@ -129,6 +130,27 @@ def test_apply_without_the_cache_gives_identical_files(
         assert sha256_file(journey[0] / "quantized" / name) == digest
 
 
+def test_a_plan_that_cannot_be_written_costs_no_finished_work(
+    journey: tuple[Path, Tuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy in the checkpoint has the hashes, and verify finds them there."""
+    plan = tmp_path / "plan.yaml"
+    shutil.copy(journey[0] / "plan.yaml", plan)
+    forget_hashes(plan)
+
+    def save(content: object, path: Path) -> None:
+        if path == plan:
+            raise InputError(f"the folder of {path} must be writable.")
+        save_plan(content, path)
+
+    monkeypatch.setattr(applying, "save_plan", save)
+    applied = workflows.apply(plan, tmp_path / "out")
+    assert any("The hashes are in" in warning for warning in applied.warnings)
+    report = workflows.verify(plan, tmp_path / "out")
+    assert report.passed
+    assert any("hashes are those of" in warning for warning in report.warnings)
+
+
 def test_apply_refuses_an_existing_output(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
     plan, folder = copy(journey, tmp_path)
     with pytest.raises(InputError, match="quantized"):
@@ -201,6 +223,20 @@ def test_flipped_byte(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
 def scale_of(folder: Path) -> str:
     with safe_open(folder / "model.safetensors", framework="pt") as handle:
         return next(n for n in sorted(handle.keys()) if n.endswith(("scales", "weight_scale")))
+
+
+def test_files_above_the_budget_that_the_plan_promised(
+    journey: tuple[Path, Tuning], tmp_path: Path
+) -> None:
+    plan, folder = copy(journey, tmp_path)
+    written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    document = yaml.safe_load(plan.read_text())
+    document["budgets"]["max_size_bytes"] = written - 1
+    document["expected"]["size_bytes"] = written - 2
+    plan.write_text(yaml.safe_dump(document))
+    assert failed(plan, folder) == {
+        "files": f"the weight files hold {written} bytes, and the budget is {written - 1}"
+    }
 
 
 def test_missing_scale(journey: tuple[Path, Tuning], tmp_path: Path) -> None:

@@ -125,3 +125,30 @@ def test_tiny_numbers_keep_their_digits():
 def test_where_it_was_computed_is_said_if_there_is_more_than_a_cpu(where, text, capsys):
     output.computed_on(output.console(), where)
     assert capsys.readouterr().out.strip() == text
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_profile_draws_what_was_measured(capsys, monkeypatch, failed):
+    """Its table reads the document that the workflow gives."""
+    from advisor import workflows
+    from advisor.cli.main import main
+    from advisor.hardware import measure as measuring
+
+    def measure(device, profile):
+        found = []
+        for quantity in measuring.QUANTITIES:
+            value = None if failed else 123.4
+            found.append(
+                measuring.Measured(quantity, value, value, value, 200.0, "so many", "no kernel")
+            )
+        return measuring.Measurements(device, profile.name, 2, tuple(found), "2.0")
+
+    monkeypatch.setattr(measuring, "measure", measure)
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", "--gpu", "cpu", "--measure"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "Measured on" in text
+    assert text.count("no kernel" if failed else "123") >= 4
+    assert ("GB/s" in text) is not failed
+    assert workflows.profile("cpu").measurements is None

@@ -259,3 +259,44 @@ def test_a_quantized_head_says_so_where_loaders_look(untied, tmp_path, name, lin
         assert "lm_head" in targets
     # auto-gptq passes over a head that is quantized.
     assert not (tmp_path / "head" / "quantize_config.json").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("which", ["all", "some"])
+def test_the_predicted_size_is_that_of_the_file(
+    random_llama_folder, quantized, tmp_path, dtype, which
+):
+    """What is not quantized stays in the data type that the model has it in."""
+    from transformers import AutoModelForCausalLM
+
+    from advisor.modelspec import read_model_folder
+    from advisor.predict.size import checkpoint_size
+    from advisor.search.prices import Prices
+
+    source = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(random_llama_folder, dtype=dtype).save_pretrained(source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(random_llama_folder / name, source / name)
+    weights = quantized(
+        lambda module: "rtn-int4-g32-sym" if which == "all" or "mlp" in module else None
+    )
+    output = tmp_path / "out"
+    write_checkpoint(source, output, format="compressed-tensors", weights=weights)
+    found = (output / "model.safetensors").stat().st_size
+    spec = read_model_folder(source)
+    schemes = {name: weight.scheme for name, weight in weights.items()}
+    size = checkpoint_size(spec, schemes, "compressed-tensors")
+    assert size.total_bytes == pytest.approx(found, abs=200)
+    prices = Prices(spec, "compressed-tensors", spec.linears)
+    parts = sum(
+        prices.module(linear, schemes.get(linear.name, parse_scheme("bf16")))
+        for linear in spec.linears
+    )
+    assert prices.beside({}, ()) + parts == pytest.approx(found, abs=1500)  # headers' digits
+    if which == "all":
+        uniform = checkpoint_size(spec, parse_scheme("rtn-int4-g32-sym"), "compressed-tensors")
+        assert uniform == size
+    # Engines hold 16 bits of what is not quantized, whatever the file has.
+    assert checkpoint_size(spec, parse_scheme("bf16"), "safetensors").weight_bytes == (
+        2 * spec.parameters
+    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from advisor.errors import InputError
 from advisor.hardware.catalogue import find_profile
-from advisor.hardware.measure import QUANTITIES, Measured, _Bench, measure, with_measurements
+from advisor.hardware.kept import keep_measurements, with_kept
+from advisor.hardware.measure import QUANTITIES, Measured, _Bench, measure
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,39 @@ def test_table_stands_beside_the_measurement(small):
     assert document["measured"][0]["share_of_table"] == bandwidth.share_of_table
 
 
-def test_measurement_fills_only_unknown_figures(small):
+def test_what_is_kept_fills_only_unknown_figures_of_that_device(small, tmp_path):
     measurements, _ = small
     profile = find_profile("cpu-avx2-ddr5-2ch")
-    filled = with_measurements(profile, measurements)
+    assert with_kept(profile, tmp_path) == profile
+    keep_measurements(replace(measurements, name="another"), tmp_path)
+    assert with_kept(profile, tmp_path) == profile
+    keep_measurements(replace(measurements, name=profile.name), tmp_path)
+    filled = with_kept(profile, tmp_path)
     assert filled.bandwidth_gb_s == 89.6
     assert filled.fp32_tflops == measurements.value("fp32_tflops")
     assert filled.figures.fp32_tflops.grade == "measured"
     assert profile.fp32_tflops is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"NAME": 3}', '{"NAME": {"figures": {"x": 1}}}'])
+def test_a_damaged_file_of_measurements_is_named(tmp_path, text):
+    profile = find_profile("cpu-avx2-ddr5-2ch")
+    (tmp_path / "measured.json").write_text(text.replace("NAME", profile.name))
+    with pytest.raises(InputError, match=r"measured\.json does not hold .* measure again"):
+        with_kept(profile, tmp_path)
+
+
+def test_advice_for_this_machine_uses_what_was_measured_of_it(monkeypatch, small):
+    from advisor import workflows
+    from advisor.hardware import measure as measuring
+
+    before = workflows.profile("cpu").devices[0]
+    found = replace(small[0], name=before.name)
+    monkeypatch.setattr(measuring, "measure", lambda device, profile: found)
+    after = workflows.profile("cpu", measure=True).devices[0]
+    assert after.fp32_tflops == (before.fp32_tflops or found.value("fp32_tflops"))
+    advice = workflows.recommend("llama-3.2-1b", gpu="cpu", engine="llama.cpp").to_dict()
+    assert advice["candidates"][0]["decode_tokens_per_s"] is not None
 
 
 def test_int8_that_torch_cannot_run_has_the_reason(monkeypatch):

@@ -57,6 +57,10 @@ CHEAP = {
         lambda f: edit_config(f, quantization_config={"quant_method": "gptq"}),
         r"already quantized \(gptq\)",
     ),
+    "quantized by nobody": (
+        lambda f: edit_config(f, quantization_config=["gptq"]),
+        "does not name",
+    ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no weights"),
     "pickle only": (to_pickle, "only pickle weights.*safe_serialization"),
     "truncated": (lambda f: truncate(f, -100), "is truncated: .* expected"),
@@ -68,6 +72,10 @@ CHEAP = {
     ),
     "missing shard": (lambda f: to_index(f, "model-2.safetensors"), "not there: model-2"),
     "shard outside": (lambda f: to_index(f, "../other.safetensors"), "outside its folder"),
+    "index is a list": (
+        lambda f: (f / f"{WEIGHTS}.index.json").write_text("[]"),
+        "no index of a safetensors",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer\.json"),
 }
 
@@ -88,6 +96,8 @@ def test_found_before_loading(folder, case):
 
 
 def test_a_sound_folder_passes(folder):
+    check_model_folder(folder)
+    edit_config(folder, quantization_config=None)  # as some publishers write it
     check_model_folder(folder)
 
 

@@ -92,6 +92,19 @@ def test_missing_weights_are_an_error(folder):
         read_model_folder(folder)
 
 
+def test_weights_stored_as_integers_are_no_16_bit_model(folder):
+    write_safetensors(folder / "model.safetensors", _shapes(folder), dtype="I16")
+    with pytest.raises(InputError, match=r"weights are stored as integers \(first: .* as I16\)"):
+        read_model_folder(folder)
+
+
+def test_files_beside_the_model_are_not_read(folder):
+    write_safetensors(folder / "model.safetensors", _shapes(folder))
+    alone = read_model_folder(folder)
+    write_safetensors(folder / "adapter.safetensors", {"lora.a.weight": [8, 64]})
+    assert read_model_folder(folder).tensors == alone.tensors
+
+
 @pytest.mark.parametrize("keep", [4, 40, -10])
 def test_truncated_safetensors(folder, keep):
     write_safetensors(folder / "model.safetensors", _shapes(folder))

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -299,6 +300,19 @@ def test_no_more_context_is_served_than_the_model_was_made_for():
     assert fits["candidates"][0]["memory_bytes"] == found["candidates"][0]["memory_bytes"]
     one = predict(spec, parse_scheme("gptq-int4-g128-sym"), gpu, "vllm", context=8192).to_dict()
     assert one["candidate"]["notes"] == found["notes"]
+
+
+def test_a_checkpoint_that_is_quantized_already_is_noticed(llama, rtx4090):
+    assert recommend(llama, rtx4090, "vllm", Budgets()).notes == ()
+    config = {**llama.config, "quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}
+    quantized = replace(llama, config=config)
+    (note,) = recommend(quantized, rtx4090, "vllm", Budgets()).to_dict()["notes"]
+    assert note.startswith("This checkpoint is quantized already (fp8)")
+    scheme = parse_scheme("gptq-int4-g64-sym")
+    assert predict(quantized, scheme, rtx4090, "vllm", context=10**6).notes[0] == note
+    for name, method in (("deepseek-ai/DeepSeek-R1", "fp8"), ("openai/gpt-oss-20b", "mxfp4")):
+        (note,) = recommend(load_modelspec(name), rtx4090, "vllm", Budgets()).notes
+        assert f"quantized already ({method})" in note
 
 
 def test_a_group_size_that_is_advised_has_a_kernel(llama):

@@ -68,6 +68,16 @@ def test_no_int4_rate_drives_weight_only_speed(llama):
     assert four.speed.prefill.expected <= sixteen.speed.prefill.expected
 
 
+def test_16_bits_are_read_at_full_speed_where_float16_arithmetic_is_slow(llama):
+    """A P40 has 0.18 TFLOPS in float16 and 11.8 in float32, in which engines multiply there."""
+    plain = candidate(llama, "bf16", "p40", "llama.cpp", batch=1, context=128).speed
+    assert plain.bound == "memory"
+    read = find_profile("p40").bandwidth_gb_s / (2e-9 * llama.parameters)
+    assert 0.6 * read < plain.decode.expected < 1.1 * read
+    ratio = decode(llama, "gguf-q4_0", "p40", "llama.cpp") / plain.decode.expected
+    assert 2 < ratio < 4  # of the bytes
+
+
 def test_an_interval_holds_its_middle_and_words_say_the_bound(llama):
     speed = candidate(llama, "bf16", "l4", "vllm").speed
     assert speed.decode.low < speed.decode.expected < speed.decode.high

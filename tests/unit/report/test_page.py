@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from advisor.plan.files import load_plan
-from advisor.report.bits_map import stored_bits
+from advisor.report.bits_map import bits_map, stored_bits
 from advisor.report.page import render_report
 from advisor.report.sections import size_text
 
@@ -114,6 +114,42 @@ def test_the_map_tells_group_sizes_of_one_width_apart(plan):
 )
 def test_bits_of_a_scheme_count_its_scales(scheme, format_name, bits):
     assert stored_bits(scheme, format_name) == pytest.approx(bits, abs=5e-3)
+
+
+@pytest.mark.parametrize("blocks", [1, 49, 50, 61, 126, 200])
+def test_every_block_of_a_deep_model_is_inside_the_map(blocks):
+    schemes = {
+        f"model.layers.{block}.mlp.{part}": f"gptq-int{bits}-g128-sym"
+        for block in range(blocks)
+        for part, bits in (("up_proj", 4), ("down_proj", 8))
+    }
+    drawn = bits_map(schemes, "compressed-tensors")
+    _, _, width, height = map(float, re.search(r'viewBox="([^"]*)"', drawn)[1].split())
+    cells = re.findall(
+        r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="20"[^>]*><title>(\S+ \S+ \d+)',
+        drawn,
+    )
+    assert len({title for *_, title in cells}) == 2 * blocks
+    assert max(float(x) + float(wide) for x, _, wide, _ in cells) <= width
+    assert max(float(y) + 20 for _, y, _, _ in cells) <= height
+    assert len({(x, y) for x, y, _, _ in cells}) == 2 * blocks
+
+
+def test_experts_of_a_block_share_a_cell_of_the_map():
+    schemes = {
+        f"model.layers.{block}.mlp.experts.{expert}.{part}": "gptq-int4-g64-sym"
+        for block in range(2)
+        for expert in range(64)
+        for part in ("gate_proj", "up_proj")
+    }
+    schemes["model.layers.1.mlp.experts.7.up_proj"] = "gptq-int8-g64-sym"
+    schemes["model.layers.0.mlp.shared_expert.up_proj"] = "gptq-int8-g64-sym"
+    drawn = bits_map(schemes, "compressed-tensors")
+    assert re.findall(r'text-anchor="end">([^<]*)', drawn) == [
+        "gate_proj", "experts up", "shared up",
+    ]  # fmt: skip
+    assert "block 1: gptq-int4-g64-sym, 4.25 bits, 63 of 64 experts" in drawn
+    assert drawn.count("<title>") == 5
 
 
 def test_sizes_within_one_budget_differ_in_words():

@@ -6,7 +6,8 @@ import pytest
 
 from advisor import workflows
 from advisor.errors import InputError, join_errors, split_errors
-from advisor.workflows.checking import check_request
+from advisor.workflows import checking
+from advisor.workflows.checking import check_output, check_request
 
 
 def complaints(call) -> list[str]:
@@ -52,11 +53,16 @@ def test_tune_checks_texts_libraries_and_places_before_it_loads_a_model(tmp_path
             tmp_path / "none", gpu="rtx-5099", engine="auto", budgets=BAD, sampler="foo",
             time_budget="3parsecs", max_disk="1XX", calibration=["nofile", "hf:some@2"],
             evaluation=[f"{tmp_path}/gone@2", "builtin:evaluation"], backends=["foo,hqq"],
-            slices=["nonsense"], output=tmp_path,
+            slices=["nonsense"], output=tmp_path, context=0, batch=1.5, samples=0, trials=-1,
+            sequence_length=1, evaluation_sequences=1, seed=2**32,
         )
     )  # fmt: skip
     words = [
-        "--max-size", "--max-loss", "rtx-5099", "--time-budget", "--max-disk", "--output",
+        "--max-size", "--max-loss", "rtx-5099", "--context must be at least 1, but got 0",
+        "--batch must be a whole number, but got 1.5", "--samples must be at least 1",
+        "--sequence-length must be at least 2", "--evaluation-sequences must be at least 2",
+        "--trials must be at least 1, but got -1", "--seed must be at most 4294967295",
+        "--time-budget", "--max-disk", "--output",
         "--sampler", "'nofile'", "backend 'foo'", "gone'", "--slice", "no model folder",
     ]  # fmt: skip
     assert [next(w for w in words if w in line) for line in found] == words
@@ -84,6 +90,13 @@ def test_two_places_are_both_looked_at(tmp_path):
     assert ["no plan at" in found[0], "no checkpoint at" in found[1]] == [True, True]
     found = complaints(lambda: workflows.compare(tmp_path / "a", tmp_path / "b"))
     assert [line.split(" holds")[0] for line in found] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+
+
+def test_a_place_that_may_not_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    check_output(tmp_path / "new" / "plan.yaml")
+    monkeypatch.setattr(checking.os, "access", lambda place, mode: place != tmp_path.resolve())
+    with pytest.raises(InputError, match=r"cannot be written: .* is read-only"):
+        check_output(tmp_path / "new" / "plan.yaml")
 
 
 def test_a_profile_of_no_kind_is_not_called_a_gpu():

@@ -62,9 +62,18 @@ def test_one_row_is_the_answer_however_alike_another_is(result):
 def test_an_assumed_budget_is_said_and_the_smallest_boasts_of_bytes(result):
     words = why(result)
     assert words.startswith("the smallest within 1% of perplexity, which is aimed at where no")
-    assert words.endswith("9.1% fewer bytes than the uniform one of least KL (gptq-int4-g64-sym)")
+    assert words.endswith("as many bytes as the smallest uniform one that does (gptq-int4-gch-sym)")
     given = replace(result, goal=goal_of(Budgets(max_loss=0.03), "balanced", None))
-    assert why(given).startswith("the smallest that meets the budgets: 9.1% fewer bytes")
+    assert why(given).startswith("the smallest that meets the budgets: as many bytes as")
+    narrow, _, best = result.finalists
+    larger = replace(given, finalists=(narrow, best))
+    assert why(larger).endswith(
+        "9.1% fewer bytes than the smallest uniform one that does (gptq-int4-g64-sym)"
+    )
+    failing = replace(best, decision=decide(best.measurement, Budgets(max_kl=1e-9)))
+    assert why(replace(given, finalists=(narrow, failing))) == (
+        "the smallest that meets the budgets: no uniform one of 1 that were measured does"
+    )
     least = replace(result, goal=goal_of(Budgets(max_size_bytes=1000), "balanced", 1000))
     assert why(least).startswith("the least loss that fits: 2.00 times the KL of the best uniform")
 
@@ -79,8 +88,16 @@ def test_finalists_take_one_line_each_at_usual_widths(result, width, gone):
         "kl": {"value": 0.00103, "low": 0.00094, "high": 0.00111},
         "loss": {"value": -0.0007, "low": -0.00384, "high": 0.00245},
     }  # fmt: skip
-    _finalists(console, [long, *rows[1:]])
+    _finalists(console, [long, *rows[1:]], max_bytes=1_000_000_000)
     heading, _, *lines = console.export_text().rstrip().splitlines()
     assert len(lines) == len(rows)
     assert [name for name in ("bits", "top-1") if name not in heading] == list(gone)
     assert "-0.070% [-0.384, 0.245]" in lines[0]
+
+
+def test_what_is_larger_than_the_budget_does_not_pass(result):
+    console = Console(width=140, record=True, file=SimpleNamespace(write=len, flush=int))
+    rows = [finalist_document(row, result) for row in in_order(result)]
+    _finalists(console, rows, max_bytes=1050)
+    _, _, *lines = console.export_text().rstrip().splitlines()
+    assert [line.split()[-1] for line in lines] == ["pass", "large", "pass"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advisor import workflows
-from advisor.errors import InputError
+from advisor.errors import InputError, VerificationError
 
 FORMATS = ("gptq", "awq", "compressed-tensors", "bitsandbytes", "gguf")
 UP = "model.layers.1.mlp.up_proj"
@@ -193,6 +194,26 @@ def test_configurations_that_disagree_with_tensors(damaged, checkpoints):
     assert faults(checkpoints("gptq")) == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gptq", lambda quantization: quantization.update(dynamic={"+:[": {"bits": 8}})),
+        ("compressed-tensors", lambda quantization: quantization.update(ignore=5)),
+        ("compressed-tensors", lambda quantization: quantization.update(config_groups={"g": None})),
+        (
+            "compressed-tensors",
+            lambda quantization: quantization["config_groups"]["group_0"].update(targets=["re:["]),
+        ),
+    ],
+)
+def test_configurations_of_another_kind_are_one_fault(damaged, original, name, change):
+    folder = damaged(name, config=lambda document: change(document["quantization_config"]))
+    (fault,) = faults(folder)
+    assert f"quantization_config is not as {name} writes it: " in fault
+    with pytest.raises(VerificationError, match="is not as"):
+        workflows.compare(original, folder, **OPTIONS)
+
+
 def test_a_weight_that_config_says_is_quantized_but_is_not(damaged, original):
     from advisor.models.checkpoint import read_tensor
 
@@ -225,6 +246,70 @@ def test_a_damaged_gguf_is_a_fault(damaged):
 
 
 OPTIONS = {"evaluation_sequences": 4, "sequence_length": 32}
+
+
+def _drop(found):
+    del found[f"{UP}.weight"]
+
+
+def _cut(found):
+    found[f"{UP}.weight"] = found[f"{UP}.weight"][:-1].clone()
+
+
+def _integers(found):
+    found[f"{UP}.weight"] = (100 * found[f"{UP}.weight"]).to(torch.int8)
+
+
+def _without_norm(found):
+    del found["model.norm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_drop, f"1 module (first: {UP}) has no weight here."),
+        (_cut, f"{UP}: its weight is [127, 64], config.json says [128, 64]."),
+        (_integers, f"{UP}: its weight is stored as I8, but config.json speaks of no quantization"),
+        (_without_norm, "1 tensors of the model are missing (first: model.norm.weight)."),
+    ],
+)
+def test_a_16_bit_model_with_gaps_is_faulty_and_not_compared(original, tmp_path, change, words):
+    """What is missing must not be taken from the reference: that would be called equal."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(original, folder)
+    found = load_file(folder / "model.safetensors")
+    change(found)
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    assert [fault for fault in faults(folder) if fault.startswith(words)] == list(faults(folder))
+    with pytest.raises(VerificationError, match=re.escape(words)):
+        workflows.compare(original, folder, **OPTIONS)
+
+
+def test_codes_without_a_quantization_in_config_are_faulty(damaged, original):
+    """LLM.int8() keeps its codes under the weight's own name."""
+    folder = damaged(
+        "bitsandbytes", "llm.int8", config=lambda document: document.pop("quantization_config")
+    )
+    assert len(faults(folder)) == 14
+    assert all("is stored as I8" in fault for fault in faults(folder))
+    with pytest.raises(VerificationError, match="14 problems"):
+        workflows.compare(original, folder, **OPTIONS)
+
+
+def test_compare_names_files_that_are_no_checkpoints(original, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(original, folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(InputError, match=r"index\.json is no index of a safetensors checkpoint"):
+        workflows.compare(original, folder, **OPTIONS)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").rename(folder / "kept")
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(InputError, match="has no weights"):
+        workflows.compare(original, folder, **OPTIONS)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="must be a JSON object, but is a list"):
+        workflows.compare(original, folder, **OPTIONS)
 
 
 @pytest.mark.parametrize("name", FORMATS)
