@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,9 +138,10 @@ class StoreFiles:
         path = self.folder / name
         temporary = path.with_name(f".{name}.{os.getpid()}")
         save_file(dict(tensors), str(temporary))
-        with temporary.open("rb+") as handle:
+        with ThreadPoolExecutor(1) as beside, temporary.open("rb+") as handle:
+            checksum = beside.submit(sha256_file, temporary)  # while the disk is waited for
             os.fsync(handle.fileno())
-        entry = {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size}
+            entry = {"sha256": checksum.result(), "bytes": temporary.stat().st_size}
         temporary.replace(path)
         self._verified.add(name)
         self._save_manifest({**self.manifest, "files": {**self.manifest["files"], name: entry}})
