@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _ROWS = 32
 """Rows that one program works on: about as many programs as a GPU has multiprocessors."""
 _VISITED_ROWS = 16
+"""The same for a visit, which has the rows of one turn: an eighth of a linear's."""
 _TO_WHOLE = tl.constexpr(12582912.0)
 """1.5 x 2^23: adding it leaves no room for a fraction, so that a float32 rounds to even."""
 

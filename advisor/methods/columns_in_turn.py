@@ -110,6 +110,8 @@ def visit_group(
         return False
     if values is not None and len(values) > _MOST_VALUES:
         return False
+    if any(part.stride(-1) != 1 for part in (*group, shares, diagonal)):
+        return False  # the kernels take rows that lie side by side
     kernels, (_, _, steps, scale, _, _) = _kernels(), group
     products, best = torch.empty_like(distance), torch.empty_like(scale)
     kernels.best_scales(distance, steps, scale, shares, diagonal, (products, best))

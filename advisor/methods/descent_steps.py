@@ -40,7 +40,7 @@ class Couplings:
             second_moment: H, damped, float32 [columns, columns]; not modified.
             groups: Of consecutive columns.
         """
-        self.diagonal = second_moment.diagonal().unsqueeze(1)
+        self.diagonal = second_moment.diagonal().unsqueeze(1).contiguous()
         self.shares = second_moment / self.diagonal
         size = MOST_COLUMNS if has_kernels(second_moment.device) else _BLOCK
         self.blocks = list(_blocks(len(second_moment) // groups, size))

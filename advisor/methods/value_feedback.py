@@ -95,7 +95,7 @@ class ValueFeedback(Feedback):
         self, columns: Tensor, scales: Tensor, table: Tensor, rounding: Rounding
     ) -> ColumnState:
         """Work on some rows, inputs first."""
-        low, high = table[0].expand_as(scales), table[-1].expand_as(scales)
+        low, high = (torch.full_like(scales, float(edge)) for edge in (table[0], table[-1]))
         state = ColumnState(torch.zeros_like(columns), scales, low, high, table)
         settings = self.settings
         if self.couples:

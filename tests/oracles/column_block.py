@@ -33,8 +33,14 @@ def launch(current, origin, limits, factor, values, out):
                 left[later, batch] += sign * float(factor[batch, column, later]) * error
 
 
+def _check(*tensors):
+    """The kernels take rows that lie side by side."""
+    assert all(tensor.stride(-1) == 1 for tensor in tensors)
+
+
 def best_scales(distance, steps, scale, shares, diagonal, out):
     """Take the place of ``best_scales`` there: the least of a parabola in the scale of each row."""
+    _check(distance, steps, scale, shares, diagonal, *out)
     weights, moves = steps.double(), distance.double()
     found = shares.double() @ weights
     out[0].copy_(found)
@@ -47,6 +53,7 @@ def best_scales(distance, steps, scale, shares, diagonal, out):
 def visit(distance, products, group, scales, shares, values):
     """Take the place of ``visit`` there: the better scale, then each step in turn."""
     weight, error, steps, scale, low, high = group
+    _check(distance, products, *group, *scales, shares)
     columns, rows = distance.shape
     table = None if values is None else values.double()
     for row in range(rows):
