@@ -140,7 +140,7 @@ def test_methods_choose_the_same_codes_with_kernels(monkeypatch, name, feedback,
     for module in (columns_in_turn, descent_steps, column_loop):
         monkeypatch.setattr(module, "has_kernels", lambda _device: True)
     found = registry.quantize(weight, statistics, scheme, settings)
-    assert calls
+    assert calls or visits
     assert visits or "gch" in name  # whose groups are wider than a kernel takes
     same = (found.codes == expected.codes).float().mean()
     assert same > 0.99
