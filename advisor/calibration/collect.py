@@ -32,7 +32,7 @@ def open_store(
     Args:
         loaded: The unquantized model.
         sequences: The calibration sequences.
-        root: Folder of the cache; the default is :func:`advisor.calibration.store.cache_root`.
+        root: Folder of the cache; the default is :func:`advisor.plan.folders.cache_root`.
         gradient: See :class:`CollectionSettings`.
         prefixes: Sample counts whose sums are kept; by default 8, 16, 32, ...
         seed: Seed of the labels.

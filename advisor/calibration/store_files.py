@@ -37,7 +37,7 @@ class StoreFiles:
         """Open or prepare a store; nothing is written yet.
 
         Args:
-            root: Folder of the cache (see :func:`advisor.calibration.store.cache_root`).
+            root: Folder of the cache (see :func:`advisor.plan.folders.cache_root`).
             key: See :func:`advisor.calibration.store.statistics_key`.
         """
         self.root = Path(root)

@@ -18,7 +18,8 @@ from advisor.formats.folder import atomic_folder, check_output, sync_file, write
 from advisor.formats.gguf_write import gguf_problems, write_gguf
 from advisor.formats.layouts import HEADS, is_transposed, layout_problems
 from advisor.formats.registry import get_format
-from advisor.formats.stored import open_stored, read_config
+from advisor.formats.stored import open_stored
+from advisor.models.config_file import read_config
 from advisor.predict.size import SHARD_BYTES
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from advisor.errors import VerificationError, did_you_mean, join_errors
 from advisor.formats.gguf_read import find_gguf, open_gguf
 from advisor.formats.layouts import is_transposed
 from advisor.formats.registry import format_names, get_format
-from advisor.formats.stored import open_stored, read_config, read_quantization
+from advisor.formats.stored import open_stored, read_quantization
 from advisor.models.checkpoint import weight_files
+from advisor.models.config_file import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

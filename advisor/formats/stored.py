@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
@@ -11,36 +10,12 @@ from advisor.errors import InputError
 from advisor.formats.base import Stored, TensorHeader
 from advisor.formats.layouts import full_names
 from advisor.models.checkpoint import check_weight_files, weight_files
+from advisor.models.config_file import read_config, read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a model's folder.
-
-    Raises:
-        InputError: There is no such folder or file, or it is no JSON object.
-    """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}.")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"{folder} has no config.json: it is no Hugging Face model folder.")
-    return _read_object(path)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}). Download or write it again.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} must be a JSON object, but is a {type(config).__name__}.")
-    return config
 
 
 _BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -61,7 +36,7 @@ def read_quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     if found is None:
         for name, method in _BESIDE.items():
             if (folder / name).is_file():
-                found = {"quant_method": method} | _read_object(folder / name)
+                found = {"quant_method": method} | read_object(folder / name)
     if found is None:
         return {}
     if not isinstance(found, dict):

@@ -5,7 +5,6 @@ Loading itself holds one part of a tensor in memory, where the weights can be ma
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from advisor.models.allocator import give_back, map_large_tensors
 from advisor.models.architectures import get_architecture
 from advisor.models.casting import casting_of, watch
 from advisor.models.checkpoint import check_weight_files
+from advisor.models.config_file import read_config
 from advisor.models.device import CPU, indexed, place
 from advisor.models.inspect import find_linears
 from advisor.models.layout import as_stored
@@ -81,28 +81,6 @@ class LoadedModel:
     def host_tensor(self, name: str) -> torch.Tensor:
         """Return what :meth:`tensor` does, in host memory."""
         return casting_of(self.model).read(self.model.get_parameter(name), CPU)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a model's folder.
-
-    Raises:
-        InputError: The folder or the file is missing or broken.
-    """
-    if not folder.exists():
-        raise InputError(f"model folder {folder} does not exist.")
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file; give the folder that holds config.json.")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"{folder} has no config.json: it is no Hugging Face model folder.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} must hold a JSON object, but holds {type(config).__name__}.")
-    return config
 
 
 def check_model_folder(folder: Path) -> None:

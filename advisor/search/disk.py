@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.mixing import predicted_bytes
 from advisor.calibration.passes import free_bytes
 from advisor.calibration.settings import dtype_bytes
+from advisor.calibration.sources import predicted_bytes
 from advisor.errors import InputError
 from advisor.evaluation.reference import Reference, reference_bytes
 from advisor.plan.folders import cache_root

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from advisor.calibration.coverage import expert_coverage
-from advisor.calibration.mixing import open_statistics
+from advisor.calibration.sources import open_statistics
 from advisor.engines.options import mixture_options
 from advisor.plan.schema import ExpertCoverage, Fallback
 from advisor.search.scores import fits

@@ -6,9 +6,10 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.mixing import collect, mixes, open_statistics
+from advisor.calibration.mixing import mixes
 from advisor.calibration.representativeness import Representativeness, representativeness
 from advisor.calibration.settings import default_prefixes
+from advisor.calibration.sources import collect, open_statistics
 from advisor.formats.layouts import experts_as_one
 from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.folders import cache_root

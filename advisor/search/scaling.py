@@ -8,8 +8,8 @@ import torch
 
 from advisor.errors import InputError
 from advisor.methods.smoothquant import smoothing_scales
+from advisor.models.config_file import read_config
 from advisor.models.folding import Folding, fold_tensor, foldable_groups, folded_tensors
-from advisor.models.load import read_config
 from advisor.search.stacking import awq_scales
 
 if TYPE_CHECKING:

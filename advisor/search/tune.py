@@ -10,8 +10,9 @@ from advisor.engines.outer import outer_problems, with_ends
 from advisor.errors import InputError, join_errors
 from advisor.formats.gguf_write import gguf_problems
 from advisor.formats.layouts import engine_problems
-from advisor.formats.stored import open_stored, read_config
+from advisor.formats.stored import open_stored
 from advisor.methods.settings import QuantizationSettings
+from advisor.models.config_file import read_config
 from advisor.modelspec.outer import outer_modules
 from advisor.search.clock import Clock
 from advisor.search.families import USUAL_DAMPING

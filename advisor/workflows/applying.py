@@ -243,7 +243,7 @@ def statistics(
     """Return the plan's calibration text and its statistics, collected again if they are lost."""
     if plan.calibration is None:
         return None, None
-    from advisor.calibration.mixing import collect, open_statistics
+    from advisor.calibration.sources import collect, open_statistics
     from advisor.workflows.texts import redraw
 
     sequences = redraw(plan.calibration, loaded.tokenizer, "calibration")

@@ -101,9 +101,10 @@ def _filled(
     import transformers
 
     from advisor.models.casting import watch
+    from advisor.models.config_file import read_config
     from advisor.models.device import place
     from advisor.models.inspect import find_linears
-    from advisor.models.load import LoadedModel, read_config
+    from advisor.models.load import LoadedModel
     from advisor.plan.hashing import sha256_files, sha256_json
 
     config = read_config(folder)

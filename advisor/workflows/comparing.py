@@ -108,7 +108,7 @@ def _check_same_model(first: Path, second: Path) -> None:
         InputError: A config.json cannot be read, or keys differ; all are listed.
     """
     from advisor.formats.gguf_read import find_gguf
-    from advisor.formats.stored import read_config
+    from advisor.models.config_file import read_config
 
     configs = []
     for folder in (first, second):

@@ -188,7 +188,7 @@ def modelspec_of(path: Path) -> ModelSpec:
     Not from the files' headers: what they hold is what is in question.
     """
     from advisor.formats.gguf_read import config_of_gguf, find_gguf
-    from advisor.formats.stored import read_config
+    from advisor.models.config_file import read_config
     from advisor.modelspec import build_modelspec
 
     file = find_gguf(path)

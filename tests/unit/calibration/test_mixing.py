@@ -7,15 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from advisor.calibration import mixing
+from advisor.calibration import sources
 from advisor.calibration.collect import collect_statistics, open_store
-from advisor.calibration.mixing import (
-    collect,
-    mixes,
-    of_mix,
-    open_statistics,
-    sequence_weights,
-)
+from advisor.calibration.mixing import mixes, of_mix, sequence_weights
+from advisor.calibration.sources import collect, open_statistics
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.errors import InputError
 from advisor.methods.settings import QuantizationSettings
@@ -102,9 +97,9 @@ def test_the_given_mix_is_the_whole_text(random_llama, store, drawn, tmp_path):
 
 def test_no_sequence_is_run_twice(random_llama, drawn, monkeypatch):
     run = []
-    plain = mixing.collect_statistics
+    plain = sources.collect_statistics
     monkeypatch.setattr(
-        mixing, "collect_statistics",
+        sources, "collect_statistics",
         lambda loaded, part, *a, **k: (run.append(part.sequences), plain(loaded, part, *a, **k)),
     )  # fmt: skip
     found = open_statistics(random_llama, drawn)

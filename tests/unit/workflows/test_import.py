@@ -308,7 +308,7 @@ def test_compare_names_files_that_are_no_checkpoints(original, tmp_path):
     with pytest.raises(InputError, match="has no weights"):
         workflows.compare(original, folder, **OPTIONS)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(InputError, match="must be a JSON object, but is a list"):
+    with pytest.raises(InputError, match="must hold a JSON object, but holds list"):
         workflows.compare(original, folder, **OPTIONS)
 
 
