@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import advisor
 from advisor.budgets import Budgets
-from advisor.calibration.store import cache_root
 from advisor.evaluation.measure import measure
 from advisor.evaluation.reference import Reference
 from advisor.evaluation.runtime import quantized_model
 from advisor.formats.read import read_checkpoint
 from advisor.models.load import LoadedModel, load_model
+from advisor.plan.folders import cache_root
 from advisor.workflows.checkpoints import contents
 from advisor.workflows.texts import draw
 

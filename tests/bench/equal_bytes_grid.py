@@ -110,9 +110,9 @@ class Grid:
     @classmethod
     def open(cls, given: argparse.Namespace, rows: Rows) -> Grid:
         """Load the model, and run it on the text that judges."""
-        from advisor.calibration.store import cache_root
         from advisor.evaluation.reference import Reference
         from advisor.models.load import load_model
+        from advisor.plan.folders import cache_root
         from advisor.workflows.texts import draw
 
         loaded = load_model(given.model)

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 from advisor.calibration.collect import collect_statistics, open_store
-from advisor.calibration.store import cache_root
 from advisor.evaluation.measure import measure
 from advisor.evaluation.reference import Reference
 from advisor.evaluation.runtime import quantized_model
 from advisor.methods.settings import QuantizationSettings
 from advisor.models.load import load_model
+from advisor.plan.folders import cache_root
 from advisor.schemes import parse_scheme
 from advisor.search.realise import realise
 from advisor.workflows.texts import draw

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.calibration.collect import collect_statistics, open_store
-from advisor.calibration.store import cache_root
 from advisor.evaluation.measure import Measurement, measure
 from advisor.evaluation.reference import Reference
 from advisor.evaluation.runtime import quantized_model
 from advisor.methods.settings import QuantizationSettings
 from advisor.models.load import LoadedModel, load_model
 from advisor.plan.files import load_plan
+from advisor.plan.folders import cache_root
 from advisor.predict.models import load_modelspec
 from advisor.predict.size import checkpoint_size
 from advisor.schemes import Scheme, parse_scheme

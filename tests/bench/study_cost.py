@@ -51,9 +51,9 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     """Run the trials of a search; return (trials, rejected, distinct candidates, CPU seconds)."""
     from advisor.budgets import Budgets
     from advisor.calibration.mixing import collect, open_statistics
-    from advisor.calibration.store import cache_root
     from advisor.engines.options import mixture_options
     from advisor.models.load import load_model
+    from advisor.plan.folders import cache_root
     from advisor.predict.models import load_modelspec
     from advisor.search.clock import Clock
     from advisor.search.compose import Composer

@@ -9,7 +9,6 @@ import torch
 
 from advisor.budgets import Budgets
 from advisor.calibration.collect import open_store
-from advisor.calibration.store import cache_root
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.evaluation.measure import measure
 from advisor.evaluation.reference import Reference
@@ -17,6 +16,7 @@ from advisor.evaluation.runtime import quantized_model
 from advisor.formats.export import write_checkpoint
 from advisor.hardware.catalogue import find_profile
 from advisor.models.load import load_model
+from advisor.plan.folders import cache_root
 from advisor.predict.models import load_modelspec
 from advisor.predict.size import checkpoint_size
 from advisor.schemes import parse_scheme

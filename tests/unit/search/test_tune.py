@@ -9,7 +9,6 @@ import torch
 
 from advisor.budgets import Budgets, loosened
 from advisor.calibration.collect import open_store
-from advisor.calibration.store import cache_root
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.engines.options import MixtureOptions
 from advisor.errors import InputError
@@ -19,6 +18,7 @@ from advisor.evaluation.runtime import quantized_model
 from advisor.hardware.catalogue import find_profile
 from advisor.models.load import load_model
 from advisor.plan.files import dump_plan
+from advisor.plan.folders import cache_root
 from advisor.predict.models import load_modelspec
 from advisor.schemes import parse_scheme
 from advisor.search.assignment import assignment_of, samples_of, settings_of
