@@ -8,6 +8,7 @@ from advisor.calibration.passes import Collector, Progress
 from advisor.calibration.settings import collection_settings
 from advisor.calibration.store import StatisticsStore, statistics_key
 from advisor.models.device import repeatable
+from advisor.models.inspect import embedded_tokens
 from advisor.plan.folders import cache_root
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def collect_statistics(
         max_bytes: Refuse to start when more disk than this is needed.
 
     Raises:
-        InputError: Not enough disk, or a setting that breaks its rule.
+        InputError: Not enough disk, a setting that breaks its rule, or tokens that the model does
+            not know.
 
     Reference:
         Martens and Grosse, Optimizing neural networks with Kronecker-factored approximate
@@ -84,6 +86,7 @@ def collect_statistics(
     """
     if store.complete:
         return
+    sequences.check_vocabulary(embedded_tokens(loaded.model))
     settings = collection_settings(
         loaded,
         sequences,

@@ -67,6 +67,23 @@ class TokenSequences:
         """Return the sequences of one source, in their order."""
         return self._pick([i for i, name in enumerate(self.sources) if name == source])
 
+    def check_vocabulary(self, rows: int) -> None:
+        """Refuse tokens that a model has no embedding for.
+
+        Args:
+            rows: Rows of the model's embedding.
+
+        Raises:
+            InputError: A token is beyond them.
+        """
+        largest = int(self.tokens.max())
+        if largest >= rows:
+            raise InputError(
+                f"the tokenizer gives token {largest} for the text {self.corpus!r}, but the model "
+                f"embeds {rows} tokens only: tokenizer and model do not belong together. Give the "
+                "tokenizer that the model was trained with."
+            )
+
     def _pick(self, places: Sequence[int]) -> TokenSequences:
         tokens = self.tokens[list(places)]
         sources = tuple(self.sources[i] for i in places) if self.sources else ()

@@ -20,6 +20,7 @@ import torch
 
 from advisor.errors import AdvisorError, InputError
 from advisor.evaluation.logits import iterate_log_probabilities
+from advisor.models.inspect import embedded_tokens
 from advisor.plan.hashing import sha256_json
 
 if TYPE_CHECKING:
@@ -143,8 +144,10 @@ class Reference:
             progress: Called with (sequences done, sequences in all).
 
         Raises:
-            InputError: Not enough disk, or the folder cannot be written.
+            InputError: Not enough disk, the folder cannot be written, or tokens that the model does
+                not know.
         """
+        sequences.check_vocabulary(embedded_tokens(loaded.model))
         target = _place(loaded, sequences, folder)
         if not (target / _FACTS).is_file():
             _write(loaded, sequences, target, progress)

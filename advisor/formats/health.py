@@ -88,7 +88,7 @@ def gaps(
     others = [
         tensor.name
         for tensor in tensors
-        if tensor.name not in owned and tensor.name not in stored and tensor.role != "bias"
+        if tensor.name not in owned and tensor.name not in stored
         and not tensor.name.startswith(f"{HEAD}.")
     ]  # fmt: skip
     faults = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -115,6 +115,12 @@ def find_outer(model: nn.Module) -> tuple[OuterModule, ...]:
     spec = build_modelspec(config_of(model), model_id=name, where=f"the configuration of {name}")
     names = {key for key, _ in model.named_parameters(remove_duplicate=False)}
     return tuple(m for m in outer_modules(spec) if f"{m.name}.weight" in names)
+
+
+def embedded_tokens(model: nn.Module) -> int:
+    """Return how many tokens a model of transformers has an embedding for."""
+    embedding = cast("Any", model).get_input_embeddings()
+    return int(embedding.weight.shape[0])
 
 
 def outer_specs(model: nn.Module) -> tuple[LinearSpec, LinearSpec]:

@@ -23,6 +23,7 @@ from advisor.predict.ladder import ladder
 from advisor.predict.positions import context_notes, quantized_notes, served_context
 from advisor.predict.ranking import PREFERENCES, rank, ties
 from advisor.predict.relax import relaxations
+from advisor.predict.sharing import check_sharing
 from advisor.schemes import Scheme, parse_scheme
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def recommend(
             the engine reads a quantized head or embedding of this model.
     """
     workload = _workload(spec, context, batch)
+    check_sharing(spec, hardware, engine)
     if prefer not in PREFERENCES:
         raise InputError(
             f"prefer must be one of {', '.join(PREFERENCES)}, but got {prefer!r}."
@@ -158,6 +160,7 @@ def predict(
 
     ends = _ends(spec, engine, quantize_head, quantize_embedding)
     workload = _workload(spec, context, batch)
+    check_sharing(spec, hardware, engine)
     candidate = make_candidate(spec, scheme, hardware, engine, workload, ends=ends)
     if left := [module for module in ends if module.name not in candidate.outer]:
         problems = outer_problems(engine, candidate.format or "", left)

@@ -302,6 +302,17 @@ def test_no_more_context_is_served_than_the_model_was_made_for():
     assert one["candidate"]["notes"] == found["notes"]
 
 
+def test_devices_that_cannot_share_the_heads_equally_are_refused(llama):
+    """vLLM refuses --tensor-parallel-size 3 of 32 heads, in 16 bits as well."""
+    three = find_profile("3xl4")
+    with pytest.raises(InputError, match=r"has 32 and 3xl4 are 3\. Use --gpu 2xl4 or 4xl4\."):
+        recommend(llama, three, "vllm", Budgets())
+    with pytest.raises(InputError, match="equally among devices"):
+        predict(llama, parse_scheme("bf16"), three, "sglang")
+    assert recommend(llama, three, "llama.cpp", Budgets()).candidates  # shares whole blocks
+    assert recommend(llama, find_profile("2xl4"), "vllm", Budgets()).candidates
+
+
 def test_a_checkpoint_that_is_quantized_already_is_noticed(llama, rtx4090):
     assert recommend(llama, rtx4090, "vllm", Budgets()).notes == ()
     config = {**llama.config, "quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}

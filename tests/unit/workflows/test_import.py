@@ -285,6 +285,17 @@ def test_a_16_bit_model_with_gaps_is_faulty_and_not_compared(original, tmp_path,
         workflows.compare(original, folder, **OPTIONS)
 
 
+def test_a_missing_bias_is_a_gap(llama_builder):
+    folder = llama_builder(attention_bias=True)
+    assert faults(folder) == ()
+    found = load_file(folder / "model.safetensors")
+    del found["model.layers.1.self_attn.q_proj.bias"]
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    assert faults(folder) == (
+        "1 tensors of the model are missing (first: model.layers.1.self_attn.q_proj.bias).",
+    )
+
+
 def test_codes_without_a_quantization_in_config_are_faulty(damaged, original):
     """LLM.int8() keeps its codes under the weight's own name."""
     folder = damaged(
@@ -294,6 +305,13 @@ def test_codes_without_a_quantization_in_config_are_faulty(damaged, original):
     assert all("is stored as I8" in fault for fault in faults(folder))
     with pytest.raises(VerificationError, match="14 problems"):
         workflows.compare(original, folder, **OPTIONS)
+
+
+def test_a_tokenizer_of_another_model_is_named(llama_builder):
+    """Its tokens have no embedding: an index out of range says nothing to a user."""
+    folder = llama_builder(vocab_size=64)
+    with pytest.raises(InputError, match="embeds 64 tokens only: tokenizer and model do not"):
+        workflows.compare(folder, folder, **OPTIONS)
 
 
 def test_compare_names_files_that_are_no_checkpoints(original, tmp_path):
