@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.errors import InputError
-from advisor.methods.checks import prepare_weight, require_statistics
+from advisor.methods.checks import prepare_weight
+from advisor.methods.input_scales import INPUT_GLOBAL_SCALE, input_global_scale
 from advisor.methods.value_feedback import ValueFeedback, least_error
 from advisor.numerics.codebooks import decode_e4m3, encode_e4m3
 from advisor.numerics.microscaling import (
@@ -129,10 +130,8 @@ def _quantize(
     if scheme.weight == "nvfp4":
         extras["global_scale"] = global_scale(values.abs().amax())
         if scheme.activation is not None:
-            found = require_statistics(
-                next(iter(statistics), None), in_features, f"{scheme}'s input scale"
-            )
-            extras["input_global_scale"] = global_scale(found.absolute_maximum.amax()).cpu()
+            known = next(iter(statistics), None)
+            extras[INPUT_GLOBAL_SCALE] = input_global_scale(scheme, known, in_features)
         candidates = _nvfp4_scales(groups, extras["global_scale"], settings)
         rounding = _LocalScales(extras["global_scale"])
     else:

