@@ -19,6 +19,7 @@ from advisor.search.allocation import (
 from advisor.search.families import (
     BEST,
     Family,
+    is_measured_alone,
     schemes_of,
     with_16_bit,
 )
@@ -68,9 +69,7 @@ class Composer:
         Raises:
             InputError: Nothing that is offered fits this model; says why of each scheme.
         """
-        # Quantized inputs change the output too, which weight scores do not see: such options
-        # save no bytes over weight-only ones and are left to uniform candidates of their own.
-        self.options = tuple(s for s in with_16_bit(offered.schemes) if s.activation is None)
+        self.options = with_16_bit(offered.schemes)
         if not any(scheme.is_quantized for scheme in self.options):
             raise InputError(_nothing_fits(offered))
         self.linears = tuple(linears)
@@ -243,7 +242,8 @@ class Composer:
         present: dict[str, Mixture] = {}
         for symmetric in (True, False) if family.symmetric is None else (family.symmetric,):
             own = replace(family, symmetric=symmetric)
-            storages = [storage_name(s) for s in self.schemes(own) if s.is_quantized]
+            schemes = [s for s in self.schemes(own) if s.is_quantized and not is_measured_alone(s)]
+            storages = [storage_name(s) for s in schemes]
             for storage in dict.fromkeys(storages):
                 if (candidate := self.uniform(own, storage)) is not None:
                     present.setdefault(candidate.name, candidate)
@@ -301,18 +301,18 @@ class Composer:
 
 
 def _storage(scheme: Scheme) -> tuple[object, ...]:
-    """Return what kernels see of a weight-only scheme: everything but who chose its codes."""
-    return scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric
+    """Return what kernels see of a scheme: everything but who chose its codes."""
+    stored = scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric
+    return *stored, scheme.activation
 
 
 def _nothing_fits(offered: MixtureOptions) -> str:
-    """Say of every weight-only scheme why it does not fit."""
+    """Say of every scheme why it does not fit."""
     whys: dict[str, list[str]] = {}
     for scheme, reason in offered.ruled_out:
-        if scheme.activation is None:
-            whys.setdefault(reason, []).append(str(scheme))
+        whys.setdefault(reason, []).append(str(scheme))
     listed = "; ".join(f"{', '.join(names)}: {why}" for why, names in whys.items())
     return (
-        f"the engine offers no weight-only scheme in format {offered.format!r} that fits this "
+        f"the engine offers no scheme in format {offered.format!r} that fits this "
         f"model: choose another --engine{f' ({listed})' if listed else ''}."
     )

@@ -20,6 +20,7 @@ from advisor.search.disk import DiskUse, check_disk, predict_disk
 from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.goal import Goal, goal_of
+from advisor.search.input_noise import InputNoise
 from advisor.search.limits import SizeLimit, size_limits
 from advisor.search.measuring import Measurer
 from advisor.search.memory import check_memory, predict_memory
@@ -96,7 +97,9 @@ class Run:
         self.workdir.mkdir(parents=True, exist_ok=True)
         url = storage_url(storage, self.workdir)
         check_storage(url)
-        book = ScoreBook(task.loaded, store, cache_root() / "scores")
+        folder = cache_root() / "scores"
+        noise = InputNoise(task.loaded, store, task.calibration, folder)
+        book = ScoreBook(task.loaded, store, folder, noise)
         composer = Composer(
             task.spec, task.loaded.linears, self.offered, book, task.settings,
             outer=self._outer_book(store, book),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError
-from advisor.search.families import Family, schemes_of
+from advisor.search.families import TABLE_METHODS, Family, schemes_of
 from advisor.search.mixture import Mixture
 from advisor.search.outcomes import Outcome, TrialRecord
 from advisor.search.space import Proposal, Space, Suggester, suggest
@@ -219,6 +219,8 @@ def fallback(composer: Composer, max_bytes: int | None) -> Mixture | None:
     names = [linear.name for linear in composer.linears]
     found: list[Mixture] = []
     for option in composer.options:
+        if option.activation is not None or option.method in TABLE_METHODS:
+            continue
         family = Family("rtn", option.symmetric is not False)
         for scheme in schemes_of(family, [option], "rtn"):
             if not scheme.is_quantized or not composer.takes(scheme, composer.linears):

@@ -293,7 +293,8 @@ class Walk:
             methods = sorted({scheme.method for scheme in self._chosen.values()})
             raise InputError(
                 "sequential=True needs a method that looks at its inputs in some module "
-                f"({', '.join(sorted(SEQUENTIAL_METHODS))}) and smoothquant in none, but got {', '.join(methods)}."
+                f"({', '.join(sorted(SEQUENTIAL_METHODS))}) and smoothquant in none, "
+                f"but got {', '.join(methods)}."
             )
         if calibration is None or store is None:
             raise InputError("sequential=True needs the calibration text and its statistics.")
