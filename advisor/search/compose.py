@@ -25,6 +25,7 @@ from advisor.search.families import (
 )
 from advisor.search.mixture import Mixture
 from advisor.search.outer import outer_schemes
+from advisor.search.pace import solve_in_time
 from advisor.search.prices import Prices
 from advisor.search.scores import ScoreBook, fits
 from advisor.search.space import storage_name
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from advisor.modelspec.outer import OuterModule
     from advisor.predict.size import SizeEstimate
     from advisor.search.outer import OuterBook
+    from advisor.search.pace import Pace
 
 
 class Composer:
@@ -54,6 +56,7 @@ class Composer:
         *,
         outer: OuterBook | None = None,
         experts_as_one: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         """Prepare.
 
@@ -65,6 +68,7 @@ class Composer:
             settings: The methods' settings that families refine.
             outer: Scores of embedding and head, where they are to be quantized too.
             experts_as_one: Whether the engine unpacks all experts of all layers by one scheme.
+            pace: A limit on time.
 
         Raises:
             InputError: Nothing that is offered fits this model; says why of each scheme.
@@ -81,6 +85,7 @@ class Composer:
         self._prices = Prices(spec, offered.format, self.linears)
         self._book = book
         self._outer = outer
+        self._pace = pace
         self.outer = () if outer is None else outer.modules
 
     def size(self, assignment: Mapping[str, Scheme]) -> SizeEstimate:
@@ -186,7 +191,8 @@ class Composer:
         kept = {m.name: self._outer_schemes(m, Family(BEST))[0] for m in self.outer}
         limit = max_bytes - self._prices.beside(kept, self.outer)
         while limit > cheapest:
-            found = self._named(family, allocate(groups, limit))
+            solve = partial(allocate, limit=limit)
+            found = self._named(family, self._in_time(family, solve, groups, "score"))
             excess = found.size_bytes - max_bytes
             if excess <= 0:
                 return found
@@ -204,10 +210,21 @@ class Composer:
         Raises:
             InfeasibleError: Even 16-bit scores more, which cannot be unless ``max_kl`` < 0.
         """
-        return self._named(family, allocate_for_score(self.groups(family), max_kl))
+        groups = self.groups(family)
+        solve = partial(allocate_for_score, limit=max_kl)
+        return self._named(family, self._in_time(family, solve, groups, "cost"))
+
+    def _in_time(
+        self, family: Family, solve: Callable[[Groups], Allocation], groups: Groups, objective: str
+    ) -> Allocation:
+        """Return what a solver finds, fast enough if time has a limit."""
+        if self._pace is None:
+            return solve(groups)
+        seconds = self._pace.of_groups(groups, self._ties(family))
+        return solve_in_time(solve, groups, seconds, self._pace.limit, objective)
 
     def uniform(self, family: Family, storage: str) -> Mixture | None:
-        """Return the candidate of one scheme for all modules; None where it fits not all.
+        """Return the candidate of one scheme for all modules; None if it is too slow or unfit.
 
         Args:
             family: A family of one method.
@@ -215,9 +232,10 @@ class Composer:
         """
         schemes = [s for s in self.schemes(family) if storage_name(s) == storage]
         found = [s for s in schemes if self.takes(s, self.linears)]
-        if not found:
-            return None
         candidates = [self._uniform(family, scheme) for scheme in found]
+        candidates = [c for c in candidates if self._pace is None or self._pace.keeps(c.assignment)]
+        if not candidates:
+            return None
         return min(candidates, key=lambda candidate: candidate.predicted_kl)
 
     def uniform_size(self, family: Family, storage: str) -> int | None:

@@ -28,6 +28,7 @@ from advisor.search.offers import uniform_offers
 from advisor.search.outcomes import best_so_far
 from advisor.search.outer import OuterBook
 from advisor.search.outside import measure_outsiders
+from advisor.search.pace import in_time
 from advisor.search.planning import Task, build_plan
 from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from advisor.search.mixture import Mixture
     from advisor.search.outcomes import TrialRecord
     from advisor.search.outside import Outside
+    from advisor.search.pace import Pace
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
@@ -100,12 +102,13 @@ class Run:
         folder = cache_root() / "scores"
         noise = InputNoise(task.loaded, store, task.calibration, folder)
         book = ScoreBook(task.loaded, store, folder, noise)
+        self.offered, pace = in_time(task, self.offered, prefer)
         composer = Composer(
             task.spec, task.loaded.linears, self.offered, book, task.settings,
-            outer=self._outer_book(store, book),
+            outer=self._outer_book(store, book), pace=pace,
             experts_as_one=experts_as_one(task.engine, self.offered.format),
         )  # fmt: skip
-        goal, space = self._aim(composer, prefer)
+        goal, space = self._aim(composer, prefer, pace)
         scorer = Scorer(
             composer,
             space,
@@ -129,7 +132,7 @@ class Run:
             self.clock.stopped = "interrupted"
         return self._result(scorer, goal, seed)
 
-    def _aim(self, composer: Composer, prefer: str) -> tuple[Goal, Space]:
+    def _aim(self, composer: Composer, prefer: str, pace: Pace | None) -> tuple[Goal, Space]:
         """Return what is wanted, and where to look for it."""
         task = self.task
         smallest, largest = composer.smallest_and_largest()
@@ -138,7 +141,7 @@ class Run:
             task.budgets, context=task.context, batch=task.batch,
         )  # fmt: skip
         least = self.limits[0].max_bytes if self.limits else None
-        goal = goal_of(task.budgets, prefer, least)
+        goal = goal_of(task.budgets, prefer, least, pace)
         high = largest.bits_per_weight
         if self.outer:  # what embedding and head may take more is counted as the linears'
             more = largest.total_bytes - smallest.total_bytes + smallest.quantizable_bytes
@@ -230,11 +233,11 @@ class Run:
             composer, measurer, goal, families, self._may_not_measure, self._measuring
         )
         refiner.run()
-        refiner.measure_offers(
-            uniform_offers(
-                task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
-            )
+        offers = uniform_offers(
+            task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
         )
+        kept = [o for o in offers if goal.pace is None or goal.pace.keeps(o.assignment)]
+        refiner.measure_offers(kept)
         refiner.settle()
         if self.sequential:
             refiner.refine_sequentially()

@@ -110,7 +110,9 @@ class Scorer:
             self.scored.append(family)
         mixture = self._compose(family, proposal)
         if mixture is None:
-            return Outcome(math.inf, (1.0,), {}, rejected="the storage fits not all modules")
+            return Outcome(
+                math.inf, (1.0,), {}, rejected="the storage is too slow, or fits not all modules"
+            )
         outcome = self._outcome(mixture)
         feasible = all(value <= 0 for value in outcome.constraints)
         if feasible and (self.best is None or self._value(mixture) < self._value(self.best)):
