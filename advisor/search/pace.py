@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from advisor.search.allocation import Groups
     from advisor.search.planning import Task
 
+_GAIN = 1.1
+"""How many times as fast decoding must be for rounded inputs to be preferred; by less, kernels
+differ in what they cost the host, and predictions by more than that."""
 _MOST_SOLVED = 12
 """Prices of time that are tried."""
 
@@ -101,8 +104,8 @@ def in_time(task: Task, offered: MixtureOptions, prefer: str) -> tuple[MixtureOp
     Args:
         task: Model, hardware, engine, budgets, batch and context.
         offered: What the engine mixes in one checkpoint.
-        prefer: With ``speed``, weight-only options are left out where decoding waits for
-            arithmetic, others multiply faster, and a checkpoint of these is small enough.
+        prefer: With ``speed``, weight-only options are left out where decoding is really faster
+            with others, and a checkpoint of these is small enough.
     """
     steps = _steps(task, offered)
     found = {scheme: step.arithmetic for scheme, step in steps.items()}
@@ -158,7 +161,7 @@ def _quick(
     if not plain or not rounding:
         return None
     fastest = min(steps[s].seconds for s in plain)
-    kept = [s for s in rounding if steps[s].seconds < fastest]
+    kept = [s for s in rounding if _GAIN * steps[s].seconds < fastest]
     if not kept:
         return None
     quick = replace(offered, schemes=(*kept, BF16))
