@@ -156,9 +156,10 @@ def _speed_limit(
         )  # fmt: skip
         return None if estimate.decode is None else estimate.decode.expected
 
+    speeds = {scheme: speed_of(scheme, low) or 0.0 for scheme in quantized}
     scheme = min(quantized, key=lambda option: option.bits)
-    if (speed_of(scheme, low) or tokens_per_s) < tokens_per_s:  # it waits for arithmetic
-        scheme = max(quantized, key=lambda option: speed_of(option, low) or 0.0)
+    if speeds[scheme] < tokens_per_s:  # it waits for arithmetic, or fits not all modules
+        scheme = max(quantized, key=lambda option: speeds[option])
     speed = partial(speed_of, scheme)
     fastest = speed(low)
     if fastest is None:

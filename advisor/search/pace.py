@@ -13,13 +13,16 @@ weight-only scheme of as many bits; it is no option then.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from advisor.engines.verdict import Verdict, verdict
 from advisor.errors import AdvisorError
-from advisor.predict.decode_step import Step, decode_step
+from advisor.predict.decode_step import decode_step
+from advisor.predict.ranking import PREFILL_WEIGHT
 from advisor.predict.size import checkpoint_size
+from advisor.predict.speed import predict_speed
 from advisor.schemes import BF16, Scheme, parse_scheme
 from advisor.search.allocation import Allocation, Option
 
@@ -27,13 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from advisor.engines.options import MixtureOptions
-    from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import LinearSpec, ModelSpec
     from advisor.search.allocation import Groups
     from advisor.search.planning import Task
 
 _GAIN = 1.1
-"""How many times as fast decoding must be for rounded inputs to be preferred; by less, kernels
+"""How many times as fast serving must be for rounded inputs to be preferred; by less, kernels
 differ in what they cost the host, and predictions by more than that."""
 _MOST_SOLVED = 12
 """Prices of time that are tried."""
@@ -104,11 +106,11 @@ def in_time(task: Task, offered: MixtureOptions, prefer: str) -> tuple[MixtureOp
     Args:
         task: Model, hardware, engine, budgets, batch and context.
         offered: What the engine mixes in one checkpoint.
-        prefer: With ``speed``, weight-only options are left out where decoding is really faster
-            with others, and a checkpoint of these is small enough.
+        prefer: With ``speed``, weight-only options are left out where decoding and reading prompts
+            (weighed as by :mod:`advisor.predict.ranking`) are really faster with others, and a
+            checkpoint of these is small enough.
     """
-    steps = _steps(task, offered)
-    found = {scheme: step.arithmetic for scheme, step in steps.items()}
+    found = _arithmetic(task, offered)
     wanted = task.budgets.min_tokens_per_s
     if wanted is not None and found:
         limit = task.batch / wanted
@@ -116,59 +118,63 @@ def in_time(task: Task, offered: MixtureOptions, prefer: str) -> tuple[MixtureOp
             parameters = max(1, task.spec.quantizable_parameters)
             shares = {linear.name: linear.parameters / parameters for linear in task.spec.linears}
             return offered, Pace(found, shares, limit)
-    quick = _quick(task, offered, steps)
-    if prefer == "speed" and quick is not None:
+    quick = _quick(task, offered) if prefer == "speed" else None
+    if quick is not None:
         return quick, None
     plain = {s.bits for s in offered.schemes if s.activation is None}
     kept = tuple(s for s in offered.schemes if s.activation is None or s.bits not in plain)
     return replace(offered, schemes=kept), None
 
 
-def _steps(task: Task, offered: MixtureOptions) -> dict[Scheme, Step]:
-    """Return a decode step of each option, at its own bytes; empty where speed is not known."""
-    found: dict[Scheme, Step] = {}
+def _arithmetic(task: Task, offered: MixtureOptions) -> dict[Scheme, float]:
+    """Return what a step spends on arithmetic under each option; empty where it is not known."""
+    found: dict[Scheme, float] = {}
     for scheme in dict.fromkeys((*offered.schemes, BF16)):
         step = decode_step(
-            task.spec, scheme, kernel_of(scheme, offered, task.hardware, task.engine, task.spec),
-            task.hardware, task.engine,
-            linear_bytes=int(task.spec.quantizable_parameters * scheme.bits / 8),
-            context=task.context, batch=task.batch,
+            task.spec, scheme, _kernel(task, offered, scheme), task.hardware, task.engine,
+            linear_bytes=_stored_bytes(task.spec, scheme), context=task.context, batch=task.batch,
         )  # fmt: skip
         if step is None:
             return {}
-        found[scheme] = step
+        found[scheme] = step.arithmetic
     return found
 
 
-def kernel_of(
-    scheme: Scheme,
-    offered: MixtureOptions,
-    hardware: HardwareProfile,
-    engine: str,
-    spec: ModelSpec,
-) -> Verdict:
-    """Return the verdict on an option in the mixtures' own format."""
+def _kernel(task: Task, offered: MixtureOptions, scheme: Scheme) -> Verdict:
+    """Return the verdict on an option in the mixtures' own format, where it fits."""
+    unfit = offered.unfit.get(scheme, frozenset())
+    linears = [linear for linear in task.spec.linears if linear.name not in unfit]
     carried = offered.format if scheme.is_quantized else None
-    return verdict(engine, scheme, hardware, spec.linears, checkpoint_format=carried)
+    return verdict(task.engine, scheme, task.hardware, linears, checkpoint_format=carried)
 
 
-def _quick(
-    task: Task, offered: MixtureOptions, steps: Mapping[Scheme, Step]
-) -> MixtureOptions | None:
-    """Return the options without those that are slow by arithmetic; None where there is no gain."""
-    plain = [s for s in steps if s.is_quantized and s.activation is None]
-    rounding = [s for s in steps if s.activation is not None]
-    if not plain or not rounding:
-        return None
-    fastest = min(steps[s].seconds for s in plain)
-    kept = [s for s in rounding if _GAIN * steps[s].seconds < fastest]
-    if not kept:
+def _stored_bytes(spec: ModelSpec, scheme: Scheme) -> int:
+    """Return about what all linears take."""
+    return int(spec.quantizable_parameters * scheme.bits / 8)
+
+
+def _quick(task: Task, offered: MixtureOptions) -> MixtureOptions | None:
+    """Return the options without weight-only ones; None where those are about as fast."""
+    merits = {s: _merit(task, offered, s) for s in offered.schemes if s.is_quantized}
+    plain = [merit for scheme, merit in merits.items() if scheme.activation is None]
+    kept = [scheme for scheme in merits if scheme.activation is not None]
+    fastest = max((merits[scheme] for scheme in kept), default=-math.inf)
+    if not plain or fastest < max(plain) + math.log2(_GAIN):
         return None
     quick = replace(offered, schemes=(*kept, BF16))
     limit = task.budgets.max_size_bytes
-    if limit is not None and _least_bytes(task.spec, quick) > limit:
-        return None
-    return quick
+    return None if limit is not None and _least_bytes(task.spec, quick) > limit else quick
+
+
+def _merit(task: Task, offered: MixtureOptions, scheme: Scheme) -> float:
+    """Return doublings of speed: of decoding, and of reading prompts by what that counts."""
+    speed = predict_speed(
+        task.spec, scheme, _kernel(task, offered, scheme), task.hardware, task.engine,
+        linear_bytes=_stored_bytes(task.spec, scheme), context=task.context, batch=task.batch,
+    )  # fmt: skip
+    if speed.decode is None or speed.prefill is None:
+        return 0.0
+    return math.log2(speed.decode.expected) + PREFILL_WEIGHT * math.log2(speed.prefill.expected)
 
 
 def _least_bytes(spec: ModelSpec, offered: MixtureOptions) -> float:

@@ -236,8 +236,7 @@ class Run:
         offers = uniform_offers(
             task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
         )
-        kept = [o for o in offers if goal.pace is None or goal.pace.keeps(o.assignment)]
-        refiner.measure_offers(kept)
+        refiner.measure_offers([o for o in offers if self._is_fast(o, goal)])
         refiner.settle()
         if self.sequential:
             refiner.refine_sequentially()
@@ -251,6 +250,13 @@ class Run:
         complete_nearest(refiner)
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets, self.limits)
+
+    def _is_fast(self, offer: Mixture, goal: Goal) -> bool:
+        """Whether a uniform candidate is as fast as what mixtures may hold."""
+        if goal.pace is not None and not goal.pace.keeps(offer.assignment):
+            return False
+        plain = [s for s in self.offered.schemes if s.is_quantized and s.activation is None]
+        return bool(plain) or any(scheme.activation for scheme in offer.assignment.values())
 
     def _may_not_measure(self) -> bool:
         """Whether to stop; a time budget still leaves room for one mixture and one uniform."""

@@ -13,6 +13,7 @@ from advisor.budgets import Budgets
 from advisor.calibration.collect import collect_statistics, open_store
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.engines.options import MixtureOptions, mixture_options
+from advisor.engines.verdict import verdict
 from advisor.evaluation.measure import measure
 from advisor.evaluation.reference import Reference
 from advisor.evaluation.runtime import activation_simulation
@@ -24,7 +25,8 @@ from advisor.methods import microscaled
 from advisor.methods.settings import QuantizationSettings
 from advisor.models.load import load_model
 from advisor.predict.models import load_modelspec
-from advisor.schemes import parse_scheme
+from advisor.predict.speed import predict_speed
+from advisor.schemes import BF16, parse_scheme
 from advisor.search.allocation import allocate
 from advisor.search.assignment import assignment_of, samples_of, settings_of
 from advisor.search.compose import Composer
@@ -245,3 +247,53 @@ def test_loaders_take_what_mixtures_hold(random_llama):
         assignment = {m.name: chosen[m.fused_group] for m in random_llama.linears}
         found = loading_problems(engine, "compressed-tensors", assignment, random_llama.linears)
         assert found == ([], [])
+
+
+@pytest.fixture
+def slow_blackwell():
+    """A Blackwell GPU whose arithmetic is so slow that a tiny model waits for it."""
+    found = find_profile("b200")
+    names = ("fp16_tflops", "bf16_tflops", "fp8_tflops", "fp4_tflops", "int8_tops")
+    slower = {}
+    for name in names:
+        figure = getattr(found.figures, name)
+        slower[name] = figure.model_copy(update={"value": figure.value * 1e-8})
+    return found.model_copy(update={"figures": found.figures.model_copy(update=slower)})
+
+
+@pytest.mark.parametrize("wish", ["prefer speed", "min speed"])
+def test_a_search_for_speed_rounds_inputs(
+    wish, slow_blackwell, random_llama, random_llama_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
+    spec = load_modelspec(str(random_llama_folder))
+    speeds = {
+        name: predict_speed(
+            spec, parse_scheme(name),
+            verdict("vllm", parse_scheme(name), slow_blackwell, spec.linears),
+            slow_blackwell, "vllm", linear_bytes=1, context=64, batch=64,
+        ).decode.expected
+        for name in ("nvfp4", "rtn-fp8-gch-afp8", "nvfp4-anvfp4")
+    }  # fmt: skip
+    assert speeds["nvfp4"] < speeds["rtn-fp8-gch-afp8"] < speeds["nvfp4-anvfp4"]
+    middle = (speeds["rtn-fp8-gch-afp8"] + speeds["nvfp4-anvfp4"]) / 2
+    budgets = Budgets(max_size_bytes=10**6)
+    if wish == "min speed":
+        budgets = Budgets(max_size_bytes=10**6, min_tokens_per_s=middle)
+    result = tune(
+        random_llama, spec, slow_blackwell, "vllm", budgets, calibration=sequences(1, 8),
+        evaluation=sequences(2, 8), workdir=tmp_path / "work", trials=6, context=64, batch=64,
+        prefer="speed" if wish == "prefer speed" else "balanced",
+    )  # fmt: skip
+    assert result.feasible
+    used = {s for f in result.finalists for s in f.mixture.assignment.values()}
+    if wish == "prefer speed":
+        # Nothing else is asked of the size: 16 bits are best, and no slower than weight-only.
+        assert all(s.activation or s == BF16 for s in used)
+        return
+    pace = result.goal.pace
+    assert pace is not None
+    assert all(pace.keeps(f.mixture.assignment) for f in result.finalists)
+    answer = result.answer.mixture
+    assert {s.activation for s in answer.assignment.values()} & {"nvfp4", "mxfp4"}
+    assert not answer.is_uniform, "what time is left is spent on bits"

@@ -131,7 +131,10 @@ def test_what_only_rounds_its_inputs_stays_an_option():
 
 
 def test_speed_is_preferred_where_arithmetic_decides():
-    for gpu, batch, quick in (("b200", 1, False), ("b200", 2048, True), ("h100-sxm", 2048, True)):
+    for gpu, batch, quick in (
+        ("b200", 1, True), ("rtx-5090", 1, True), ("h100-sxm", 2048, True), ("h100-sxm", 1, False),
+        ("rtx-4090", 1, False),
+    ):  # fmt: skip
         task, offered = task_of(gpu, batch)
         kept, pace = in_time(task, offered, "speed")
         assert pace is None
@@ -139,6 +142,10 @@ def test_speed_is_preferred_where_arithmetic_decides():
         assert bool(rounding) == quick, (gpu, batch)
         if quick:
             assert set(kept.schemes) == {*rounding, BF16}
+    # Without rounded inputs of four bits nothing is left out.
+    task, offered = task_of("b200", 1)
+    few = replace(offered, schemes=tuple(s for s in offered.schemes if s.activation is None))
+    assert in_time(task, few, "speed") == (few, None)
     # FP8 alone is too large for five gigabytes: weight-only schemes stay.
     task, offered = task_of("h100-sxm", 2048, max_size_bytes=5 * 10**9)
     assert not [s for s in in_time(task, offered, "speed")[0].schemes if s.activation]
