@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from advisor.engines.verdict import Verdict, verdict
 from advisor.errors import AdvisorError
-from advisor.predict.decode_step import decode_step
+from advisor.predict.decode_step import Step, decode_step
 from advisor.predict.ranking import PREFILL_WEIGHT
 from advisor.predict.size import checkpoint_size
 from advisor.predict.speed import predict_speed
@@ -110,10 +110,14 @@ def in_time(task: Task, offered: MixtureOptions, prefer: str) -> tuple[MixtureOp
             (weighed as by :mod:`advisor.predict.ranking`) are really faster with others, and a
             checkpoint of these is small enough.
     """
-    found = _arithmetic(task, offered)
+    steps = _steps(task, offered)
     wanted = task.budgets.min_tokens_per_s
-    if wanted is not None and found:
+    if wanted is not None and steps:
+        found = {scheme: step.arithmetic for scheme, step in steps.items()}
         limit = task.batch / wanted
+        fastest = min(steps, key=lambda scheme: steps[scheme].seconds)
+        if limit < min(found.values()) and fastest.activation:  # nothing keeps it; be nearest
+            limit = found[fastest]
         if min(found.values()) <= limit < max(found.values()):
             parameters = max(1, task.spec.quantizable_parameters)
             shares = {linear.name: linear.parameters / parameters for linear in task.spec.linears}
@@ -126,9 +130,9 @@ def in_time(task: Task, offered: MixtureOptions, prefer: str) -> tuple[MixtureOp
     return replace(offered, schemes=kept), None
 
 
-def _arithmetic(task: Task, offered: MixtureOptions) -> dict[Scheme, float]:
-    """Return what a step spends on arithmetic under each option; empty where it is not known."""
-    found: dict[Scheme, float] = {}
+def _steps(task: Task, offered: MixtureOptions) -> dict[Scheme, Step]:
+    """Return a decode step under each option, at its own bytes; empty where it is not known."""
+    found: dict[Scheme, Step] = {}
     for scheme in dict.fromkeys((*offered.schemes, BF16)):
         step = decode_step(
             task.spec, scheme, _kernel(task, offered, scheme), task.hardware, task.engine,
@@ -136,7 +140,7 @@ def _arithmetic(task: Task, offered: MixtureOptions) -> dict[Scheme, float]:
         )  # fmt: skip
         if step is None:
             return {}
-        found[scheme] = step.arithmetic
+        found[scheme] = step
     return found
 
 

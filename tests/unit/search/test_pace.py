@@ -180,6 +180,16 @@ def test_a_speed_budget_that_16_bit_products_miss_is_a_limit_on_time():
     assert speed.max_bytes >= smallest.total_bytes, "a checkpoint of NVFP4 is fast enough"
 
 
+def test_where_nothing_is_fast_enough_the_fastest_is_looked_for():
+    task, offered = task_of("b200", 1024, min_tokens_per_s=1e9)
+    _, pace = in_time(task, offered, "balanced")
+    names = [linear.name for linear in SPEC.linears]
+    assert pace.keeps(dict.fromkeys(names, parse_scheme("nvfp4-anvfp4")))
+    assert not pace.keeps(dict.fromkeys(names, parse_scheme("rtn-fp8-gch-afp8")))
+    # Reading weights is what takes the time on this one: no type of inputs helps.
+    assert in_time(*task_of("rtx-4090", 1, min_tokens_per_s=1e9), "balanced")[1] is None
+
+
 def test_no_limit_on_time_where_all_options_keep_the_budget():
     task, offered = task_of("b200", 1, min_tokens_per_s=1.0)
     kept, pace = in_time(task, offered, "balanced")
