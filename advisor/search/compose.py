@@ -16,6 +16,7 @@ from advisor.search.allocation import (
     allocate,
     allocate_for_score,
 )
+from advisor.search.fallbacks import nothing_fits
 from advisor.search.families import (
     BEST,
     Family,
@@ -75,7 +76,7 @@ class Composer:
         """
         self.options = with_16_bit(offered.schemes)
         if not any(scheme.is_quantized for scheme in self.options):
-            raise InputError(_nothing_fits(offered))
+            raise InputError(nothing_fits(offered))
         self.linears = tuple(linears)
         self._experts_as_one = experts_as_one and any(linear.is_expert for linear in linears)
         if self._experts_as_one:
@@ -322,15 +323,3 @@ def _storage(scheme: Scheme) -> tuple[object, ...]:
     """Return what kernels see of a scheme: everything but who chose its codes."""
     stored = scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric
     return *stored, scheme.activation
-
-
-def _nothing_fits(offered: MixtureOptions) -> str:
-    """Say of every scheme why it does not fit."""
-    whys: dict[str, list[str]] = {}
-    for scheme, reason in offered.ruled_out:
-        whys.setdefault(reason, []).append(str(scheme))
-    listed = "; ".join(f"{', '.join(names)}: {why}" for why, names in whys.items())
-    return (
-        f"the engine offers no scheme in format {offered.format!r} that fits this "
-        f"model: choose another --engine{f' ({listed})' if listed else ''}."
-    )
