@@ -52,7 +52,8 @@ _WEIGHT_BITS = {
     "bf16": 16, "fp16": 16, "fp32": 32, "fp8": 8, "nf4": 4, "fp4": 4,
     "mxfp4": 4, "mxfp8": 8, "nvfp4": 4,
 }  # fmt: skip
-_ACTIVATIONS = ("int8", "fp8", "mxfp4", "mxfp8", "nvfp4")
+ACTIVATIONS = ("int8", "fp8", "mxfp4", "mxfp8", "nvfp4")
+"""Types that inputs are rounded to at run time."""
 METHODS: tuple[str, ...] = (*_WEIGHTS_OF_METHOD, *_SINGLE_NAMES, "mixed")
 """Every first part of a scheme's name."""
 
@@ -102,10 +103,10 @@ class Scheme:
                 f"act-order is a setting of gptq, but the method is {self.method!r}. "
                 "Drop -actorder or use gptq."
             )
-        if self.activation is not None and self.activation not in _ACTIVATIONS:
+        if self.activation is not None and self.activation not in ACTIVATIONS:
             raise InputError(
-                f"activations are quantized to one of {', '.join(_ACTIVATIONS)}, "
-                f"but got {self.activation!r}.{did_you_mean(self.activation, _ACTIVATIONS)}"
+                f"activations are quantized to one of {', '.join(ACTIVATIONS)}, "
+                f"but got {self.activation!r}.{did_you_mean(self.activation, ACTIVATIONS)}"
             )
         if self.static_activation and (
             self.activation not in ("int8", "fp8") or self.granularity not in ("tensor", "channel")
@@ -245,7 +246,7 @@ def _parse_suffixes(name: str, suffixes: list[str], *, only_activation: bool) ->
             found = {"activation_order": True}
         elif suffix == "dq":
             found = {"double_quantization": True}
-        elif suffix.startswith("a") and suffix[1:] in _ACTIVATIONS:
+        elif suffix.startswith("a") and suffix[1:] in ACTIVATIONS:
             found = {"activation": suffix[1:]}
         elif suffix == "static":
             found = {"static_activation": True}

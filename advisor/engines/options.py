@@ -45,7 +45,9 @@ def mixture_options(
         hardware: The device.
         linears: The model's modules; with them, schemes that no module fits are left out, and
             of the others the modules are named that they do not fit. A group size is judged on the
-            modules that it divides: in a mixture the others take another scheme.
+            modules that it divides: in a mixture the others take another scheme. Schemes whose
+            inputs stay in 16 bits on the device are left out: without quantized inputs they are
+            options of their own.
 
     Raises:
         InputError: The engine reads no mixtures on this platform.
@@ -67,6 +69,10 @@ def mixture_options(
             found = verdict(engine, scheme, hardware, judged, checkpoint_format=carried)
             if found.support == "none":
                 ruled_out.append((scheme, found.reason))
+                continue
+            if scheme.activation and found.support == "weight-only":
+                kept = f"{found.name} leaves its inputs in 16 bits on {hardware.name}"
+                ruled_out.append((scheme, kept))
                 continue
             schemes.append(scheme)
             if names := others | set(found.kept_16bit):

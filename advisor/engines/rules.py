@@ -185,6 +185,7 @@ class EngineProfile(Strict):
         used = [*(k.source for k in self.kernels), *(p.source for p in self.platforms.values())]
         used += [f.source for f in self.formats if f.source is not None]
         used += [rule.source for rule in self.outer]
+        used += [mixture.source for mixture in self.mixtures]
         missing = sorted({key for key in used if key not in self.sources})
         if missing:
             raise ValueError(f"sources are used but not listed: {', '.join(missing)}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.errors import InputError
-from advisor.methods.checks import prepare_weight, require_statistics
+from advisor.methods.checks import prepare_weight
+from advisor.methods.input_scales import INPUT_GLOBAL_SCALE, input_global_scale
 from advisor.methods.value_feedback import ValueFeedback, least_error
 from advisor.numerics.codebooks import decode_e4m3, encode_e4m3
 from advisor.numerics.microscaling import (
@@ -83,6 +84,28 @@ def quantize(
     return _quantize([weight], known, scheme, settings)
 
 
+def quantize_many(
+    weight: Tensor,
+    statistics: LayerStatistics | None,
+    schemes: Sequence[Scheme],
+    settings: QuantizationSettings,
+) -> list[QuantizedWeight]:
+    """Quantize a weight to several micro-scaled types, which share H's factor.
+
+    Args:
+        weight: Shape [out, in], any floating type; not modified.
+        statistics: Of the inputs, or None.
+        schemes: Of these types.
+        settings: See :func:`quantize`.
+
+    Raises:
+        InputError: The weight, its number of inputs or the statistics cannot be used.
+    """
+    known = [] if statistics is None else [statistics]
+    shared = _feedback([weight], known, settings, schemes[0].weight) if schemes else None
+    return [_quantize([weight], known, scheme, settings, shared) for scheme in schemes]
+
+
 def quantize_each(
     weights: Sequence[Tensor],
     statistics: Sequence[LayerStatistics],
@@ -109,6 +132,7 @@ def _quantize(
     statistics: Sequence[LayerStatistics],
     scheme: Scheme,
     settings: QuantizationSettings,
+    shared: ValueFeedback | None = None,
 ) -> QuantizedWeight:
     """Quantize weights, one below the other."""
     parts = [prepare_weight(weight, []) for weight in weights]
@@ -129,10 +153,8 @@ def _quantize(
     if scheme.weight == "nvfp4":
         extras["global_scale"] = global_scale(values.abs().amax())
         if scheme.activation is not None:
-            found = require_statistics(
-                next(iter(statistics), None), in_features, f"{scheme}'s input scale"
-            )
-            extras["input_global_scale"] = global_scale(found.absolute_maximum.amax()).cpu()
+            known = next(iter(statistics), None)
+            extras[INPUT_GLOBAL_SCALE] = input_global_scale(scheme, known, in_features)
         candidates = _nvfp4_scales(groups, extras["global_scale"], settings)
         rounding = _LocalScales(extras["global_scale"])
     else:
@@ -140,9 +162,9 @@ def _quantize(
     scales = least_error(
         groups, candidates, lambda part: round_elements(part, scheme.weight), importance
     )
-    if statistics and statistics[0].tokens:
+    feedback = shared or _feedback(parts, statistics, settings, scheme.weight)
+    if feedback is not None:
         table = _table(scheme.weight, values.device)
-        feedback = ValueFeedback(statistics, parts, settings, scheme.weight)
         indices, scales = feedback.improve(values, scales, table, rounding)
         codes = encode_elements(table[indices.long()], scheme.weight)
     else:
@@ -154,6 +176,18 @@ def _quantize(
         codebook=None if scheme.weight == "mxfp8" else e2m1_codebook(values.device),
         extras=extras,
     )
+
+
+def _feedback(
+    weights: Sequence[Tensor],
+    statistics: Sequence[LayerStatistics],
+    settings: QuantizationSettings,
+    method: str,
+) -> ValueFeedback | None:
+    """Return what codes need to make up for each other's errors, or None without tokens."""
+    if not statistics or not statistics[0].tokens:
+        return None
+    return ValueFeedback(statistics, weights, settings, method)
 
 
 class _PowersOfTwo:

@@ -20,6 +20,8 @@ MX_WIDTH = 32
 """Elements that share an E8M0 scale."""
 NVFP4_WIDTH = 16
 """Elements that share an E4M3 scale."""
+MICROSCALED_WIDTHS = {"mxfp4": MX_WIDTH, "mxfp8": MX_WIDTH, "nvfp4": NVFP4_WIDTH}
+"""Elements that share a scale, by type."""
 ELEMENT_EXPONENTS: dict[str, int] = {"mxfp4": 2, "mxfp8": 8}
 """Exponent of the largest power of two that an element holds: 4 in E2M1, 256 in E4M3."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from advisor.predict.speed import compute_rate
+from advisor.predict.decode_step import compute_rate
 
 if TYPE_CHECKING:
     from advisor.hardware.profile import HardwareProfile

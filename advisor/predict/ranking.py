@@ -25,7 +25,7 @@ the median error of a prediction, then weighs less than a third more speed."""
 _LOSS_UNHEARD, _NOISE_SHARE = 0.01, 0.25
 """The first 1% of perplexity counts a quarter: two published tables of one cell differ by as
 much."""
-_PREFILL_WEIGHT = 0.15
+PREFILL_WEIGHT = 0.15
 """Prefill, where INT8 and FP8 arithmetic pays, beside decoding."""
 _COLLAPSE_PRICE = 4.0
 _LOSS_NOISE, _LOSS_TIE = 0.005, 0.3
@@ -83,7 +83,7 @@ def merit(candidate: Candidate, base: Candidate | None) -> float:
     faster = math.log2(candidate.speedup) if candidate.speedup else 0.0
     prefill = candidate.speed.prefill
     if prefill is not None and base is not None and base.speed.prefill is not None:
-        faster += _PREFILL_WEIGHT * math.log2(prefill.expected / base.speed.prefill.expected)
+        faster += PREFILL_WEIGHT * math.log2(prefill.expected / base.speed.prefill.expected)
     loss = candidate.loss.expected
     counted = loss - (1 - _NOISE_SHARE) * min(loss, _LOSS_UNHEARD)
     price = _LOSS_PRICE * math.log2(1 + counted / _LOSS_UNIT)

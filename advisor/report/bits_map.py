@@ -1,6 +1,8 @@
 """The map of a mixture: what every module takes, a row per kind, a column per block.
 
-Deep models are wrapped into bands of rows, and the experts of a block share a cell.
+Darker is more bits. Integers and 16 bits are blue, floating point types green, and what rounds its
+inputs at run time too violet, so that types of equal bits are told apart. Deep models are wrapped
+into bands of rows, and the experts of a block share a cell.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ _LEFT, _ROW, _LEGEND_ROW = 146, 24, 20
 _TICKS = 20
 """Height of the blocks' numbers below a band."""
 _NARROWEST, _WIDEST = 10, 28
+_INTEGER, _FLOAT, _ROUNDING = 212, 160, 285
+"""Hues."""
+_FLOATS = ("fp8", "nvfp4", "mxfp4", "mxfp8", "nf4", "fp4")
 _SIDE = 4096
 """Of a matrix that every group and block divides: what a scheme takes there is its bits."""
 
@@ -68,7 +73,7 @@ def _band(
     kinds: Sequence[str],
     blocks: Sequence[int],
     bits: Mapping[str, float],
-    shades: Mapping[str, int],
+    shades: Mapping[str, tuple[int, int]],
     place: tuple[int, int],
 ) -> str:
     """Return a row per kind for some blocks, and their numbers.
@@ -78,7 +83,7 @@ def _band(
         kinds: The rows.
         blocks: The columns.
         bits: Of each scheme.
-        shades: The same.
+        shades: The same: hue and lightness.
         place: Top of the band and width of a column, pixels.
     """
     top, width = place
@@ -135,13 +140,13 @@ def stored_bits(scheme: str, format_name: str) -> float:
     return 8 * sum(part.size_bytes for part in parts) / _SIDE**2
 
 
-def _cell(left: int, top: int, width: int, bits: float, shade: int, title: str) -> str:
+def _cell(left: int, top: int, width: int, bits: float, shade: tuple[int, int], title: str) -> str:
     drawn = (
         f'<rect x="{left}" y="{top}" width="{width - 2}" height="20" fill="{_colour(shade)}">'
         f"<title>{escape(title)}</title></rect>"
     )
     if width >= 18:
-        ink = "#fff" if shade < 60 else "#123"
+        ink = "#fff" if shade[1] < 60 else "#123"
         drawn += (
             f'<text class="cell" x="{left + width / 2 - 1}" y="{top + 14}" style="fill:{ink}" '
             f'text-anchor="middle">{bits:.2g}</text>'
@@ -149,7 +154,7 @@ def _cell(left: int, top: int, width: int, bits: float, shade: int, title: str) 
     return drawn
 
 
-def _legend(schemes: Sequence[tuple[str, float, int]], top: float) -> str:
+def _legend(schemes: Sequence[tuple[str, float, tuple[int, int]]], top: float) -> str:
     """Return a swatch with its name and bits for every scheme of the map."""
     parts = []
     for place, (scheme, bits, shade) in enumerate(schemes):
@@ -162,12 +167,22 @@ def _legend(schemes: Sequence[tuple[str, float, int]], top: float) -> str:
     return "".join(parts)
 
 
-def _shades(bits: Mapping[str, float]) -> dict[str, int]:
-    """Return each scheme's lightness, 85 to 35: the most bits of this map are the darkest."""
+def _shades(bits: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+    """Return each scheme's hue, and its lightness, 85 to 35: the most bits are the darkest."""
     low, high = min(bits.values()), max(bits.values())
     span = max(high - low, 1e-9)
-    return {scheme: round(85 - 50 * (value - low) / span) for scheme, value in bits.items()}
+    return {
+        scheme: (_hue(scheme), round(85 - 50 * (value - low) / span))
+        for scheme, value in bits.items()
+    }
 
 
-def _colour(shade: int) -> str:
-    return f"hsl(212 60% {shade}%)"
+def _hue(scheme: str) -> int:
+    parsed = parse_scheme(scheme)
+    if parsed.activation is not None:
+        return _ROUNDING
+    return _FLOAT if parsed.weight in _FLOATS else _INTEGER
+
+
+def _colour(shade: tuple[int, int]) -> str:
+    return f"hsl({shade[0]} 60% {shade[1]}%)"

@@ -8,16 +8,20 @@ scales are folded between modules or blocks follow quantized ones: such codes ar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from advisor.methods.input_scales import for_inputs
 from advisor.numerics.spilled_weights import SpilledWeights
 from advisor.plan.hashing import sha256_json
-from advisor.search.families import finishing_settings, relevant_settings
+from advisor.schemes import ACTIVATIONS
+from advisor.search.families import bare, finishing_settings, relevant_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from advisor.calibration.statistics import LayerStatistics
     from advisor.methods.settings import QuantizationSettings
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
@@ -49,6 +53,30 @@ class CandidateCodes(Mapping[str, "QuantizedWeight"]):
             return False
         self._places |= places
         return True
+
+    def twins(
+        self,
+        names: Sequence[str],
+        scheme: Scheme,
+        statistics: LayerStatistics | None,
+        settings: QuantizationSettings,
+        samples: int | None,
+    ) -> list[QuantizedWeight] | None:
+        """Return modules whose codes an earlier candidate has, with something else done to inputs.
+
+        Args:
+            names: Modules that are quantized together.
+            scheme: Theirs.
+            statistics: Of their inputs, whose scale may be calibrated.
+            settings: The methods' settings.
+            samples: Prefix of the calibration sequences; None for all.
+        """
+        for key in twin_keys(names, scheme, settings, samples) if self._shared else ():
+            places = [f"{key}/{name}" for name in names]
+            if all(place in self._file for place in places):
+                found = [self._file[place] for place in places]
+                return [for_inputs(weight, scheme, statistics, settings) for weight in found]
+        return None
 
     def add(self, name: str, key: str, weight: QuantizedWeight) -> None:
         """Keep a module's codes."""
@@ -110,3 +138,23 @@ def codes_key(
     """
     relevant = relevant_settings(scheme, settings, samples)
     return sha256_json([list(names), str(scheme), relevant, finishing_settings(scheme, settings)])
+
+
+def twin_keys(
+    names: Sequence[str], scheme: Scheme, settings: QuantizationSettings, samples: int | None
+) -> list[str]:
+    """Return the keys of schemes that do other things to inputs and have the same codes.
+
+    Args:
+        names: Modules that are quantized together.
+        scheme: Theirs.
+        settings: The methods' settings.
+        samples: Prefix of the calibration sequences; None for all.
+    """
+    stored = bare(scheme)
+    found = []
+    for activation in (None, *ACTIVATIONS):
+        twin = replace(stored, activation=activation)
+        if twin != scheme and bare(twin) == stored:
+            found.append(codes_key(names, twin, settings, samples))
+    return found

@@ -16,14 +16,17 @@ from advisor.search.allocation import (
     allocate,
     allocate_for_score,
 )
+from advisor.search.fallbacks import nothing_fits
 from advisor.search.families import (
     BEST,
     Family,
+    is_measured_alone,
     schemes_of,
     with_16_bit,
 )
 from advisor.search.mixture import Mixture
 from advisor.search.outer import outer_schemes
+from advisor.search.pace import solve_in_time
 from advisor.search.prices import Prices
 from advisor.search.scores import ScoreBook, fits
 from advisor.search.space import storage_name
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from advisor.modelspec.outer import OuterModule
     from advisor.predict.size import SizeEstimate
     from advisor.search.outer import OuterBook
+    from advisor.search.pace import Pace
 
 
 class Composer:
@@ -53,6 +57,7 @@ class Composer:
         *,
         outer: OuterBook | None = None,
         experts_as_one: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         """Prepare.
 
@@ -64,15 +69,14 @@ class Composer:
             settings: The methods' settings that families refine.
             outer: Scores of embedding and head, where they are to be quantized too.
             experts_as_one: Whether the engine unpacks all experts of all layers by one scheme.
+            pace: A limit on time.
 
         Raises:
             InputError: Nothing that is offered fits this model; says why of each scheme.
         """
-        # Quantized inputs change the output too, which weight scores do not see: such options
-        # save no bytes over weight-only ones and are left to uniform candidates of their own.
-        self.options = tuple(s for s in with_16_bit(offered.schemes) if s.activation is None)
+        self.options = with_16_bit(offered.schemes)
         if not any(scheme.is_quantized for scheme in self.options):
-            raise InputError(_nothing_fits(offered))
+            raise InputError(nothing_fits(offered))
         self.linears = tuple(linears)
         self._experts_as_one = experts_as_one and any(linear.is_expert for linear in linears)
         if self._experts_as_one:
@@ -82,6 +86,7 @@ class Composer:
         self._prices = Prices(spec, offered.format, self.linears)
         self._book = book
         self._outer = outer
+        self._pace = pace
         self.outer = () if outer is None else outer.modules
 
     def size(self, assignment: Mapping[str, Scheme]) -> SizeEstimate:
@@ -187,7 +192,8 @@ class Composer:
         kept = {m.name: self._outer_schemes(m, Family(BEST))[0] for m in self.outer}
         limit = max_bytes - self._prices.beside(kept, self.outer)
         while limit > cheapest:
-            found = self._named(family, allocate(groups, limit))
+            solve = partial(allocate, limit=limit)
+            found = self._named(family, self._in_time(family, solve, groups, "score"))
             excess = found.size_bytes - max_bytes
             if excess <= 0:
                 return found
@@ -205,10 +211,21 @@ class Composer:
         Raises:
             InfeasibleError: Even 16-bit scores more, which cannot be unless ``max_kl`` < 0.
         """
-        return self._named(family, allocate_for_score(self.groups(family), max_kl))
+        groups = self.groups(family)
+        solve = partial(allocate_for_score, limit=max_kl)
+        return self._named(family, self._in_time(family, solve, groups, "cost"))
+
+    def _in_time(
+        self, family: Family, solve: Callable[[Groups], Allocation], groups: Groups, objective: str
+    ) -> Allocation:
+        """Return what a solver finds, fast enough if time has a limit."""
+        if self._pace is None:
+            return solve(groups)
+        seconds = self._pace.of_groups(groups, self._ties(family))
+        return solve_in_time(solve, groups, seconds, self._pace.limit, objective)
 
     def uniform(self, family: Family, storage: str) -> Mixture | None:
-        """Return the candidate of one scheme for all modules; None where it fits not all.
+        """Return the candidate of one scheme for all modules; None if it is too slow or unfit.
 
         Args:
             family: A family of one method.
@@ -216,9 +233,10 @@ class Composer:
         """
         schemes = [s for s in self.schemes(family) if storage_name(s) == storage]
         found = [s for s in schemes if self.takes(s, self.linears)]
-        if not found:
-            return None
         candidates = [self._uniform(family, scheme) for scheme in found]
+        candidates = [c for c in candidates if self._pace is None or self._pace.keeps(c.assignment)]
+        if not candidates:
+            return None
         return min(candidates, key=lambda candidate: candidate.predicted_kl)
 
     def uniform_size(self, family: Family, storage: str) -> int | None:
@@ -243,7 +261,8 @@ class Composer:
         present: dict[str, Mixture] = {}
         for symmetric in (True, False) if family.symmetric is None else (family.symmetric,):
             own = replace(family, symmetric=symmetric)
-            storages = [storage_name(s) for s in self.schemes(own) if s.is_quantized]
+            schemes = [s for s in self.schemes(own) if s.is_quantized and not is_measured_alone(s)]
+            storages = [storage_name(s) for s in schemes]
             for storage in dict.fromkeys(storages):
                 if (candidate := self.uniform(own, storage)) is not None:
                     present.setdefault(candidate.name, candidate)
@@ -301,18 +320,6 @@ class Composer:
 
 
 def _storage(scheme: Scheme) -> tuple[object, ...]:
-    """Return what kernels see of a weight-only scheme: everything but who chose its codes."""
-    return scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric
-
-
-def _nothing_fits(offered: MixtureOptions) -> str:
-    """Say of every weight-only scheme why it does not fit."""
-    whys: dict[str, list[str]] = {}
-    for scheme, reason in offered.ruled_out:
-        if scheme.activation is None:
-            whys.setdefault(reason, []).append(str(scheme))
-    listed = "; ".join(f"{', '.join(names)}: {why}" for why, names in whys.items())
-    return (
-        f"the engine offers no weight-only scheme in format {offered.format!r} that fits this "
-        f"model: choose another --engine{f' ({listed})' if listed else ''}."
-    )
+    """Return what kernels see of a scheme: everything but who chose its codes."""
+    stored = scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric
+    return *stored, scheme.activation

@@ -97,3 +97,15 @@ def coverage_row(
         median_tokens=found.median,
         layers={path: " ".join(map(str, counts)) for path, counts in found.layers.items()},
     )
+
+
+def nothing_fits(offered: MixtureOptions) -> str:
+    """Say of every scheme why it does not fit."""
+    whys: dict[str, list[str]] = {}
+    for scheme, reason in offered.ruled_out:
+        whys.setdefault(reason, []).append(str(scheme))
+    listed = "; ".join(f"{', '.join(names)}: {why}" for why, names in whys.items())
+    return (
+        f"the engine offers no scheme in format {offered.format!r} that fits this "
+        f"model: choose another --engine{f' ({listed})' if listed else ''}."
+    )

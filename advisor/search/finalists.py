@@ -154,7 +154,10 @@ def nearest(finalists: Sequence[Finalist], goal: Goal) -> Finalist:
 
 
 def excess_bytes(mixture: Mixture, goal: Goal) -> int:
-    """Return by how many bytes a candidate is too large."""
+    """Return by how many bytes a candidate is too large; too slow a one by so large a share."""
+    if goal.pace is not None and not goal.pace.keeps(mixture.assignment):
+        late = goal.pace.of(mixture.assignment) / goal.pace.limit - 1
+        return max(1, int(late * mixture.size_bytes))
     return 0 if goal.max_bytes is None else max(0, mixture.size_bytes - goal.max_bytes)
 
 

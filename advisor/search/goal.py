@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from advisor.budgets import Budgets
+    from advisor.search.pace import Pace
 
 DEFAULT_MAX_LOSS = 0.01
 """Aim when no budget says anything about quality and none about size."""
@@ -28,6 +29,7 @@ class Goal:
         max_accuracy_drop: Largest drop of accuracy on ``task``.
         task: Name of the benchmark.
         assumed: Whether ``max_loss`` is an assumption, as no budget was given that decides.
+        pace: A limit on time that bytes do not decide.
     """
 
     max_bytes: int | None
@@ -37,6 +39,7 @@ class Goal:
     assumed: bool = False
     max_accuracy_drop: float | None = None
     task: str | None = None
+    pace: Pace | None = None
 
     @property
     def target_kl(self) -> float:
@@ -61,7 +64,7 @@ class Goal:
         return any(limit is not None for limit in limits)
 
 
-def goal_of(budgets: Budgets, prefer: str, max_bytes: int | None) -> Goal:
+def goal_of(budgets: Budgets, prefer: str, max_bytes: int | None, pace: Pace | None = None) -> Goal:
     """Return the goal that budgets and preference stand for.
 
     With a size limit the best quality within it is wanted, unless ``prefer`` is ``size`` (or
@@ -72,6 +75,7 @@ def goal_of(budgets: Budgets, prefer: str, max_bytes: int | None) -> Goal:
         budgets: The user's.
         prefer: ``accuracy``, ``size``, ``speed`` or ``balanced``.
         max_bytes: Largest checkpoint that size, memory and speed budgets allow together.
+        pace: A limit on time that bytes do not decide.
     """
     accuracy = budgets.max_accuracy_drop
     quality = any(limit is not None for limit in (budgets.max_loss, budgets.max_kl, accuracy))
@@ -79,9 +83,9 @@ def goal_of(budgets: Budgets, prefer: str, max_bytes: int | None) -> Goal:
     size_given = budgets.max_size_bytes is not None or budgets.max_memory_bytes is not None
     size_given = size_given or budgets.min_tokens_per_s is not None
     if not quality and not size_given:
-        return Goal(max_bytes, DEFAULT_MAX_LOSS, None, smallest=True, assumed=True)
+        return Goal(max_bytes, DEFAULT_MAX_LOSS, None, smallest=True, assumed=True, pace=pace)
     smallest = quality and (not size_given or prefer in ("size", "speed"))
     return Goal(
         max_bytes, budgets.max_loss, budgets.max_kl, smallest,
-        max_accuracy_drop=accuracy, task=budgets.task,
+        max_accuracy_drop=accuracy, task=budgets.task, pace=pace,
     )  # fmt: skip

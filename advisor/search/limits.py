@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from advisor.engines.verdict import verdict
+from advisor.engines.verdict import Verdict, verdict
 from advisor.predict.candidate import memory_limit
 from advisor.predict.memory import Serving, serving_memory
 from advisor.predict.speed import predict_speed
@@ -56,7 +57,8 @@ def size_limits(
 
     Memory of a device is linear in the checkpoint's bytes (of several devices each holds a part;
     an engine that decompresses holds the same whatever the file), and decoding reads every weight
-    once, so both are limits on bytes.
+    once, so both are limits on bytes; what arithmetic takes, the fastest kernel's here, is a limit
+    of its own (:mod:`advisor.search.pace`).
 
     Args:
         spec: The model.
@@ -140,18 +142,25 @@ def _speed_limit(
     quantized = [scheme for scheme in schemes if scheme.is_quantized]
     if not quantized:
         return None
-    scheme = min(quantized, key=lambda option: option.bits)
-    kernel = verdict(engine, scheme, hardware, spec.linears)
     beside = smallest.total_bytes - smallest.quantizable_bytes
+    low, high = beside + 1, beside + 2 * spec.quantizable_parameters
 
-    def speed(size_bytes: int) -> float | None:
+    @cache
+    def kernel_of(scheme: Scheme) -> Verdict:
+        return verdict(engine, scheme, hardware, spec.linears)
+
+    def speed_of(scheme: Scheme, size_bytes: int) -> float | None:
         estimate = predict_speed(
-            spec, scheme, kernel, hardware, engine,
+            spec, scheme, kernel_of(scheme), hardware, engine,
             linear_bytes=max(1, size_bytes - beside), context=context, batch=batch,
         )  # fmt: skip
         return None if estimate.decode is None else estimate.decode.expected
 
-    low, high = beside + 1, beside + 2 * spec.quantizable_parameters
+    speeds = {scheme: speed_of(scheme, low) or 0.0 for scheme in quantized}
+    scheme = min(quantized, key=lambda option: option.bits)
+    if speeds[scheme] < tokens_per_s:  # it waits for arithmetic, or fits not all modules
+        scheme = max(quantized, key=lambda option: speeds[option])
+    speed = partial(speed_of, scheme)
     fastest = speed(low)
     if fastest is None:
         return None

@@ -1,4 +1,4 @@
-"""Uniform candidates that no mixture holds: other formats, own codes, quantized activations."""
+"""Uniform candidates of no family: other formats, tables of values, quantized activations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advisor.predict.candidate import SCHEME_NAMES
 from advisor.predict.loss import predict_loss
 from advisor.predict.size import checkpoint_size
 from advisor.schemes import Scheme, parse_scheme
-from advisor.search.families import TABLE_METHODS, Family, is_searchable
+from advisor.search.families import TABLE_METHODS, Family, is_measured_alone
 from advisor.search.mixture import Mixture
 from advisor.search.scores import fits
 
@@ -54,7 +54,7 @@ def uniform_offers(
     """Return one candidate per kind (method and activations), least published loss first.
 
     Any method of the registry takes part whose checkpoint Advisor writes and the engine runs with
-    a kernel of its own on the device. What the mixtures' families hold already is left out, as
+    a kernel of its own on the device. Integers that the families hold already are left out, as
     is what a module does not fit. They have no score: only measuring tells.
 
     Args:
@@ -71,7 +71,7 @@ def uniform_offers(
     names = [parse_scheme(name) for name in (*SCHEME_NAMES, *_STATIC)]
     found: list[tuple[float, Mixture]] = []
     for scheme in dict.fromkeys([*offered.schemes, *names]):
-        if not _is_new(scheme, offered) or not all(fits(scheme, linear) for linear in linears):
+        if not _is_new(scheme) or not all(fits(scheme, linear) for linear in linears):
             continue
         carried = _format(scheme, linears, hardware, engine, offered)
         assignment = {linear.name: scheme for linear in linears}
@@ -85,8 +85,6 @@ def uniform_offers(
             size = checkpoint_size(spec, assignment, carried)
         except AdvisorError:  # the format has no way to store the scheme for these shapes
             continue
-        # Searching the scales of short groups costs seconds. It halves the error of NVFP4 rounded
-        # to the nearest, and saves 8 % of NF4's KL with feedback (the small trained model).
         clip = "mse" if scheme.method in TABLE_METHODS else "none"
         family = Family(scheme.method, scheme.symmetric is not False, clip)
         loss = predict_loss(spec, scheme).expected
@@ -178,13 +176,11 @@ def beaten_already(mixture: Mixture, finalists: Sequence[Finalist]) -> bool:
     return best > SIBLING_REACH * min(finalist.measured_kl for finalist in finalists)
 
 
-def _is_new(scheme: Scheme, offered: MixtureOptions) -> bool:
-    """Whether Advisor makes the scheme and no family of mixtures scores it."""
-    if not scheme.is_quantized or scheme.method in _OTHER_WAYS:
+def _is_new(scheme: Scheme) -> bool:
+    """Whether Advisor makes the scheme and it is no family's own uniform candidate."""
+    if not is_measured_alone(scheme) or scheme.method in _OTHER_WAYS:
         return False
-    if scheme.method not in method_names() or is_searchable(scheme):
-        return False
-    return scheme.activation is not None or scheme not in offered.schemes
+    return scheme.method in method_names()
 
 
 def _format(

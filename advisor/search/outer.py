@@ -36,7 +36,7 @@ from advisor.calibration.mixing import of_mix
 from advisor.methods.registry import quantize
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
-from advisor.search.families import relevant_settings
+from advisor.search.families import is_measured_alone, relevant_settings
 from advisor.search.outer_codes import fitting_statistics, outer_weight, role_statistics
 from advisor.search.score import Score, score_change
 from advisor.search.scores import fits
@@ -204,10 +204,13 @@ def outer_schemes(module: OuterModule, schemes: Sequence[Scheme]) -> tuple[Schem
     """Return what a module may take of the schemes that the linears may.
 
     GGUF files name a type in any case; elsewhere 16 bits are among the choices. AWQ's scales have
-    nothing to fold into, so that its codes are rounded ones.
+    nothing to fold into, so that its codes are rounded ones. No engine is known to read other types
+    than integers there, or to round what a head reads.
     """
     found = []
     for scheme in schemes:
+        if is_measured_alone(scheme):
+            continue
         if scheme.method == "awq":
             scheme = replace(scheme, method="rtn")
         if fits(scheme, module.linear):

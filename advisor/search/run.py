@@ -20,6 +20,7 @@ from advisor.search.disk import DiskUse, check_disk, predict_disk
 from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.goal import Goal, goal_of
+from advisor.search.input_noise import InputNoise
 from advisor.search.limits import SizeLimit, size_limits
 from advisor.search.measuring import Measurer
 from advisor.search.memory import check_memory, predict_memory
@@ -27,6 +28,7 @@ from advisor.search.offers import uniform_offers
 from advisor.search.outcomes import best_so_far
 from advisor.search.outer import OuterBook
 from advisor.search.outside import measure_outsiders
+from advisor.search.pace import in_time
 from advisor.search.planning import Task, build_plan
 from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from advisor.search.mixture import Mixture
     from advisor.search.outcomes import TrialRecord
     from advisor.search.outside import Outside
+    from advisor.search.pace import Pace
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
@@ -96,13 +99,16 @@ class Run:
         self.workdir.mkdir(parents=True, exist_ok=True)
         url = storage_url(storage, self.workdir)
         check_storage(url)
-        book = ScoreBook(task.loaded, store, cache_root() / "scores")
+        folder = cache_root() / "scores"
+        noise = InputNoise(task.loaded, store, task.calibration, folder)
+        book = ScoreBook(task.loaded, store, folder, noise)
+        self.offered, pace = in_time(task, self.offered, prefer)
         composer = Composer(
             task.spec, task.loaded.linears, self.offered, book, task.settings,
-            outer=self._outer_book(store, book),
+            outer=self._outer_book(store, book), pace=pace,
             experts_as_one=experts_as_one(task.engine, self.offered.format),
         )  # fmt: skip
-        goal, space = self._aim(composer, prefer)
+        goal, space = self._aim(composer, prefer, pace)
         scorer = Scorer(
             composer,
             space,
@@ -126,7 +132,7 @@ class Run:
             self.clock.stopped = "interrupted"
         return self._result(scorer, goal, seed)
 
-    def _aim(self, composer: Composer, prefer: str) -> tuple[Goal, Space]:
+    def _aim(self, composer: Composer, prefer: str, pace: Pace | None) -> tuple[Goal, Space]:
         """Return what is wanted, and where to look for it."""
         task = self.task
         smallest, largest = composer.smallest_and_largest()
@@ -135,7 +141,7 @@ class Run:
             task.budgets, context=task.context, batch=task.batch,
         )  # fmt: skip
         least = self.limits[0].max_bytes if self.limits else None
-        goal = goal_of(task.budgets, prefer, least)
+        goal = goal_of(task.budgets, prefer, least, pace)
         high = largest.bits_per_weight
         if self.outer:  # what embedding and head may take more is counted as the linears'
             more = largest.total_bytes - smallest.total_bytes + smallest.quantizable_bytes
@@ -227,11 +233,10 @@ class Run:
             composer, measurer, goal, families, self._may_not_measure, self._measuring
         )
         refiner.run()
-        refiner.measure_offers(
-            uniform_offers(
-                task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
-            )
+        offers = uniform_offers(
+            task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
         )
+        refiner.measure_offers([o for o in offers if self._is_fast(o, goal)])
         refiner.settle()
         if self.sequential:
             refiner.refine_sequentially()
@@ -245,6 +250,13 @@ class Run:
         complete_nearest(refiner)
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets, self.limits)
+
+    def _is_fast(self, offer: Mixture, goal: Goal) -> bool:
+        """Whether a uniform candidate is as fast as what mixtures may hold."""
+        if goal.pace is not None and not goal.pace.keeps(offer.assignment):
+            return False
+        plain = [s for s in self.offered.schemes if s.is_quantized and s.activation is None]
+        return bool(plain) or any(scheme.activation for scheme in offer.assignment.values())
 
     def _may_not_measure(self) -> bool:
         """Whether to stop; a time budget still leaves room for one mixture and one uniform."""

@@ -42,6 +42,7 @@ from advisor.evaluation.runtime import quantized_model
 from advisor.models.allocator import drop_pages
 from advisor.models.blocks import BlockRunner
 from advisor.models.inspect import block_linears
+from advisor.search.families import TABLE_METHODS
 from advisor.search.prefix_inputs import PrefixInputs, PrefixSums
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 
-SEQUENTIAL_METHODS = frozenset({"gptq", "awq", "gguf"})
+SEQUENTIAL_METHODS = frozenset({"gptq", "awq", "gguf", *TABLE_METHODS})
 """Methods whose codes depend on the inputs' second moments."""
 
 

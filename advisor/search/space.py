@@ -86,6 +86,8 @@ class Space:
 
 def storage_name(scheme: Scheme) -> str:
     """Return how a scheme stores weights, without the method: ``int4-g64``, ``int8-gch``."""
+    if scheme.method in WEIGHT_METHODS and not is_searchable(scheme):
+        return str(replace(scheme, method="rtn"))
     if not is_searchable(scheme):
         return str(scheme)
     group = "gch" if scheme.granularity == "channel" else f"g{scheme.group_size}"
@@ -114,7 +116,8 @@ def build_space(
         rotations: That the model and the format allow, ``none`` first.
     """
     searchable = [option for option in options if is_searchable(option)]
-    own = [option for option in options if option.is_quantized and not is_searchable(option)]
+    # Beside integers, other types are options of mixtures; uniform ones are measured unscored.
+    own = [option for option in options if option.is_quantized and not searchable]
     storages: dict[bool, tuple[str, ...]] = {}
     for symmetric in (True, False):
         names = [storage_name(option) for option in searchable if option.symmetric == symmetric]
@@ -127,7 +130,8 @@ def build_space(
         for symmetric, names in storages.items()
     }
     if not searchable:
-        methods = ("gguf",) if any(option.method == "gguf" for option in own) else ("rtn",)
+        methods = ("gptq", "rtn") if any(o.method in WEIGHT_METHODS for o in own) else ("rtn",)
+        methods = ("gguf",) if any(option.method == "gguf" for option in own) else methods
     return Space(
         methods=tuple(methods),
         storages=storages,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError
-from advisor.search.families import Family, schemes_of
+from advisor.search.families import TABLE_METHODS, Family, schemes_of
 from advisor.search.mixture import Mixture
 from advisor.search.outcomes import Outcome, TrialRecord
 from advisor.search.space import Proposal, Space, Suggester, suggest
@@ -110,7 +110,9 @@ class Scorer:
             self.scored.append(family)
         mixture = self._compose(family, proposal)
         if mixture is None:
-            return Outcome(math.inf, (1.0,), {}, rejected="the storage fits not all modules")
+            return Outcome(
+                math.inf, (1.0,), {}, rejected="the storage is too slow, or fits not all modules"
+            )
         outcome = self._outcome(mixture)
         feasible = all(value <= 0 for value in outcome.constraints)
         if feasible and (self.best is None or self._value(mixture) < self._value(self.best)):
@@ -219,6 +221,8 @@ def fallback(composer: Composer, max_bytes: int | None) -> Mixture | None:
     names = [linear.name for linear in composer.linears]
     found: list[Mixture] = []
     for option in composer.options:
+        if option.activation is not None or option.method in TABLE_METHODS:
+            continue
         family = Family("rtn", option.symmetric is not False)
         for scheme in schemes_of(family, [option], "rtn"):
             if not scheme.is_quantized or not composer.takes(scheme, composer.linears):

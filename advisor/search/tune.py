@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from advisor.calibration.tokens import check_disjoint
@@ -9,7 +10,7 @@ from advisor.engines.options import MixtureOptions, mixture_options
 from advisor.engines.outer import outer_problems, with_ends
 from advisor.errors import InputError, join_errors
 from advisor.formats.gguf_write import gguf_problems
-from advisor.formats.layouts import engine_problems
+from advisor.formats.layouts import engine_problems, layout_problems
 from advisor.formats.stored import open_stored
 from advisor.methods.settings import QuantizationSettings
 from advisor.models.config_file import read_config
@@ -127,7 +128,7 @@ def tune(
     overlap = check_disjoint(calibration, judges.evaluation)
     for text in judges.slices.values():
         check_disjoint(calibration, text)
-    offered = options or mixture_options(engine, hardware, spec.linears)
+    offered = _storable(spec, options or mixture_options(engine, hardware, spec.linears))
     ends = outer_modules(spec, head=quantize_head, embedding=quantize_embedding)
     problems = engine_problems(spec.architecture, offered.format, engine)
     if offered.format == "gguf":  # refused when written, but that is after the whole search
@@ -151,3 +152,17 @@ def tune(
     return run.search(
         trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer
     )
+
+
+def _storable(spec: ModelSpec, offered: MixtureOptions) -> MixtureOptions:
+    """Return the options that loaders read of this architecture; all of them if they read none."""
+    kept = tuple(
+        scheme
+        for scheme in offered.schemes
+        if not scheme.is_quantized
+        or not layout_problems(
+            spec.config, offered.format, dict.fromkeys((m.name for m in spec.linears), scheme)
+        )
+    )
+    read = any(scheme.is_quantized for scheme in kept)
+    return replace(offered, schemes=kept) if read else offered

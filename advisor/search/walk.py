@@ -20,11 +20,15 @@ from advisor.models.allocator import give_back
 from advisor.models.device import CPU
 from advisor.models.rotation import Rotation, rotation_of
 from advisor.search.codes import codes_key
-from advisor.search.families import couples_outputs
+from advisor.search.families import couples_outputs, own_settings
 from advisor.search.outer_codes import quantize_outer
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
 from advisor.search.scores import module_weight
-from advisor.search.sequential import QuantizedPrefix, can_be_sequential
+from advisor.search.sequential import (
+    SEQUENTIAL_METHODS,
+    QuantizedPrefix,
+    can_be_sequential,
+)
 from advisor.search.stacking import is_stackable, quantize_group
 
 if TYPE_CHECKING:
@@ -110,7 +114,7 @@ class Walk:
             if units or not self._alone:
                 statistics = self._arrive(group, members)
                 for key, same in units:
-                    self._keep(key, _names(same), self._quantize(same, statistics))
+                    self._keep(key, _names(same), self._made(same, statistics))
                 give_back()
             if progress is not None:
                 progress(done + 1, len(self._groups))
@@ -233,11 +237,23 @@ class Walk:
         )
         return scales, {**tensors, **moved}
 
+    def _made(
+        self, same: Sequence[LinearSpec], statistics: LayerStatistics | None
+    ) -> Sequence[QuantizedWeight]:
+        """Return codes: an earlier candidate's that differ in their inputs alone, or new ones."""
+        known = None
+        if self._stored is not None:
+            known = self._stored.twins(
+                _names(same), self._chosen[same[0].name], statistics, self._settings, self._samples
+            )
+        return self._quantize(same, statistics) if known is None else known
+
     def _quantize(
         self, same: Sequence[LinearSpec], statistics: LayerStatistics | None
     ) -> Sequence[QuantizedWeight]:
         """Quantize linears that share an input and a scheme."""
-        scheme, settings = self._chosen[same[0].name], self._settings
+        scheme = self._chosen[same[0].name]
+        settings = own_settings(scheme, self._settings)
         weights = [self._folded.weight(linear) for linear in same]
         if statistics is not None and couples_outputs(scheme, settings):
             each = [self._with_gradient(statistics, linear) for linear in same]
@@ -276,7 +292,8 @@ class Walk:
         if not can_be_sequential(self._chosen):
             methods = sorted({scheme.method for scheme in self._chosen.values()})
             raise InputError(
-                "sequential=True needs gptq, awq or gguf in some module and smoothquant in none, "
+                "sequential=True needs a method that looks at its inputs in some module "
+                f"({', '.join(sorted(SEQUENTIAL_METHODS))}) and smoothquant in none, "
                 f"but got {', '.join(methods)}."
             )
         if calibration is None or store is None:

@@ -158,7 +158,7 @@ def test_a_search_gives_each_module_what_divides_it(llama_builder, tmp_path):
 def test_an_engine_without_any_fitting_scheme_says_why(llama_builder, tmp_path):
     folder = llama_builder(hidden_size=90, intermediate_size=180, num_attention_heads=3,
                            num_key_value_heads=3)  # fmt: skip
-    with pytest.raises(InputError, match=r"no weight-only scheme.*% 32 == 0, but it is 90"):
+    with pytest.raises(InputError, match=r"offers no scheme.*% 32 == 0, but it is 90"):
         advisor.tune(
             folder, gpu="cpu", engine="llama.cpp", output=tmp_path / "plan.yaml", samples=4,
             sequence_length=32, evaluation_sequences=4, trials=1, context=64,

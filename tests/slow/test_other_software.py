@@ -30,6 +30,17 @@ def mixed_for_vllm_cpu(module: str) -> str | None:
     return "rtn-int4-g32-asym" if "self_attn" in module else "rtn-int4-g64-sym"
 
 
+def mixed_inputs_for_vllm_cpu(module: str) -> str | None:
+    """FP8 and int8 under inputs of their types, int4 and 16-bit under 16-bit inputs."""
+    if "layers.0.self_attn" in module:
+        return "rtn-fp8-gch-afp8"
+    if "layers.0.mlp" in module:
+        return "rtn-int4-g64-asym"
+    if "layers.1.self_attn" in module:
+        return "rtn-int8-gch-sym-aint8"
+    return None if "down_proj" in module else "rtn-fp8-gch-afp8"
+
+
 def mixed_for_gptq(module: str) -> str | None:
     """int8, 16-bit and int4 by block and part."""
     if "layers.0.self_attn" in module:
@@ -73,6 +84,7 @@ def roundings(theirs, ours, dtype) -> float:
         ("compressed-tensors", "rtn-int8-gch-sym-aint8"),
         ("compressed-tensors", "rtn-fp8-gch-afp8"),
         ("compressed-tensors", mixed_for_vllm_cpu),
+        ("compressed-tensors", mixed_inputs_for_vllm_cpu),
         ("gptq", "rtn-int4-g64-sym"),
         ("awq", "rtn-int4-g64-asym"),
         ("awq", "rtn-int4-g64-sym"),

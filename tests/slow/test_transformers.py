@@ -6,12 +6,14 @@ difference is also a property of the test, in roundings of the data type (``--ju
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
+from advisor.calibration.statistics import LayerStatistics
 from advisor.engines import mixture_options
 from advisor.evaluation import runtime
 from advisor.evaluation.runtime import quantized_model
@@ -35,6 +37,31 @@ def mixed(module: str) -> str | None:
     return "rtn-fp8-gch" if "self_attn" in module else "rtn-int4-g32-asym"
 
 
+def floats(module: str) -> str | None:
+    """What vLLM's mixtures may hold under 16-bit inputs: six storages in five formats."""
+    first = "layers.0." in module
+    if "mlp.down_proj" in module:
+        return "rtn-fp8-gch" if first else None
+    if "mlp" in module:
+        return "nvfp4" if first else "rtn-int4-g64-asym"
+    return "mxfp4" if first else "rtn-int8-gch-sym"
+
+
+def rounding(module: str) -> str | None:
+    """What they may hold where inputs are rounded, beside 16 bits."""
+    if "o_proj" in module or "layers.1.mlp.down_proj" in module:
+        return None
+    if "mlp" in module:
+        return "nvfp4-anvfp4" if "layers.0." in module else "mxfp4-amxfp4"
+    return "rtn-fp8-gch-afp8" if "layers.0." in module else "rtn-int8-gch-sym-aint8"
+
+
+def inputs_statistics(weight):
+    """Return statistics of which only the largest inputs matter: NVFP4's inputs have a scale."""
+    size = weight.shape[1]
+    return LayerStatistics(1, torch.eye(size), torch.full((size,), 6.0), torch.ones(size))
+
+
 def quantized(folder, choose):
     weights = {}
     for name in tensor_names(folder):
@@ -42,7 +69,9 @@ def quantized(folder, choose):
         scheme = choose(module) if callable(choose) else choose
         if module.endswith("_proj") and scheme is not None:
             weight = read_tensor(folder, name).to(torch.float32)
-            weights[module] = quantize(weight, None, parse_scheme(scheme), QuantizationSettings())
+            found = parse_scheme(scheme)
+            known = inputs_statistics(weight) if found.activation == "nvfp4" else None
+            weights[module] = quantize(weight, known, found, QuantizationSettings())
     return weights
 
 
@@ -91,9 +120,9 @@ class EachInTurn:
         ("rtn-int6-g32-sym", 0.0), ("rtn-int8-g32-asym", 0.0), ("rtn-int8-gch-sym", 0.0),
         ("rtn-fp8-gch", 0.0), ("rtn-fp8-gtensor", 0.0), ("rtn-fp8-b128", 0.0), (mixed, 0.0),
         (EachInTurn(symmetric=True), 0.0), (EachInTurn(symmetric=False), 0.0),
-        ("mxfp4", 0.0), ("mxfp8", 0.0), ("nvfp4", 0.0),
+        ("mxfp4", 0.0), ("mxfp8", 0.0), ("nvfp4", 0.0), (floats, 0.0),
         # transformers rounds the scales of inputs to bf16, vLLM's kernels (and we) do not.
-        ("rtn-int8-gch-sym-aint8", 32.0), ("rtn-fp8-gch-afp8", 32.0),
+        ("rtn-int8-gch-sym-aint8", 32.0), ("rtn-fp8-gch-afp8", 32.0), (rounding, 64.0),
     ],
 )  # fmt: skip
 def test_compressed_tensors(model_folder, tmp_path, choose, limit, record_property):
@@ -104,6 +133,11 @@ def test_compressed_tensors(model_folder, tmp_path, choose, limit, record_proper
     difference = roundings(found, expected, torch.bfloat16)
     record_property("roundings", difference)
     assert difference <= limit
+    if choose in (floats, rounding):
+        config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+        formats = {group["format"] for group in config["config_groups"].values()}
+        assert config["format"] == "mixed-precision"
+        assert len(formats) == 4
     if isinstance(choose, EachInTurn):
         assert set(choose.options) == set(choose.given.values())
 

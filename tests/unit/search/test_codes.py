@@ -96,7 +96,7 @@ def test_other_settings_are_other_codes(random_llama, store, made, tmp_path, cha
     ("changes", "again"),
     [
         ({"damping": 0.3}, True), ({"descent": 2}, True), ({"output_feedback": 0.7}, True),
-        ({"clip": "mse"}, None), ({"static_groups": True}, False),
+        ({"clip": "mse"}, False), ({"static_groups": True}, False),
         ({"scale_dtype": "float32"}, False),
     ],
     ids=str,
@@ -104,7 +104,7 @@ def test_other_settings_are_other_codes(random_llama, store, made, tmp_path, cha
 def test_codes_of_tables_are_made_again_for_settings_that_they_read(
     random_llama, store, made, tmp_path, name, changes, again
 ):
-    again = not name.startswith("gguf") if again is None else again  # blocks search no clipping
+    # Scales of tables are searched whatever the settings say, blocks search no clipping.
     assignment = dict.fromkeys((m.name for m in random_llama.linears), parse_scheme(name))
     pool = CodePool(tmp_path / "codes", most_bytes=10**9)
     first = realise(random_llama, assignment, SETTINGS, store, pool=pool)
@@ -151,3 +151,38 @@ def test_a_full_pool_starts_anew_and_old_codes_stay_readable(random_llama, store
     assert made() == len(assignment)
     assert_same(second, first)
     assert list((tmp_path / "codes").iterdir()) == []  # the files have no names
+
+
+@pytest.mark.parametrize(
+    ("plain", "rounded"),
+    [("nvfp4", "nvfp4-anvfp4"), ("mxfp4", "mxfp4-amxfp4"), ("rtn-fp8-gch", "rtn-fp8-gch-afp8"),
+     ("gptq-int8-gch-sym", "gptq-int8-gch-sym-aint8")],
+)  # fmt: skip
+def test_what_is_done_to_inputs_makes_no_new_codes(
+    random_llama, store, made, tmp_path, plain, rounded
+):
+    names = [linear.name for linear in random_llama.linears if linear.in_features % 32 == 0]
+    settings = replace(SETTINGS, output_feedback=0.7)
+    for first, second in ((plain, rounded), (rounded, plain)):
+        pool = CodePool(tmp_path / "codes", most_bytes=10**9)
+        realise(random_llama, dict.fromkeys(names, parse_scheme(first)), settings, store, pool=pool)
+        assert made() == len(names)
+        assignment = dict.fromkeys(names, parse_scheme(second))
+        found = realise(random_llama, assignment, settings, store, pool=pool)
+        assert made() == 0
+        expected = realise(random_llama, assignment, settings, store)
+        made()
+        assert_same(found, expected)
+        for name, weight in expected.weights.items():
+            assert weight.extras.keys() == found.weights[name].extras.keys()
+            for key, value in weight.extras.items():
+                assert torch.equal(value, found.weights[name].extras[key])
+
+
+def test_int4_under_fp8_inputs_has_codes_of_its_own(random_llama, store, made, tmp_path):
+    names = [linear.name for linear in random_llama.linears]
+    pool = CodePool(tmp_path / "codes", most_bytes=10**9)
+    for name in ("gptq-int4-g16-sym", "gptq-int4-g16-sym-afp8", "gptq-int4-g16-sym-aint8"):
+        assignment = dict.fromkeys(names, parse_scheme(name))
+        realise(random_llama, assignment, SETTINGS, store, pool=pool)
+        assert made() == (0 if name.endswith("aint8") else len(names))
