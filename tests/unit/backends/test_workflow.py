@@ -127,7 +127,7 @@ def tuned(fake_backend, prepared, random_llama_folder, tmp_path):
         # Its one scheme that fits; 4 bits in groups of 32 or 64 are what ours have too.
         return tune(
             random_llama_folder,
-            budgets=Budgets.from_text(max_size="120kB"),
+            budgets=Budgets.from_text(max_size="165kB"),
             backends=["fake"],
             output=tmp_path / "plan.yaml",
             trials=2,
@@ -184,7 +184,7 @@ def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path):
     assert [path.name.partition("-")[0] for path in kept] == ["fake"]
     (kept[0] / "marked").touch()
     again = tune(
-        first["plan"]["model"]["id"], budgets=Budgets.from_text(max_size="120kB"),
+        first["plan"]["model"]["id"], budgets=Budgets.from_text(max_size="165kB"),
         backends=["fake"], output=tmp_path / "plan.yaml", trials=2, sequential=False, context=64,
         **SHORT, **TARGET,
     ).to_dict()  # fmt: skip
