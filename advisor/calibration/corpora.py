@@ -23,6 +23,8 @@ CALIBRATION_PERCENT = 65
 # This salt gives parts of about two to one, which share no 16 words in a row.
 _PART_SALT = 37
 DATASET_PREFIX = "hf:"
+OWN_TEXT = "self"
+"""Names the text that the model writes itself (:mod:`advisor.calibration.own_text`)."""
 _MOST_RECORDS = 20_000
 """Records read of a data set: more text than any calibration draws from."""
 TEXT_SUFFIXES = (
@@ -135,15 +137,25 @@ def check_place(name: str) -> None:
     """Refuse a file or folder that is not there, without reading what is.
 
     Raises:
-        InputError: There is nothing of that name.
+        InputError: There is nothing of that name, or two things are.
     """
+    if name == OWN_TEXT:
+        if Path(name).exists():
+            raise InputError(
+                f"{name!r} is text that the model writes itself, but here is also a file or folder "
+                f"of that name: write ./{name} for that, or rename it."
+            )
+        return
     if not name.startswith((BUILTIN_PREFIX, DATASET_PREFIX)) and not Path(name).exists():
         raise InputError(_no_text_at(name))
 
 
 def _no_text_at(name: str) -> str:
-    builtin = ", ".join(BUILTIN_PREFIX + part for part in get_args(Part))
-    return f"there is no text at {name!r}. Give a file, a folder or one of {builtin}."
+    named = [OWN_TEXT, *(BUILTIN_PREFIX + part for part in get_args(Part))]
+    return (
+        f"there is no text at {name!r}. Give a file, a folder, one of {', '.join(named[1:])}, or "
+        f"{OWN_TEXT}, text that the model writes itself.{did_you_mean(name, named)}"
+    )
 
 
 def _read_source(name: str, render: Render | None) -> list[str]:
