@@ -176,14 +176,14 @@ def _continue(
 ) -> Tensor:
     """Write some sequences at once, int64 [rows, length]."""
     cache, model = growing_cache(), loaded.model
-    given = torch.tensor(writing.prompt).expand(len(chance), -1)
+    given = torch.tensor(writing.prompt, device=loaded.device).expand(len(chance), -1)
     written = [given[:, : writing.kept]]
     for step in range(chance.shape[1]):
         output = model(input_ids=given, past_key_values=cache, use_cache=True)
-        given = pick(output.logits[:, -1].cpu(), chance[:, step], writing.banned)[:, None]
+        given = pick(output.logits[:, -1], chance[:, step], writing.banned)[:, None]
         written.append(given)
         report(step + 1)
-    return torch.cat(written, dim=1)
+    return torch.cat(written, dim=1).cpu()
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def _has_room(loaded: LoadedModel) -> bool:
 def _rows_at_once(loaded: LoadedModel, writing: Writing, length: int) -> int:
     """Return how many sequences are written at once, after a look at what one token keeps."""
     cache = growing_cache()
-    prompt = torch.tensor([writing.prompt])
+    prompt = torch.tensor([writing.prompt], device=loaded.device)
     output = loaded.model(input_ids=prompt, past_key_values=cache, use_cache=True)
     kept: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     per_row = kept // prompt.shape[1] * (length + _GROWTH)
