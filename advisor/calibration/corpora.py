@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Part = Literal["calibration", "evaluation"]
 
+KINDS = ("facts", "fiction", "languages")
+"""Further kinds of built-in text, beside the technical English of the two parts themselves."""
+BUILTIN_TEXTS = (*get_args(Part), *(f"{kind}-{part}" for kind in KINDS for part in get_args(Part)))
 BUILTIN_PREFIX = "builtin:"
 CALIBRATION_PERCENT = 65
 # This salt gives parts of about two to one, which share no 16 words in a row.
@@ -65,32 +68,33 @@ def builtin_part(topic: str) -> Part:
     return "calibration" if number < CALIBRATION_PERCENT else "evaluation"
 
 
-def builtin_documents(part: str) -> dict[str, str]:
-    """Return the built-in documents of one part, by topic.
+def builtin_documents(name: str) -> dict[str, str]:
+    """Return the documents of a built-in text, by topic.
 
-    The text is the reference that CPython 3.11 ships as ``pydoc_data.topics``, as a fixed copy, so
-    that plans reproduce whichever Python runs them.
+    ``calibration`` and ``evaluation`` are technical English: the reference that CPython 3.11 ships
+    as ``pydoc_data.topics``. The parts of the other kinds are named as ``facts-calibration``. All
+    are fixed copies, so that plans reproduce; ``texts/SOURCES.md`` says where they are from.
 
     Raises:
-        InputError: There is no such part.
+        InputError: There is no such text.
     """
-    if part not in get_args(Part):
+    if name not in BUILTIN_TEXTS:
         raise InputError(
-            f"the built-in corpus has the parts {' and '.join(get_args(Part))}, but got {part!r}."
-            f"{did_you_mean(part, get_args(Part))}"
+            f"the built-in texts are {', '.join(BUILTIN_TEXTS)}, but got {name!r}."
+            f"{did_you_mean(name, BUILTIN_TEXTS)}"
         )
-    file = importlib.resources.files("advisor.calibration") / "texts" / f"{part}.txt"
+    file = importlib.resources.files("advisor.calibration") / "texts" / f"{name}.txt"
     marked = _decode(file.read_bytes()).split(_DOCUMENT_MARK)[1:]
     return dict(document.split("\n", maxsplit=1) for document in marked)
 
 
-def builtin_corpus(part: str) -> Corpus:
-    """Return the built-in text for ``"calibration"`` or ``"evaluation"``: disjoint by construction.
+def builtin_corpus(name: str) -> Corpus:
+    """Return a built-in text; one for calibration and one for evaluation share nothing.
 
     Raises:
-        InputError: There is no such part.
+        InputError: There is no such text.
     """
-    return _corpus(BUILTIN_PREFIX + part, builtin_documents(part).values())
+    return _corpus(BUILTIN_PREFIX + name, builtin_documents(name).values())
 
 
 Render = Callable[[list[Any]], str]
@@ -101,7 +105,7 @@ def load_corpus(sources: Sequence[str] | str, render: Render | None = None) -> C
     """Read text from one or several sources, in the order given.
 
     Args:
-        sources: Each is ``"builtin:calibration"``, ``"builtin:evaluation"``, a text file (UTF-8,
+        sources: Each is a built-in text as ``"builtin:NAME"``, a text file (UTF-8,
             one document), a ``.jsonl`` file (one document per line: its ``"text"``, or its
             ``"messages"``, a conversation), a folder of such files and of source
             code (:data:`TEXT_SUFFIXES`, at any depth, by name), or a data set of the Hugging Face
@@ -139,6 +143,9 @@ def check_place(name: str) -> None:
     Raises:
         InputError: There is nothing of that name, or two things are.
     """
+    if name.startswith(BUILTIN_PREFIX):
+        builtin_documents(name.removeprefix(BUILTIN_PREFIX))
+        return
     if name == OWN_TEXT:
         if Path(name).exists():
             raise InputError(
@@ -146,15 +153,15 @@ def check_place(name: str) -> None:
                 f"of that name: write ./{name} for that, or rename it."
             )
         return
-    if not name.startswith((BUILTIN_PREFIX, DATASET_PREFIX)) and not Path(name).exists():
+    if not name.startswith(DATASET_PREFIX) and not Path(name).exists():
         raise InputError(_no_text_at(name))
 
 
 def _no_text_at(name: str) -> str:
-    named = [OWN_TEXT, *(BUILTIN_PREFIX + part for part in get_args(Part))]
+    named = [*(BUILTIN_PREFIX + known for known in BUILTIN_TEXTS), OWN_TEXT]
     return (
-        f"there is no text at {name!r}. Give a file, a folder, one of {', '.join(named[1:])}, or "
-        f"{OWN_TEXT}, text that the model writes itself.{did_you_mean(name, named)}"
+        f"there is no text at {name!r}. Give a file, a folder or one of {', '.join(named)} (text "
+        f"that the model writes itself).{did_you_mean(name, named)}"
     )
 
 
