@@ -7,7 +7,8 @@ import torch
 
 from advisor.calibration import own_text
 from advisor.calibration.own_text import (
-    growing_cache,
+    OneQuery,
+    attend,
     own_text_key,
     pick,
     uniforms,
@@ -48,22 +49,23 @@ def test_cached_keys_and_values_give_what_a_whole_pass_gives(random_llama):
         assert found[row].tolist() == expected[len(writing.prompt) :]
 
 
-def test_the_growing_cache_is_transformers_own(random_llama):
-    from transformers import DynamicCache
-
-    tokens = torch.randint(2, 300, (2, 150), generator=torch.Generator().manual_seed(1))
-    ours, theirs, at = growing_cache(), DynamicCache(), 0
-    for size in (1, 1, 70, 1, 63, 14):  # crosses the room it grows by, also in one step
-        part = tokens[:, at : at + size]
-        a, b = (
-            random_llama.model(part, past_key_values=cache, use_cache=True).logits
-            for cache in (ours, theirs)
-        )
-        assert torch.equal(a, b)
-        at += size
-    for one, other in zip(ours.layers, theirs.layers, strict=True):
-        assert torch.equal(one.keys, other.keys)
-        assert torch.equal(one.values, other.values)
+@pytest.mark.parametrize(("heads", "groups", "scale"), [(9, 3, None), (4, 4, 0.3), (6, 1, None)])
+def test_single_queries_attend_as_torch_says(heads, groups, scale):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, heads, 1, 16), (2, groups, 37, 16), (2, groups, 37, 16))
+    query, key, value = (torch.randn(shape, generator=generator) for shape in shapes)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    expected = attention(query, key, value, scale=scale, enable_gqa=True)
+    torch.testing.assert_close(attend(query, key, value, scale), expected, rtol=1e-5, atol=1e-6)
+    with OneQuery():
+        inside = attention(query, key, value, scale=scale, enable_gqa=True)
+        mask = (torch.arange(37) < 20)[None]
+        masked = attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+        long = attention(key, key, value, is_causal=True)
+    assert torch.equal(inside, attend(query, key, value, scale))
+    shorter = attend(query, key[:, :, :20], value[:, :, :20], scale)
+    torch.testing.assert_close(masked, shorter, rtol=1e-5, atol=1e-6)
+    assert torch.equal(long, attention(key, key, value, is_causal=True))
 
 
 def test_a_seed_gives_one_text_and_another_seed_another(random_llama):
