@@ -21,6 +21,10 @@ Part = Literal["calibration", "evaluation"]
 KINDS = ("facts", "fiction", "languages")
 """Further kinds of built-in text, beside the technical English of the two parts themselves."""
 BUILTIN_TEXTS = (*get_args(Part), *(f"{kind}-{part}" for kind in KINDS for part in get_args(Part)))
+GENERAL = "general"
+GENERAL_SHARES = {"calibration": 2.0, "facts-calibration": 1.0, "fiction-calibration": 1.0}
+"""What ``builtin:general`` is mixed of."""
+BUILTIN_NAMES = (*BUILTIN_TEXTS, GENERAL)
 BUILTIN_PREFIX = "builtin:"
 CALIBRATION_PERCENT = 65
 # This salt gives parts of about two to one, which share no 16 words in a row.
@@ -74,15 +78,19 @@ def builtin_documents(name: str) -> dict[str, str]:
     ``calibration`` and ``evaluation`` are technical English: the reference that CPython 3.11 ships
     as ``pydoc_data.topics``. The parts of the other kinds are named as ``facts-calibration``. All
     are fixed copies, so that plans reproduce; ``texts/SOURCES.md`` says where they are from.
+    ``general`` has the documents of several, in whose place sequences are drawn in fixed shares.
 
     Raises:
         InputError: There is no such text.
     """
-    if name not in BUILTIN_TEXTS:
+    if name not in BUILTIN_NAMES:
         raise InputError(
-            f"the built-in texts are {', '.join(BUILTIN_TEXTS)}, but got {name!r}."
-            f"{did_you_mean(name, BUILTIN_TEXTS)}"
+            f"the built-in texts are {', '.join(BUILTIN_NAMES)}, but got {name!r}."
+            f"{did_you_mean(name, BUILTIN_NAMES)}"
         )
+    if name == GENERAL:
+        parts = [builtin_documents(part) for part in GENERAL_SHARES]
+        return {topic: text for part in parts for topic, text in part.items()}
     file = importlib.resources.files("advisor.calibration") / "texts" / f"{name}.txt"
     marked = _decode(file.read_bytes()).split(_DOCUMENT_MARK)[1:]
     return dict(document.split("\n", maxsplit=1) for document in marked)
@@ -158,7 +166,7 @@ def check_place(name: str) -> None:
 
 
 def _no_text_at(name: str) -> str:
-    named = [*(BUILTIN_PREFIX + known for known in BUILTIN_TEXTS), OWN_TEXT]
+    named = [*(BUILTIN_PREFIX + known for known in BUILTIN_NAMES), OWN_TEXT]
     return (
         f"there is no text at {name!r}. Give a file, a folder or one of {', '.join(named)} (text "
         f"that the model writes itself).{did_you_mean(name, named)}"

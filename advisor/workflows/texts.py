@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.corpora import OWN_TEXT, check_place, load_corpus
+from advisor.calibration.corpora import (
+    BUILTIN_PREFIX,
+    GENERAL,
+    GENERAL_SHARES,
+    OWN_TEXT,
+    check_place,
+    load_corpus,
+)
 from advisor.calibration.tokens import (
     TokenSequences,
     draw_sequences,
@@ -61,23 +69,62 @@ def draw(
     if own is not None and named == [OWN_TEXT]:
         return own(max(sequences, most or 0), sequence_length, seed)
     if weights is None:
-        corpus = load_corpus(named, render)
-        return draw_sequences(
-            corpus, tokenizer, sequences=sequences, sequence_length=sequence_length,
-            seed=seed, role=role, most=most,
+        return _draw_one(
+            named, tokenizer, render, role=role, sequences=sequences,
+            sequence_length=sequence_length, seed=seed, most=most,
         )  # fmt: skip
     shares = share_out(sequences, list(weights.values()))
     parts = [
         own(share, sequence_length, seed)
         if own is not None and source == OWN_TEXT
-        else draw_sequences(
-            load_corpus(source, render), tokenizer, sequences=share,
-            sequence_length=sequence_length, seed=seed, role=f"{role} ({source})",
+        else _draw_one(
+            [source], tokenizer, render, role=f"{role} ({source})", sequences=share,
+            sequence_length=sequence_length, seed=seed,
         )
         for source, share in zip(weights, shares, strict=True)
-        if share
     ]  # fmt: skip
     return mix_sequences(parts, SEPARATOR.join(named))
+
+
+def _draw_one(
+    sources: list[str],
+    tokenizer: Any,
+    render: Callable[[list[Any]], str] | None,
+    *,
+    role: str,
+    sequences: int,
+    sequence_length: int,
+    seed: int,
+    most: int | None = None,
+) -> TokenSequences:
+    """Draw from sources laid end to end; of the general built-in text, in its shares."""
+    corpus = load_corpus(sources, render)
+    parts = [BUILTIN_PREFIX + name for name in GENERAL_SHARES]
+    if sources != [BUILTIN_PREFIX + GENERAL] or sequences < len(parts):
+        return draw_sequences(
+            corpus, tokenizer, sequences=sequences, sequence_length=sequence_length,
+            seed=seed, role=role, most=most,
+        )  # fmt: skip
+    weights = list(GENERAL_SHARES.values())
+    wanted = max(sequences, most or 0)
+    drawn = [
+        draw_sequences(
+            load_corpus(part), tokenizer, sequences=fewest, sequence_length=sequence_length,
+            seed=seed, role=f"{role} ({part})", most=share,
+        )
+        for part, fewest, share in zip(
+            parts, share_out(sequences, weights), share_out(wanted, weights), strict=True
+        )
+    ]  # fmt: skip
+    available = [part.sequences for part in drawn]
+    while any(a < b for a, b in zip(available, share_out(wanted, weights), strict=True)):
+        wanted -= 1
+    taken = [
+        part.first(share) for part, share in zip(drawn, share_out(wanted, weights), strict=True)
+    ]
+    mixed = mix_sequences(taken, corpus.name)
+    # One text, not a mix of sources that the search would weigh against each other.
+    return replace(mixed, corpus_sha256=corpus.sha256, sources=(corpus.name,) * wanted)
 
 
 def _check_own(
