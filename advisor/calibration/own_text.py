@@ -12,8 +12,9 @@ Which tokens are drawn depends on the last bits of logits, and so on the machine
 threads and versions. So they are kept: in the cache, and beside the plan that was made with them.
 
 Reference: Williams, Chrysostomou and Aletras, "Self-calibration for Language Model Quantization and
-Pruning", arXiv:2410.17170 (text sampled from the model alone, from the token that begins a text);
-Liu et al., "LLM-QAT", arXiv:2305.17888, section 3.1 (sampled, rather than likeliest, tokens).
+Pruning", arXiv:2410.17170. Differs from the paper: the temperature is 1 throughout (their schedule
+was not tried), and special tokens are not written. Also Liu et al., "LLM-QAT", arXiv:2305.17888
+(sampled, rather than likeliest, tokens).
 """
 
 from __future__ import annotations
