@@ -11,8 +11,8 @@ import torch
 
 from advisor.calibration.corpora import OWN_TEXT
 from advisor.calibration.own_text import as_sequences, own_text_key, write
-from advisor.calibration.store import cache_root
 from advisor.plan.files import write_atomically
+from advisor.plan.folders import cache_root
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
