@@ -23,7 +23,13 @@ KINDS = ("facts", "fiction", "languages")
 BUILTIN_TEXTS = (*get_args(Part), *(f"{kind}-{part}" for kind in KINDS for part in get_args(Part)))
 GENERAL = "general"
 GENERAL_SHARES = {"calibration": 2.0, "facts-calibration": 1.0, "fiction-calibration": 1.0}
-"""What ``builtin:general`` is mixed of."""
+"""What ``builtin:general`` is mixed of.
+
+On SmolLM2-135M (int4 g32 asym with feedback, damping 0.15, 32×256 calibration tokens), KL on 24×256
+tokens of technical English and of Wikipedia: technical English alone 0.038 and 0.162; half of it
+facts 0.045 and 0.103; half of it written by the model itself 0.043 and 0.098; these shares 0.043
+and 0.097. Facts are near to Wikipedia in kind; text of other kinds was not judged.
+"""
 BUILTIN_NAMES = (*BUILTIN_TEXTS, GENERAL)
 BUILTIN_PREFIX = "builtin:"
 CALIBRATION_PERCENT = 65

@@ -140,8 +140,8 @@ CalibrationText = Annotated[
     typer.Option("--calibration", rich_help_panel=_TEXTS, metavar="PATH",
                  help="Text to calibrate on: files, folders, JSONL (text or chat messages), "
                  "hf:NAME[:CONFIG[:SPLIT]], self (text that the model writes itself); PATH@2 "
-                 "weighs one against others. Default: builtin:calibration, technical English. "
-                 "Give text like your users'."),
+                 "weighs one against others. Default: builtin:general, half technical English, "
+                 "half facts and fiction. Give text like your users'."),
 ]  # fmt: skip
 EvaluationText = Annotated[
     list[str],

@@ -100,7 +100,7 @@ def run_backend(
         timeout: Seconds, or text such as ``2h``, after which it is ended.
         gpu: Device that the plan's kernel is judged for.
         engine: Engine that the plan's kernel is judged for.
-        calibration: Text to calibrate on; the built-in one by default.
+        calibration: Text to calibrate on; by default ``builtin:general``.
         evaluation: Text to judge on; the built-in one by default.
         samples: Calibration sequences.
         sequence_length: Tokens of a sequence.

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
     Writer = Callable[[int, int, int], TokenSequences]
 
+DEFAULT_TEXTS = {
+    "calibration": BUILTIN_PREFIX + GENERAL,
+    "evaluation": BUILTIN_PREFIX + "evaluation",
+}
+"""Text of each role where none is named."""
 SEPARATOR = " + "
 """Stands between the sources in a corpus's name."""
 
@@ -62,7 +67,7 @@ def draw(
     Raises:
         InputError: A source is missing, empty or too short.
     """
-    named = list(sources) or [f"builtin:{role}"]
+    named = list(sources) or [DEFAULT_TEXTS[role]]
     render = _chat_template(tokenizer)
     weights = _weights(named)
     _check_own(named if weights is None else list(weights), weights, role, own)

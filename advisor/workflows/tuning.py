@@ -130,8 +130,8 @@ def tune(
         batch: Sequences served at once, at least 1.
         prefer: What breaks ties: accuracy, size, speed or balanced.
         output: The plan's file.
-        calibration: Text to calibrate on; the built-in one by default. ``self`` is text that the
-            model writes itself; it is kept beside the plan.
+        calibration: Text to calibrate on; by default ``builtin:general``, text of several kinds.
+            ``self`` is text that the model writes itself; it is kept beside the plan.
         evaluation: Text to judge on, disjoint from the calibration; the built-in one by default.
         slices: Further texts as ``name=source``, each of which must meet the budgets on its own.
         samples: Calibration sequences; by default 32, and on an accelerator, where a pass over them

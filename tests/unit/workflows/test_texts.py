@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from advisor.calibration.corpora import GENERAL_SHARES
-from advisor.calibration.tokens import share_out
+from advisor.calibration.tokens import check_disjoint, share_out
 from advisor.errors import InputError
 from advisor.workflows.texts import describe, draw, parse_slices, redraw
 
@@ -168,3 +168,13 @@ def test_the_general_text_takes_its_place_in_a_mix(texts, tokenizer):
     mixed = _drawn(["builtin:general@3", f"{texts[0]}@1"], tokenizer, 16)
     assert [mixed.sources.count(name) for name in ("builtin:general", texts[0])] == [12, 4]
     assert redraw(describe(mixed), tokenizer, "calibration").sha256 == mixed.sha256
+
+
+def test_the_default_texts_are_of_several_kinds_and_judge_technical_english(tokenizer):
+    settings = {"sequences": 8, "sequence_length": 64, "seed": 3}
+    calibration = draw((), tokenizer, role="calibration", **settings)
+    assert calibration.corpus == "builtin:general"
+    assert calibration.sha256 == _general(tokenizer, 8).sha256
+    judged = draw((), tokenizer, role="evaluation", **settings)
+    assert judged.corpus == "builtin:evaluation"
+    check_disjoint(calibration, judged)
