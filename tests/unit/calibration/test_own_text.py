@@ -9,6 +9,7 @@ from advisor.calibration import own_text
 from advisor.calibration.own_text import (
     OneQuery,
     attend,
+    growing_cache,
     own_text_key,
     pick,
     uniforms,
@@ -47,6 +48,24 @@ def test_cached_keys_and_values_give_what_a_whole_pass_gives(random_llama):
     for row in range(3):
         expected = written_again(random_llama, writing.prompt, 80, chance[row], writing.banned)
         assert found[row].tolist() == expected[len(writing.prompt) :]
+
+
+def test_the_growing_cache_is_transformers_own(random_llama):
+    from transformers import DynamicCache
+
+    tokens = torch.randint(2, 300, (2, 150), generator=torch.Generator().manual_seed(1))
+    ours, theirs, at = growing_cache(), DynamicCache(), 0
+    for size in (1, 1, 70, 1, 63, 14):  # crosses the room it grows by, also in one step
+        part = tokens[:, at : at + size]
+        a, b = (
+            random_llama.model(part, past_key_values=cache, use_cache=True).logits
+            for cache in (ours, theirs)
+        )
+        assert torch.equal(a, b)
+        at += size
+    for one, other in zip(ours.layers, theirs.layers, strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
 
 
 @pytest.mark.parametrize(("heads", "groups", "scale"), [(9, 3, None), (4, 4, 0.3), (6, 1, None)])
