@@ -50,8 +50,6 @@ _LEAST_CACHE_BYTES = 1 << 26
 _CACHE_SHARE = 0.75
 """Keys and values may take this share of the weights' bytes, or of what an accelerator has left."""
 _LOGITS_AT_ONCE = 1 << 24
-_GROWTH = 16
-"""Tokens by which the room for keys and values grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,8 @@ def _continue(
     loaded: LoadedModel, writing: Writing, chance: Tensor, report: Callable[[int], None]
 ) -> Tensor:
     """Write some sequences at once, int64 [rows, length]."""
-    cache, model = growing_cache(), loaded.model
+    model = loaded.model
+    cache = roomy_cache(len(writing.prompt) + chance.shape[1])
     given = torch.tensor(writing.prompt, device=loaded.device).expand(len(chance), -1)
     written = [given[:, : writing.kept]]
     for step in range(chance.shape[1]):
@@ -190,12 +189,12 @@ def _continue(
     return torch.cat(written, dim=1).cpu()
 
 
-def growing_cache() -> Any:
-    """Return room for the keys and values of some sequences, which grows by many tokens at once.
+def roomy_cache(length: int) -> Any:
+    """Return room for the keys and values of so many tokens of some sequences, and for more.
 
     transformers' own makes new tensors, a little larger, for every token and block, and the holes
-    that the old ones leave add up: 700 MB for 32×256 tokens of SmolLM2-135M, whose keys and values
-    take 190.
+    that the old ones leave add up: 600 MB and more for 32×256 tokens of SmolLM2-135M, whose keys
+    and values take 190.
     """
     from transformers.cache_utils import Cache, DynamicLayer
 
@@ -209,8 +208,8 @@ def growing_cache() -> Any:
             start = self.keys.shape[2]
             stop = start + keys.shape[2]
             if stop > self._room[0].shape[2]:
-                length = stop + _GROWTH
-                self._room = (_larger(self.keys, length), _larger(self.values, length))
+                wanted = max(length, 2 * start, stop)
+                self._room = (_larger(self.keys, wanted), _larger(self.values, wanted))
             for room, new in zip(self._room, (keys, values), strict=True):
                 room[:, :, start:stop] = new
             self.keys, self.values = (room[:, :, :stop] for room in self._room)
@@ -308,11 +307,11 @@ def _has_room(loaded: LoadedModel) -> bool:
 
 def _rows_at_once(loaded: LoadedModel, writing: Writing, length: int) -> int:
     """Return how many sequences are written at once, after a look at what one token keeps."""
-    cache = growing_cache()
+    cache = roomy_cache(1)
     prompt = torch.tensor([writing.prompt], device=loaded.device)
     output = loaded.model(input_ids=prompt, past_key_values=cache, use_cache=True)
     kept: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    per_row = kept // prompt.shape[1] * (length + _GROWTH)
+    per_row = kept // prompt.shape[1] * length
     free = _stored_bytes(loaded)
     if loaded.device.type != "cpu":
         free = device_memory(loaded.device)[0]

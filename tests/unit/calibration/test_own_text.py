@@ -9,9 +9,9 @@ from advisor.calibration import own_text
 from advisor.calibration.own_text import (
     OneQuery,
     attend,
-    growing_cache,
     own_text_key,
     pick,
+    roomy_cache,
     uniforms,
     write,
     writing_dtype,
@@ -50,12 +50,12 @@ def test_cached_keys_and_values_give_what_a_whole_pass_gives(random_llama):
         assert found[row].tolist() == expected[len(writing.prompt) :]
 
 
-def test_the_growing_cache_is_transformers_own(random_llama):
+def test_the_roomy_cache_is_transformers_own(random_llama):
     from transformers import DynamicCache
 
     tokens = torch.randint(2, 300, (2, 150), generator=torch.Generator().manual_seed(1))
-    ours, theirs, at = growing_cache(), DynamicCache(), 0
-    for size in (1, 1, 70, 1, 63, 14):  # crosses the room it grows by, also in one step
+    ours, theirs, at = roomy_cache(80), DynamicCache(), 0
+    for size in (1, 1, 70, 1, 63, 14):  # crosses what there is room for
         part = tokens[:, at : at + size]
         a, b = (
             random_llama.model(part, past_key_values=cache, use_cache=True).logits
