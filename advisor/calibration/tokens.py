@@ -131,7 +131,7 @@ def draw_sequences(
             f"{role} needs at least 1 sequence of at least 2 tokens, but got {sequences} of "
             f"{sequence_length}."
         )
-    leading = _leading_tokens(tokenizer)
+    leading = leading_tokens(tokenizer)
     ids: list[int] = []
     begins: list[int] = []
     for document in corpus.documents:
@@ -201,7 +201,7 @@ def mix_sequences(parts: Sequence[TokenSequences], name: str) -> TokenSequences:
     return TokenSequences(tokens, name, digest, parts[0].seed, hash_tokens(tokens), sources)
 
 
-def _leading_tokens(tokenizer: Any) -> list[int]:
+def leading_tokens(tokenizer: Any) -> list[int]:
     """Return the special token that the tokenizer puts in front of every text, if it does."""
     beginning = getattr(tokenizer, "bos_token_id", None)
     if beginning is None:

@@ -139,8 +139,9 @@ CalibrationText = Annotated[
     list[str],
     typer.Option("--calibration", rich_help_panel=_TEXTS, metavar="PATH",
                  help="Text to calibrate on: files, folders, JSONL (text or chat messages), "
-                 "hf:NAME[:CONFIG[:SPLIT]]; PATH@2 weighs one against others. Default: "
-                 "builtin:calibration, technical English. Give text like your users'."),
+                 "hf:NAME[:CONFIG[:SPLIT]], self (text that the model writes itself); PATH@2 "
+                 "weighs one against others. Default: builtin:general, half technical English, "
+                 "half facts and fiction. Give text like your users'."),
 ]  # fmt: skip
 EvaluationText = Annotated[
     list[str],

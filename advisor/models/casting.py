@@ -135,6 +135,21 @@ class Casting:
                 del self._replaced[parameter]
 
     @contextmanager
+    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """Compute in another type for a while: with 16-bit weights as they are, where it is theirs.
+
+        Raises:
+            RuntimeError: A parameter is held, in the type that is computed in now.
+        """
+        if self._held:
+            raise RuntimeError("the type to compute in cannot change while parameters are held")
+        before, self.dtype = self.dtype, dtype
+        try:
+            yield
+        finally:
+            self.dtype = before
+
+    @contextmanager
     def idle(self, modules: Iterable[nn.Module]) -> Iterator[None]:
         """Cast nothing when these parts are called: their ``forward`` does not compute."""
         before, self._idle = self._idle, frozenset(modules)

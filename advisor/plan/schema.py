@@ -122,7 +122,8 @@ class Text(Strict):
     """A text and how it was cut into sequences."""
 
     corpus: str
-    """``builtin:calibration``, ``builtin:evaluation``, or the paths given, joined by commas."""
+    """What was named, joined by " + ": built-in texts, files, folders, data sets, in a mix each
+    with its weight. ``self`` is what the model wrote, kept in a file beside the plan."""
     sha256: str
     sequences: int = Field(ge=1)
     sequence_length: int = Field(ge=2)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from advisor.calibration.tokens import TokenSequences
     from advisor.models.load import LoadedModel
     from advisor.plan.schema import Plan
+    from advisor.workflows.own_text import OwnText
 
 PLAN_NAME = "advisor-plan.yaml"
 """The plan's copy inside a checkpoint, with the hash of every file."""
@@ -128,13 +129,15 @@ def apply(
     if content.backend is not None:
         from advisor.workflows.backend_runs import make_planned
 
-        files, modules = make_planned(content, content.backend, folder, target, report)
+        files, modules = make_planned(content, content.backend, plan_path, folder, target, report)
     else:
         choice = device_of_plan(device, content, folder)
         where = describe_device(choice)
         warnings += device_warnings(content, choice.device)
         with computing(choice.device):
-            files, modules = _make(content, folder, target, max_shard_bytes, choice.device, report)
+            files, modules = _make(
+                content, plan_path, folder, target, max_shard_bytes, choice.device, report
+            )
     chosen = assignment_of(content, load_modelspec(str(folder)).linears)
     written = ("config.json", INDEX_FILE)
     hashes = files | {
@@ -202,6 +205,7 @@ def check_loadable(plan: Plan, folder: Path) -> tuple[str, ...]:
 
 def _make(
     plan: Plan,
+    plan_path: Path,
     folder: Path,
     target: Path,
     shard_bytes: int,
@@ -213,9 +217,11 @@ def _make(
     from advisor.models.load import load_model
     from advisor.search.assignment import assignment_of, samples_of, settings_of
     from advisor.search.realise import realise
+    from advisor.workflows.own_text import OwnText, keep_own_text
 
     loaded = load_model(folder, device=device)
-    sequences, store = statistics(plan, loaded, report)
+    own = OwnText(loaded, report, plan_path)
+    sequences, store = statistics(plan, loaded, own, report)
     realised = realise(
         loaded,
         assignment_of(plan, loaded.linears),
@@ -234,11 +240,12 @@ def _make(
         progress=stage(report, "Writing"),
         shard_bytes=shard_bytes,
     )
+    keep_own_text(sequences, target / PLAN_NAME)
     return dict(files), len(realised.weights)
 
 
 def statistics(
-    plan: Plan, loaded: LoadedModel, progress: ProgressCallback
+    plan: Plan, loaded: LoadedModel, own: OwnText, progress: ProgressCallback
 ) -> tuple[TokenSequences | None, Statistics | None]:
     """Return the plan's calibration text and its statistics, collected again if they are lost."""
     if plan.calibration is None:
@@ -246,7 +253,7 @@ def statistics(
     from advisor.calibration.sources import collect, open_statistics
     from advisor.workflows.texts import redraw
 
-    sequences = redraw(plan.calibration, loaded.tokenizer, "calibration")
+    sequences = redraw(plan.calibration, loaded.tokenizer, "calibration", own)
     store = open_statistics(loaded, sequences)
     if not store.complete:
         collect(loaded, sequences, store, stage(progress, "Calibrating"))

@@ -100,7 +100,7 @@ def run_backend(
         timeout: Seconds, or text such as ``2h``, after which it is ended.
         gpu: Device that the plan's kernel is judged for.
         engine: Engine that the plan's kernel is judged for.
-        calibration: Text to calibrate on; the built-in one by default.
+        calibration: Text to calibrate on; by default ``builtin:general``.
         evaluation: Text to judge on; the built-in one by default.
         samples: Calibration sequences.
         sequence_length: Tokens of a sequence.
@@ -116,6 +116,7 @@ def run_backend(
     from advisor.models.device import computing
     from advisor.models.load import check_model_folder, load_model
     from advisor.predict.models import load_modelspec
+    from advisor.workflows.own_text import OwnText, keep_own_text
     from advisor.workflows.texts import draw
 
     backend = get_backend(name)
@@ -144,10 +145,11 @@ def run_backend(
     loaded = load_model(folder, device=choice.device)
     tokens = None
     if rule.needs_text:
-        tokens = draw(
-            calibration, loaded.tokenizer, role="calibration", sequences=samples,
-            sequence_length=sequence_length, seed=seed,
-        )  # fmt: skip
+        with computing(choice.device):
+            tokens = draw(
+                calibration, loaded.tokenizer, role="calibration", sequences=samples,
+                sequence_length=sequence_length, seed=seed, own=OwnText(loaded, report),
+            )  # fmt: skip
     judged = draw(
         evaluation, loaded.tokenizer, role="evaluation", sequences=evaluation_sequences,
         sequence_length=sequence_length, seed=seed,
@@ -163,6 +165,7 @@ def run_backend(
             stage(report, "Measuring"),
         )  # fmt: skip
     plan = plan_of(request, result, made, loaded, spec, hardware, engine_name, tokens, judged)
+    keep_own_text(tokens, target / _plan_name())
     save_plan(plan, target / _plan_name())
     return BackendRun(request, result, plan, target, made.measurement)
 
@@ -187,7 +190,12 @@ def request_of(choice: BackendChoice, plan: Plan) -> Request:
 
 
 def make_planned(
-    plan: Plan, choice: BackendChoice, folder: Path, output: Path, report: ProgressCallback
+    plan: Plan,
+    choice: BackendChoice,
+    plan_path: Path,
+    folder: Path,
+    output: Path,
+    report: ProgressCallback,
 ) -> tuple[dict[str, str], int]:
     """Make the checkpoint of a plan that names a backend.
 
@@ -201,6 +209,7 @@ def make_planned(
     from advisor.formats.read import read_checkpoint
     from advisor.models.checkpoint import weight_files
     from advisor.models.load import load_model
+    from advisor.workflows.own_text import OwnText, keep_own_text
     from advisor.workflows.texts import redraw
 
     request = request_of(choice, plan)
@@ -208,11 +217,13 @@ def make_planned(
     check_ready(request, loaded.linears)
     tokens = None
     if plan.calibration is not None:
-        tokens = redraw(plan.calibration, loaded.tokenizer, "calibration")
+        own = OwnText(loaded, report, plan_path)
+        tokens = redraw(plan.calibration, loaded.tokenizer, "calibration", own)
     quantize(
         request, folder, output, loaded.linears, tokens,
         progress=forward(report, request.backend.name),
     )  # fmt: skip
+    keep_own_text(tokens, output / _plan_name())
     files = {path.name: sha256_file(path) for path in weight_files(output)}
     return files, len(read_checkpoint(output).modules)
 

@@ -104,6 +104,8 @@ def demo(
     advice = recommend(str(source), engine="transformers", gpu="cpu", budgets=budgets, context=256)
     tuning = tune(
         source, gpu="cpu", engine="transformers", budgets=budgets, context=256,
+        # The only kind of text that the small model knows.
+        calibration=["builtin:calibration"],
         output=target / "plan.yaml", trials=40, progress=callback,
     )  # fmt: skip
     apply(target / "plan.yaml", target / "quantized", progress=callback)

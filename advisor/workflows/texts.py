@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.corpora import check_place, load_corpus
+from advisor.calibration.corpora import (
+    BUILTIN_PREFIX,
+    GENERAL,
+    GENERAL_SHARES,
+    OWN_TEXT,
+    check_place,
+    load_corpus,
+)
 from advisor.calibration.tokens import (
     TokenSequences,
     draw_sequences,
@@ -18,6 +26,13 @@ from advisor.plan.schema import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    Writer = Callable[[int, int, int], TokenSequences]
+
+DEFAULT_TEXTS = {
+    "calibration": BUILTIN_PREFIX + GENERAL,
+    "evaluation": BUILTIN_PREFIX + "evaluation",
+}
+"""Text of each role where none is named."""
 SEPARATOR = " + "
 """Stands between the sources in a corpus's name."""
 
@@ -31,38 +46,121 @@ def draw(
     sequence_length: int,
     seed: int,
     most: int | None = None,
+    own: Writer | None = None,
 ) -> TokenSequences:
     """Draw sequences from the sources, or from the built-in text of the role if there are none.
 
     Where the text has more than ``sequences``, up to ``most`` are drawn; of a mix, whose sources
     carry weights (``code.jsonl@2``), just as many as asked for, in these proportions.
 
+    Args:
+        sources: As users name them; ``self`` is text that the model writes itself.
+        tokenizer: The model's.
+        role: ``calibration``, ``evaluation`` or a slice's name, for errors.
+        sequences: How many.
+        sequence_length: Tokens of each.
+        seed: Of what is drawn.
+        most: Up to how many, where the text has more.
+        own: Lets the model write so many sequences of a length, by a seed; None where its own text
+            cannot serve.
+
     Raises:
         InputError: A source is missing, empty or too short.
     """
-    named = list(sources) or [f"builtin:{role}"]
+    named = list(sources) or [DEFAULT_TEXTS[role]]
     render = _chat_template(tokenizer)
     weights = _weights(named)
+    _check_own(named if weights is None else list(weights), weights, role, own)
+    if own is not None and named == [OWN_TEXT]:
+        return own(max(sequences, most or 0), sequence_length, seed)
     if weights is None:
-        corpus = load_corpus(named, render)
-        return draw_sequences(
-            corpus, tokenizer, sequences=sequences, sequence_length=sequence_length,
-            seed=seed, role=role, most=most,
+        return _draw_one(
+            named, tokenizer, render, role=role, sequences=sequences,
+            sequence_length=sequence_length, seed=seed, most=most,
         )  # fmt: skip
     shares = share_out(sequences, list(weights.values()))
     parts = [
-        draw_sequences(
-            load_corpus(source, render), tokenizer, sequences=share,
-            sequence_length=sequence_length, seed=seed, role=f"{role} ({source})",
+        own(share, sequence_length, seed)
+        if own is not None and source == OWN_TEXT
+        else _draw_one(
+            [source], tokenizer, render, role=f"{role} ({source})", sequences=share,
+            sequence_length=sequence_length, seed=seed,
         )
         for source, share in zip(weights, shares, strict=True)
-        if share
     ]  # fmt: skip
     return mix_sequences(parts, SEPARATOR.join(named))
 
 
-def check_sources(sources: Sequence[str]) -> None:
+def _draw_one(
+    sources: list[str],
+    tokenizer: Any,
+    render: Callable[[list[Any]], str] | None,
+    *,
+    role: str,
+    sequences: int,
+    sequence_length: int,
+    seed: int,
+    most: int | None = None,
+) -> TokenSequences:
+    """Draw from sources laid end to end; of the general built-in text, in its shares."""
+    corpus = load_corpus(sources, render)
+    parts = [BUILTIN_PREFIX + name for name in GENERAL_SHARES]
+    if sources != [BUILTIN_PREFIX + GENERAL] or sequences < len(parts):
+        return draw_sequences(
+            corpus, tokenizer, sequences=sequences, sequence_length=sequence_length,
+            seed=seed, role=role, most=most,
+        )  # fmt: skip
+    weights = list(GENERAL_SHARES.values())
+    wanted = max(sequences, most or 0)
+    drawn = [
+        draw_sequences(
+            load_corpus(part), tokenizer, sequences=fewest, sequence_length=sequence_length,
+            seed=seed, role=f"{role} ({part})", most=share,
+        )
+        for part, fewest, share in zip(
+            parts, share_out(sequences, weights), share_out(wanted, weights), strict=True
+        )
+    ]  # fmt: skip
+    available = [part.sequences for part in drawn]
+    while any(a < b for a, b in zip(available, share_out(wanted, weights), strict=True)):
+        wanted -= 1
+    taken = [
+        part.first(share) for part, share in zip(drawn, share_out(wanted, weights), strict=True)
+    ]
+    mixed = mix_sequences(taken, corpus.name)
+    # One text, not a mix of sources that the search would weigh against each other.
+    return replace(mixed, corpus_sha256=corpus.sha256, sources=(corpus.name,) * wanted)
+
+
+def _check_own(
+    names: Sequence[str], weights: dict[str, float] | None, role: str, own: Writer | None
+) -> None:
+    """Refuse a model's own text where it cannot serve.
+
+    Raises:
+        InputError: It is to judge, or stands beside other text without a weight.
+    """
+    if OWN_TEXT not in names:
+        return
+    if own is None:
+        raise InputError(
+            f"{OWN_TEXT!r} is text that the model writes itself: to calibrate on, not for "
+            f"{role}, which is to show how the model does on text of others. Give a file or folder."
+        )
+    if weights is None and len(names) > 1:
+        listed = " ".join(f"--{role} {name}@1" for name in names)
+        raise InputError(
+            f"{OWN_TEXT!r}, text that the model writes itself, has no length of its own that would "
+            f"say how much of it to take: give each text a weight, as in {listed}."
+        )
+
+
+def check_sources(sources: Sequence[str], *, own: bool = True) -> None:
     """Refuse texts that are not there, before a model is loaded.
+
+    Args:
+        sources: As users name them.
+        own: Whether the model's own text may be among them.
 
     Raises:
         InputError: Lists every file and folder that does not exist.
@@ -76,6 +174,8 @@ def check_sources(sources: Sequence[str]) -> None:
             problems.append(str(error))
     if problems:
         raise InputError(join_errors(problems))
+    if not own:
+        _check_own(list(sources), None, "evaluation", None)
 
 
 def _chat_template(tokenizer: Any) -> Callable[[list[Any]], str] | None:
@@ -125,22 +225,33 @@ def describe(sequences: TokenSequences) -> Text:
     )
 
 
-def redraw(text: Text, tokenizer: Any, role: str) -> TokenSequences:
+def redraw(text: Text, tokenizer: Any, role: str, own: Writer | None = None) -> TokenSequences:
     """Draw the sequences of a plan again.
 
     Raises:
         InputError: The text or the tokenizer is not what it was.
     """
+    named = text.corpus.split(SEPARATOR)
     sequences = draw(
-        text.corpus.split(SEPARATOR),
+        named,
         tokenizer,
         role=role,
         sequences=text.sequences,
         sequence_length=text.sequence_length,
         seed=text.seed,
+        own=own,
     )
     problems = []
-    if sequences.corpus_sha256 != text.sha256:
+    if sequences.sha256 != text.tokens_sha256 and OWN_TEXT in sequences.sources:
+        problems.append(
+            f"the {role} text {text.corpus} is not the plan's: what the model wrote itself came "
+            "out otherwise than when the plan was made, as it may on another machine, with another "
+            "number of threads or other versions"
+            + (", or another part of the text has changed" if len(named) > 1 else "")
+            + ". Put the file that was written with the plan beside it again (its name is the "
+            "plan's and .self.npy), or tune again."
+        )
+    elif sequences.corpus_sha256 != text.sha256:
         problems.append(
             f"the {role} text {text.corpus} has changed since the plan was made: sha256 is "
             f"{sequences.corpus_sha256[:16]}, the plan says {text.sha256[:16]}. Restore it, or "

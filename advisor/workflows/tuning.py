@@ -130,7 +130,8 @@ def tune(
         batch: Sequences served at once, at least 1.
         prefer: What breaks ties: accuracy, size, speed or balanced.
         output: The plan's file.
-        calibration: Text to calibrate on; the built-in one by default.
+        calibration: Text to calibrate on; by default ``builtin:general``, text of several kinds.
+            ``self`` is text that the model writes itself; it is kept beside the plan.
         evaluation: Text to judge on, disjoint from the calibration; the built-in one by default.
         slices: Further texts as ``name=source``, each of which must meet the budgets on its own.
         samples: Calibration sequences; by default 32, and on an accelerator, where a pass over them
@@ -178,7 +179,7 @@ def tune(
             lambda: check_device_name(device),
         ],
         late=[
-            lambda: check_sources(evaluation),
+            lambda: check_sources(evaluation, own=False),
             lambda: parse_slices(slices),
             lambda: check_model_name(model),
         ],
@@ -194,6 +195,7 @@ def tune(
     from advisor.search.tune import tune as search
     from advisor.workflows.backend_offers import BackendOffers, named_backends
     from advisor.workflows.judging import draw_judges
+    from advisor.workflows.own_text import OwnText, keep_own_text
     from advisor.workflows.texts import draw
 
     check_model_folder(folder)
@@ -204,11 +206,12 @@ def tune(
     many = samples or _SAMPLES_ON_ACCELERATOR
     choice = device_for(device, spec, length=sequence_length, sequences=many)
     loaded = load_model(folder, device=choice.device)
-    drawn = draw(
-        calibration, loaded.tokenizer, role="calibration", sequences=few,
-        sequence_length=sequence_length, seed=seed,
-        most=few if choice.device.type == "cpu" else many,
-    )  # fmt: skip
+    with computing(choice.device):
+        drawn = draw(
+            calibration, loaded.tokenizer, role="calibration", sequences=few,
+            sequence_length=sequence_length, seed=seed,
+            most=few if choice.device.type == "cpu" else many, own=OwnText(loaded, report),
+        )  # fmt: skip
     workdir = target.with_name(f"{target.name}.search")
     offers = BackendOffers(
         chosen, loaded, spec, hardware, engine_name, drawn, workdir / "backends", _steps(report)
@@ -243,6 +246,7 @@ def tune(
             progress=_forward(report),
         )
     result = _with_backend(result, offers)
+    keep_own_text(drawn, target)
     save_plan(result.plan, target)
     return Tuning(
         result, target, tuple(offers.failures), loaded.not_mapped, describe_device(choice),

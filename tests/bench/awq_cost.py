@@ -69,7 +69,7 @@ def _compare(folder: Path, work: Path, given: argparse.Namespace) -> None:
 
     loaded = load_model(folder)
     calibration = draw(
-        (), loaded.tokenizer, role="calibration", sequences=given.samples,
+        ("builtin:calibration",), loaded.tokenizer, role="calibration", sequences=given.samples,
         sequence_length=given.length, seed=0,
     )  # fmt: skip
     store = open_store(loaded, calibration, root=work, gradient="none")

@@ -68,7 +68,7 @@ def _row(
         given.model, gpu=given.gpu, engine=given.engine, context=2048, output=plan,
         budgets=Budgets(max_size_bytes=size), trials=given.trials,
         evaluation_sequences=given.sequences, samples=given.sequences,
-        sequence_length=given.length,
+        sequence_length=given.length, calibration=["builtin:calibration"],
     )  # fmt: skip
     seconds = time.perf_counter() - start
     advisor.apply(plan, output)

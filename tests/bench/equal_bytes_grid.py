@@ -129,8 +129,8 @@ class Grid:
         from advisor.workflows.texts import draw
 
         calibration = draw(
-            (), self.loaded.tokenizer, role="calibration", sequences=self.given.samples,
-            sequence_length=self.given.length, seed=seed,
+            ("builtin:calibration",), self.loaded.tokenizer, role="calibration",
+            sequences=self.given.samples, sequence_length=self.given.length, seed=seed,
         )  # fmt: skip
         limits: set[tuple[str, int]] = set()
         for peer in peers:

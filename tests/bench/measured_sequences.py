@@ -34,8 +34,8 @@ MIXED = (0.1, 0.2, 0.3, 0.4)
 def main() -> None:
     loaded = load_model(ROOT / "examples" / "tiny-llama")
     texts = {
-        role: draw((), loaded.tokenizer, role=role, sequences=32, sequence_length=128, seed=0,
-                   most=most)
+        role: draw((f"builtin:{role}",), loaded.tokenizer, role=role, sequences=32,
+                   sequence_length=128, seed=0, most=most)
         for role, most in (("calibration", 32), ("evaluation", 100_000))
     }  # fmt: skip
     store = open_store(loaded, texts["calibration"])

@@ -222,8 +222,8 @@ def _inputs(folder: Path, sequences: int, length: int) -> dict[str, torch.Tensor
     """Return the inputs of the twelve linears, [tokens, in]."""
     loaded = load_model(folder)
     tokens = draw(
-        (), loaded.tokenizer, role="calibration", sequences=sequences, sequence_length=length,
-        seed=0,
+        ("builtin:calibration",), loaded.tokenizer, role="calibration", sequences=sequences,
+        sequence_length=length, seed=0,
     ).tokens  # fmt: skip
     blocks = loaded.model.config.num_hidden_layers
     names = [

@@ -63,7 +63,7 @@ def main() -> None:
     given = parser.parse_args()
     loaded = load_model(given.model)
     shape = {"sequences": given.sequences, "sequence_length": given.length, "seed": 0}
-    calibration = draw((), loaded.tokenizer, role="calibration", **shape)
+    calibration = draw(("builtin:calibration",), loaded.tokenizer, role="calibration", **shape)
     evaluation = draw((), loaded.tokenizer, role="evaluation", **shape)
     store = open_store(loaded, calibration)
     collect_statistics(loaded, calibration, store)

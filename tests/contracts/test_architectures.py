@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from advisor.calibration.own_text import uniforms, write, writing_of
 from advisor.models.architectures import ARCHITECTURES
 from advisor.models.blocks import BlockRunner
 from advisor.models.checkpoint import iterate_tensors
@@ -116,3 +117,35 @@ def test_folding_keeps_the_function(case, tiny):
 
 def test_every_architecture_has_a_case(cases):
     assert {case.architecture for case in cases.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_text_written_token_by_token_follows_the_models_own_distribution(
+    case, tiny, loaded, dtype, tmp_path
+):
+    if dtype == "bfloat16":
+        import transformers
+
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            tiny(case)[0], dtype=torch.bfloat16
+        )
+        theirs.save_pretrained(tmp_path / "narrow")
+        loaded(case).tokenizer.save_pretrained(tmp_path / "narrow")
+        model = load_model(tmp_path / "narrow")
+    else:
+        model = loaded(case)
+    written = write(model, sequences=2, sequence_length=24, seed=1)
+    writing, chance = writing_of(model), uniforms(2, 24, 1)
+    assert not writing.kept
+    whole = torch.cat([torch.tensor(writing.prompt).expand(2, -1), written], dim=1)
+    with torch.no_grad():
+        logits = model.model(whole, use_cache=False).logits[:, len(writing.prompt) - 1 : -1]
+    logits = logits.double()
+    logits[..., list(writing.banned)] = -torch.inf
+    shares = torch.softmax(logits, dim=-1)
+    own = shares.gather(-1, written[..., None])[..., 0]
+    above = shares.cumsum(-1).gather(-1, written[..., None])[..., 0]
+    # Chance falls on the written token's share, in 16 bits on it or close to it.
+    off = torch.maximum(chance - above, above - own - chance)
+    assert (own > 0).all()
+    assert float(off.max()) <= (1e-5 if dtype == "float32" else 0.1)

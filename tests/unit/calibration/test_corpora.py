@@ -27,9 +27,21 @@ def test_the_builtin_parts_share_no_sixteen_words_in_a_row() -> None:
     assert not calibration & evaluation
 
 
-@pytest.mark.parametrize("part", ["calibration", "evaluation"])
-def test_the_rule_puts_every_topic_where_it_stands(part: corpora.Part) -> None:
-    documents = builtin_documents(part)
+@pytest.mark.parametrize("kind", corpora.KINDS)
+def test_the_parts_of_other_kinds_share_no_sixteen_words_either(kind: str) -> None:
+    texts = [builtin_corpus(f"{kind}-{part}").documents for part in ("calibration", "evaluation")]
+    calibration, evaluation = (shingles(documents, 16) for documents in texts)
+    assert len(calibration) > 15_000
+    assert len(evaluation) > 5_000
+    assert not calibration & evaluation
+    for part in ("calibration", "evaluation"):
+        assert not calibration & shingles(builtin_corpus(part).documents, 16)
+
+
+@pytest.mark.parametrize("name", corpora.BUILTIN_TEXTS)
+def test_the_rule_puts_every_topic_where_it_stands(name: str) -> None:
+    part = name.rpartition("-")[2]
+    documents = builtin_documents(name)
     assert {corpora.builtin_part(topic) for topic in documents} == {part}
     assert all(text.strip() for text in documents.values())
 
@@ -42,6 +54,33 @@ def test_the_builtin_text_never_changes() -> None:
     assert builtin_corpus("evaluation").sha256 == (
         "699df3f1375d4bc6e7b825c2adb28eabe95d6ac185ad38e183fd29cce90f448a"
     )
+    kinds = {
+        f"{kind}-{part}": builtin_corpus(f"{kind}-{part}").sha256[:16]
+        for kind in corpora.KINDS
+        for part in ("calibration", "evaluation")
+    }
+    assert kinds == {
+        "facts-calibration": "c6eb2d851779ef1f",
+        "facts-evaluation": "88f88ba9455f43e6",
+        "fiction-calibration": "91d28ca032e1f242",
+        "fiction-evaluation": "3f96f909e5b69a49",
+        "languages-calibration": "b1a95a566a05cff6",
+        "languages-evaluation": "58f9e30dc674a3fa",
+    }
+
+
+def test_the_built_in_texts_are_small_and_say_where_they_are_from() -> None:
+    folder = Path(corpora.__file__).parent / "texts"
+    assert {path.stem for path in folder.glob("*.txt")} == set(corpora.BUILTIN_TEXTS)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_500_000
+    sources = (folder / "SOURCES.md").read_text(encoding="utf-8")
+    assert all(f"{kind}-*.txt" in sources for kind in corpora.KINDS)
+
+
+def test_a_built_in_text_that_is_none_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(InputError, match="Did you mean 'facts-calibration'"):
+        corpora.check_place("builtin:facts-calibratoin")
+    corpora.check_place("builtin:facts-calibration")
 
 
 def test_about_a_third_is_for_evaluation() -> None:

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from advisor.calibration.tokens import share_out
+from advisor.calibration.corpora import GENERAL_SHARES
+from advisor.calibration.tokens import check_disjoint, share_out
 from advisor.errors import InputError
 from advisor.workflows.texts import describe, draw, parse_slices, redraw
 
@@ -118,3 +119,62 @@ def test_slices():
     assert parse_slices(["code=a", "code=b", "ru=c=d"]) == {"code": ["a", "b"], "ru": ["c=d"]}
     with pytest.raises(InputError, match=r"(?s)2 problems.*'code'.*'=x'"):
         parse_slices(["code", "=x"])
+
+
+def _general(tokenizer, count, **settings):
+    return draw(
+        ["builtin:general"], tokenizer, role="calibration", sequences=count, seed=3,
+        **{"sequence_length": 64} | settings,
+    )  # fmt: skip
+
+
+def test_the_general_text_has_its_shares_in_every_prefix(tokenizer):
+    drawn = _general(tokenizer, 32)
+    parts = {
+        name: {
+            tuple(row.tolist())
+            for row in draw(
+                [f"builtin:{name}"], tokenizer, role="calibration", sequences=16,
+                sequence_length=64, seed=3,
+            ).tokens
+        }
+        for name in GENERAL_SHARES
+    }  # fmt: skip
+    found = [
+        next(name for name, rows in parts.items() if tuple(row.tolist()) in rows)
+        for row in drawn.tokens
+    ]
+    total = sum(GENERAL_SHARES.values())
+    for prefix in (8, 16, 32):
+        for name, weight in GENERAL_SHARES.items():
+            assert abs(found[:prefix].count(name) - prefix * weight / total) <= 1
+    assert set(drawn.sources) == {"builtin:general"}, "one text, not a mix to choose from"
+    again = redraw(describe(drawn), tokenizer, "calibration")
+    assert torch.equal(again.tokens, drawn.tokens)
+
+
+def test_the_general_text_is_drawn_as_far_as_each_of_its_parts_goes(tokenizer):
+    drawn = _general(tokenizer, 8, sequence_length=2048, most=4000)
+    assert 8 < drawn.sequences < 4000
+    assert redraw(describe(drawn), tokenizer, "calibration").sha256 == drawn.sha256
+    longer = _general(tokenizer, drawn.sequences, sequence_length=2048)
+    assert torch.equal(longer.tokens, drawn.tokens)
+    with pytest.raises(InputError, match=r"calibration \(builtin:"):
+        _general(tokenizer, drawn.sequences + 4, sequence_length=2048)
+    assert _general(tokenizer, 2).sequences == 2, "fewer than parts: from all of it"
+
+
+def test_the_general_text_takes_its_place_in_a_mix(texts, tokenizer):
+    mixed = _drawn(["builtin:general@3", f"{texts[0]}@1"], tokenizer, 16)
+    assert [mixed.sources.count(name) for name in ("builtin:general", texts[0])] == [12, 4]
+    assert redraw(describe(mixed), tokenizer, "calibration").sha256 == mixed.sha256
+
+
+def test_the_default_texts_are_of_several_kinds_and_judge_technical_english(tokenizer):
+    settings = {"sequences": 8, "sequence_length": 64, "seed": 3}
+    calibration = draw((), tokenizer, role="calibration", **settings)
+    assert calibration.corpus == "builtin:general"
+    assert calibration.sha256 == _general(tokenizer, 8).sha256
+    judged = draw((), tokenizer, role="evaluation", **settings)
+    assert judged.corpus == "builtin:evaluation"
+    check_disjoint(calibration, judged)

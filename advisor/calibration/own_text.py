@@ -1,0 +1,320 @@
+"""Text that a model writes itself, to calibrate on: self-calibration.
+
+Sequences are sampled from the model, so that what codes are fitted to is what the model expects of
+text, whatever it was trained on, and no text need be at hand.
+
+Every token goes through all blocks before the next one is known, with the keys and values of those
+before it kept. Weights stay where they lie, in 16 bits, and are computed with in 16 bits where the
+device is good at that: which token is drawn needs no more. An accelerator with room for them all
+gets them once, the host and others block by block for every token, as in every other pass.
+
+Which tokens are drawn depends on the last bits of logits, and so on the machine, its number of
+threads and versions. So they are kept: in the cache, and beside the plan that was made with them.
+
+Reference: Williams, Chrysostomou and Aletras, "Self-calibration for Language Model Quantization and
+Pruning", arXiv:2410.17170. Differs from the paper: the temperature is 1 throughout (their schedule
+was not tried), and special tokens are not written. Also Liu et al., "LLM-QAT", arXiv:2305.17888
+(sampled, rather than likeliest, tokens).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from advisor.calibration.corpora import OWN_TEXT
+from advisor.calibration.tokens import TokenSequences, hash_tokens, leading_tokens
+from advisor.models.blocks import BlockRunner
+from advisor.models.casting import casting_of
+from advisor.models.device import device_memory
+from advisor.plan.hashing import sha256_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from advisor.models.load import LoadedModel
+
+VERSION = 1
+"""Of everything here that decides which tokens are drawn."""
+_MOST_ROWS = 64
+"""Sequences that are written at once: more of them make a token little cheaper."""
+_LEAST_CACHE_BYTES = 1 << 26
+_CACHE_SHARE = 0.75
+"""Keys and values may take this share of the weights' bytes, or of what an accelerator has left."""
+_LOGITS_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a model is made to write.
+
+    Attributes:
+        prompt: Tokens that every sequence follows upon.
+        kept: How many of them belong to the sequence: all, where the tokenizer puts them in front
+            of every text, else none.
+        banned: Tokens that are never written.
+    """
+
+    prompt: tuple[int, ...]
+    kept: int
+    banned: tuple[int, ...]
+
+
+def writing_of(loaded: LoadedModel) -> Writing:
+    """Return how a model is made to write.
+
+    It starts from what begins a text: the tokenizer's token for that, or else the one that ends
+    the text before. Special tokens, and those that the tokenizer does not know, are not written:
+    other text to calibrate on has none of them, and the model goes on instead of ending.
+    """
+    tokenizer, config = loaded.tokenizer, loaded.model.config
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {int(token) for token in tokenizer.all_special_ids}
+    special |= {int(token) for token, entry in added.items() if entry.special}
+    known, vocabulary = len(tokenizer), int(getattr(config, "vocab_size", len(tokenizer)))
+    banned = {token for token in special if token < vocabulary} | set(range(known, vocabulary))
+    leading = tuple(leading_tokens(tokenizer))
+    starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    start = next((int(token) for token in starts if token is not None), 0)
+    return Writing(leading or (start,), len(leading), tuple(sorted(banned)))
+
+
+def own_text_key(loaded: LoadedModel, sequences: int, sequence_length: int, seed: int) -> str:
+    """Return the name under which a model's own text is kept."""
+    how = asdict(writing_of(loaded))
+    return sha256_json([VERSION, loaded.fingerprint, how, sequences, sequence_length, seed])[:32]
+
+
+def as_sequences(tokens: Tensor, seed: int) -> TokenSequences:
+    """Return written tokens as calibration sequences; their hash is the hash of the text."""
+    digest = hash_tokens(tokens)
+    return TokenSequences(
+        tokens, OWN_TEXT, digest, seed, digest, sources=(OWN_TEXT,) * tokens.shape[0]
+    )
+
+
+def write(
+    loaded: LoadedModel,
+    *,
+    sequences: int,
+    sequence_length: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Let a model write sequences, at temperature 1.
+
+    Memory holds one block, embedding and head, and the keys and values of some sequences, at most
+    three quarters as large as the weights; and what torch's kernels keep, see :func:`roomy_cache`.
+
+    Args:
+        loaded: The unquantized model.
+        sequences: How many.
+        sequence_length: Tokens of each, a leading special token included.
+        seed: Of what is drawn. A sequence's share of chance depends on its number alone.
+        progress: Called with (tokens written, tokens in all) of all sequences.
+
+    Returns:
+        int64 [sequences, sequence_length], the same on each run of one machine.
+    """
+    writing = writing_of(loaded)
+    steps = sequence_length - writing.kept
+    chance = uniforms(sequences, steps, seed)
+    parts = []
+    with _ready(loaded), torch.no_grad(), OneQuery():
+        most = _rows_at_once(loaded, writing, sequence_length)
+        rows = math.ceil(sequences / math.ceil(sequences / most))  # as many each time
+        for first in range(0, sequences, rows):
+            part = chance[first : first + rows]
+
+            def report(step: int, first: int = first, count: int = len(part)) -> None:
+                if progress is not None:
+                    progress(first * steps + step * count, sequences * steps)
+
+            parts.append(_continue(loaded, writing, part, report))
+    return torch.cat(parts)
+
+
+def uniforms(sequences: int, steps: int, seed: int) -> Tensor:
+    """Return the numbers in [0, 1) that choose tokens, float64 [sequences, steps]."""
+    rows = []
+    for row in range(sequences):
+        digest = hashlib.sha256(f"{VERSION}:{seed}:{row}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        rows.append(torch.rand(steps, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+def pick(logits: Tensor, chance: Tensor, banned: Sequence[int]) -> Tensor:
+    """Return the tokens that numbers in [0, 1) fall upon, by the inverse of the distribution.
+
+    Args:
+        logits: [rows, vocabulary].
+        chance: float64 [rows].
+        banned: Tokens with no probability.
+
+    Returns:
+        int64 [rows].
+    """
+    logits = logits.to(torch.float32, copy=True)
+    logits[:, list(banned)] = -torch.inf
+    reached = torch.cumsum(torch.softmax(logits, dim=-1), dim=-1, dtype=torch.float64)
+    wanted = chance.to(reached.device) * reached[:, -1]
+    # Strictly above: a token without probability adds nothing, and is passed over.
+    return torch.searchsorted(reached, wanted[:, None], right=True)[:, 0].clamp_max(
+        logits.shape[1] - 1
+    )
+
+
+def _continue(
+    loaded: LoadedModel, writing: Writing, chance: Tensor, report: Callable[[int], None]
+) -> Tensor:
+    """Write some sequences at once, int64 [rows, length]."""
+    model = loaded.model
+    cache = roomy_cache(len(writing.prompt) + chance.shape[1])
+    given = torch.tensor(writing.prompt, device=loaded.device).expand(len(chance), -1)
+    written = [given[:, : writing.kept]]
+    for step in range(chance.shape[1]):
+        output = model(input_ids=given, past_key_values=cache, use_cache=True)
+        given = pick(output.logits[:, -1], chance[:, step], writing.banned)[:, None]
+        written.append(given)
+        report(step + 1)
+    return torch.cat(written, dim=1).cpu()
+
+
+def roomy_cache(length: int) -> Any:
+    """Return room for the keys and values of so many tokens of some sequences, and for more.
+
+    transformers' own makes new tensors, a little larger, for every token and block. While 32×256
+    tokens of SmolLM2-135M were written, whose keys and values take 190 MB, the process grew by 700
+    MB with it, and by 505 MB with this.
+    """
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+        """The keys and values of one block: views of the filled part of larger tensors."""
+
+        def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(keys, values)
+                self.keys, self.values = self._room = keys[:, :, :0], values[:, :, :0]
+            start = self.keys.shape[2]
+            stop = start + keys.shape[2]
+            if stop > self._room[0].shape[2]:
+                wanted = max(length, 2 * start, stop)
+                self._room = (_larger(self.keys, wanted), _larger(self.values, wanted))
+            for room, new in zip(self._room, (keys, values), strict=True):
+                room[:, :, start:stop] = new
+            self.keys, self.values = (room[:, :, :stop] for room in self._room)
+            return self.keys, self.values
+
+    return Cache(layer_class_to_replicate=RoomyLayer)
+
+
+def _larger(old: Tensor, length: int) -> Tensor:
+    """Return a tensor with room for more tokens, [batch, heads, length, width]."""
+    new = old.new_empty(*old.shape[:2], length, old.shape[3])
+    new[:, :, : old.shape[2]] = old
+    return new
+
+
+class OneQuery(TorchFunctionMode):
+    """Computes attention of single queries on the host as two products of matrices.
+
+    The queries that share keys are the rows of one matrix. torch's kernel for whole sequences takes
+    15 times as long for that (32 sequences of 128 tokens, 9 heads on 3 groups of keys, bfloat16,
+    one core with AVX-512).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, attention of single queries in the other way."""
+        named = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention and len(args) == 3:
+            query, key, value = args
+            plain = named.get("attn_mask") is None and not named.get("is_causal")
+            if plain and query.shape[2] == 1 and query.device.type == "cpu":
+                return attend(query, key, value, named.get("scale"))
+        return func(*args, **named)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+    """Return the attention of one query a head to all keys, [batch, heads, 1, width].
+
+    Args:
+        query: [batch, heads, 1, width].
+        key: [batch, groups, length, width]; consecutive heads share a group.
+        value: [batch, groups, length, any width].
+        scale: Factor of the scores; by default the inverse root of the width.
+    """
+    batch, heads, _, width = query.shape
+    groups = key.shape[1]
+    shared = query.reshape(batch, groups, heads // groups, width)
+    scores = shared @ key.transpose(-1, -2) * (width**-0.5 if scale is None else scale)
+    found = torch.softmax(scores, dim=-1) @ value
+    return found.reshape(batch, heads, 1, value.shape[-1])
+
+
+@contextmanager
+def _ready(loaded: LoadedModel) -> Iterator[None]:
+    """Hold what is used for every token: embedding and head, and all blocks where there is room."""
+    casting = casting_of(loaded.model)
+    with ExitStack() as stack:
+        stack.enter_context(casting.computing_in(writing_dtype(loaded)))
+        runner = BlockRunner(loaded.model)
+        stack.enter_context(runner.at_embedding())
+        stack.enter_context(runner.at_head())
+        if _has_room(loaded):
+            for block in range(len(runner.blocks)):
+                stack.enter_context(runner.at_block(block))
+        yield
+
+
+def writing_dtype(loaded: LoadedModel) -> torch.dtype:
+    """Return the type to write in: bfloat16 where all weights are stored so and it is fast.
+
+    One core with AVX-512 writes SmolLM2-135M's tokens, 32 at once, in 0.5 of the time so.
+    """
+    casting = casting_of(loaded.model)
+    kinds = {
+        casting.stored(parameter).dtype
+        for parameter in loaded.model.parameters()
+        if parameter.is_floating_point()
+    }
+    fast = loaded.device.type != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return torch.bfloat16 if kinds == {torch.bfloat16} and fast else loaded.dtype
+
+
+def _stored_bytes(loaded: LoadedModel) -> int:
+    casting = casting_of(loaded.model)
+    return sum(casting.stored(parameter).nbytes for parameter in loaded.model.parameters())
+
+
+def _has_room(loaded: LoadedModel) -> bool:
+    """Whether an accelerator could hold all weights, and half as much again."""
+    if loaded.device.type == "cpu":
+        return False
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    needed = parameters * writing_dtype(loaded).itemsize
+    return device_memory(loaded.device)[0] > 1.5 * needed
+
+
+def _rows_at_once(loaded: LoadedModel, writing: Writing, length: int) -> int:
+    """Return how many sequences are written at once, after a look at what one token keeps."""
+    cache = roomy_cache(1)
+    prompt = torch.tensor([writing.prompt], device=loaded.device)
+    output = loaded.model(input_ids=prompt, past_key_values=cache, use_cache=True)
+    kept: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    per_row = kept // prompt.shape[1] * length
+    free = _stored_bytes(loaded)
+    if loaded.device.type != "cpu":
+        free = device_memory(loaded.device)[0]
+    room = max(_LEAST_CACHE_BYTES, int(_CACHE_SHARE * free))
+    most = min(_MOST_ROWS, _LOGITS_AT_ONCE // int(output.logits.shape[-1]))
+    return max(1, min(most, room // max(1, per_row)))
