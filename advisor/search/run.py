@@ -151,7 +151,7 @@ class Run:
             quantizable = task.spec.quantizable_parameters
             high = min(high, 8 * (goal.max_bytes - beside) / quantizable)
         low = smallest.bits_per_weight
-        samples = _prefixes(task.calibration.sequences)
+        samples = default_prefixes(task.calibration.sequences)
         return goal, build_space(
             composer.options, samples, low_bits=low, high_bits=max(low, high),
             mixes=mixes(task.calibration), rotations=self._rotations(),
@@ -314,8 +314,3 @@ class Run:
         number = len(self.finalists) + 1
         by = mixture.backend or mixture.family.method
         return self._stage(f"Finalist {number}: {mixture.name} ({by})")
-
-
-def _prefixes(sequences: int) -> tuple[int, ...]:
-    """Return the sample counts worth choosing between: those that scoring can tell apart."""
-    return tuple(count for count in default_prefixes(sequences) if 4 * count >= sequences)

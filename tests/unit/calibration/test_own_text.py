@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from advisor.calibration import own_text
+from advisor.calibration.decoding import OneQuery, attend, roomy_cache
 from advisor.calibration.own_text import (
-    OneQuery,
-    attend,
     own_text_key,
     pick,
-    roomy_cache,
     uniforms,
     write,
     writing_dtype,
