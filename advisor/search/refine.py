@@ -36,6 +36,10 @@ _WITHIN_REACH = 1.3
 _FAR_BEHIND = 2.0
 """Scores of one method err by up to 1.5 times more than another's (see ``scores``): a mixture whose
 score is this many times the best one's is not measured."""
+_ALIKE = 0.4
+"""Share of the modules whose schemes, method and all, two mixtures have in common: from there on a
+second method's mixture says little that the first one's measurement does not. Integers of two
+methods are never alike; NVFP4 and the like are the same beside any."""
 _GOOD_ENOUGH = 0.9
 
 
@@ -272,6 +276,17 @@ class Refiner:
 
 
 def _not_far_behind(mixtures: Sequence[Mixture], leaders: Sequence[Mixture]) -> list[Mixture]:
-    """Return the mixtures whose scores come near the leaders'."""
+    """Return the mixtures whose scores come near the leaders', and that are not much like them."""
     least = min((mixture.predicted_kl for mixture in leaders), default=0.0)
-    return [mixture for mixture in mixtures if mixture.predicted_kl <= _FAR_BEHIND * least]
+    near = [mixture for mixture in mixtures if mixture.predicted_kl <= _FAR_BEHIND * least]
+    return [m for m in near if all(m is first or not _are_alike(m, first) for first in leaders)]
+
+
+def _are_alike(one: Mixture, other: Mixture) -> bool:
+    """Whether many modules have the same scheme in both."""
+    same = [
+        name
+        for name, scheme in one.assignment.items()
+        if scheme.is_quantized and other.assignment.get(name) == scheme
+    ]
+    return len(same) >= _ALIKE * len(one.assignment)
