@@ -106,9 +106,7 @@ def visit_group(
     Returns:
         As :func:`round_in_turn` does.
     """
-    if not has_kernels(distance.device) or len(distance) > MOST_COLUMNS:
-        return False
-    if values is not None and len(values) > _MOST_VALUES:
+    if not _is_taken(distance, values):
         return False
     if any(part.stride(-1) != 1 for part in (*group, shares, diagonal)):
         return False  # the kernels take rows that lie side by side
@@ -127,14 +125,18 @@ def _run(
     values: Tensor | None,
     out: tuple[Tensor, Tensor],
 ) -> bool:
-    if not has_kernels(current.device) or current.shape[0] > MOST_COLUMNS:
-        return False
-    if values is not None and len(values) > _MOST_VALUES:
+    if not _is_taken(current, values):
         return False
     scale, low, high = (limit.expand(current.shape) for limit in limits)
     factor = factor.expand(current.shape[1], -1, -1)
     _kernels().launch(current, origin, (scale, low, high), factor, values, out)
     return True
+
+
+def _is_taken(columns: Tensor, values: Tensor | None) -> bool:
+    """Return whether there is a kernel for so many columns and values."""
+    few = values is None or len(values) <= _MOST_VALUES
+    return has_kernels(columns.device) and len(columns) <= MOST_COLUMNS and few
 
 
 @functools.lru_cache(maxsize=1)

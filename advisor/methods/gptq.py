@@ -107,11 +107,7 @@ def quantize_each(
 
     One Cholesky factor and one loop serve them all.
 
-    Args:
-        weights: Shapes [out_i, in], any floating type; not modified.
-        statistics: Of each linear: the same inputs, and its own output gradients.
-        scheme: Of all of them.
-        settings: See :func:`quantize_many`.
+    Arguments are :func:`advisor.methods.registry.quantize_each`'s; settings: :func:`quantize_many`.
 
     Raises:
         InputError: A weight, the statistics, a setting or the scheme cannot be used.

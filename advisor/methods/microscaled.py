@@ -114,11 +114,7 @@ def quantize_each(
 ) -> list[QuantizedWeight]:
     """Quantize linears that share their inputs, and NVFP4's global scale.
 
-    Args:
-        weights: Shapes [out_i, in], any floating type; not modified.
-        statistics: Of each linear: the same inputs, and its own output gradients.
-        scheme: Of all of them.
-        settings: See :func:`quantize`.
+    Arguments are :func:`advisor.methods.registry.quantize_each`'s; settings: :func:`quantize`.
 
     Raises:
         InputError: A weight or the statistics cannot be used.

@@ -92,11 +92,7 @@ def quantize_each(
 ) -> list[QuantizedWeight]:
     """Quantize linears that share their inputs, each with feedback among its own outputs.
 
-    Args:
-        weights: Shapes [out_i, in], any floating type; not modified.
-        statistics: Of each linear: the same inputs, and its own output gradients; or of none.
-        scheme: Of all of them.
-        settings: See :func:`quantize`.
+    Arguments are :func:`advisor.methods.registry.quantize_each`'s; settings: :func:`quantize`.
 
     Raises:
         InputError: A weight, the statistics or the scheme cannot be used.

@@ -179,8 +179,8 @@ def quantize_each(
     """Quantize linears that share their inputs, with what is known of each one's outputs.
 
     Args:
-        weights: Shapes [out_i, in].
-        statistics: Of each linear.
+        weights: Shapes [out_i, in], any floating type; not modified.
+        statistics: Of each linear: the same inputs, and its own output gradients.
         scheme: Of all of them; of a method that heeds outputs
             (:func:`advisor.search.families.couples_outputs`).
         settings: Shared by all.

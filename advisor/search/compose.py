@@ -9,21 +9,9 @@ from typing import TYPE_CHECKING
 from advisor.errors import InfeasibleError, InputError
 from advisor.formats.layouts import expert_scheme_fits
 from advisor.schemes import BF16, Scheme
-from advisor.search.allocation import (
-    Allocation,
-    Groups,
-    Option,
-    allocate,
-    allocate_for_score,
-)
+from advisor.search.allocation import Allocation, Groups, Option, allocate, allocate_for_score
 from advisor.search.fallbacks import nothing_fits
-from advisor.search.families import (
-    BEST,
-    Family,
-    is_measured_alone,
-    schemes_of,
-    with_16_bit,
-)
+from advisor.search.families import BEST, Family, is_measured_alone, schemes_of, with_16_bit
 from advisor.search.mixture import Mixture
 from advisor.search.outer import outer_schemes
 from advisor.search.pace import solve_in_time
@@ -271,20 +259,12 @@ class Composer:
     def smallest_and_largest(self) -> tuple[SizeEstimate, SizeEstimate]:
         """Return the sizes of the smallest checkpoint, and of the largest quantized one."""
         schemes = [s for s in self.options if s.is_quantized]
-        least: dict[str, Scheme] = {}
-        most: dict[str, Scheme] = {}
-        for members in self._ties(Family(BEST)).values():
-            fitting = [s for s in schemes if self.takes(s, members)] or [BF16]
-            price = partial(self._prices.module, members[0])
-            low, high = min(fitting, key=price), max(fitting, key=price)
-            least |= {linear.name: low for linear in members}
-            most |= {linear.name: high for linear in members}
-        for module in self.outer:
-            fitting = self._outer_schemes(module, Family(BEST)) or [BF16]
-            price = partial(self._prices.outer, module)
-            least[module.name] = min(fitting, key=price)
-            most[module.name] = max(fitting, key=price)
-        return self.size(least), self.size(most)
+        modules = [
+            (members, [s for s in schemes if self.takes(s, members)] or [BF16])
+            for members in self._ties(Family(BEST)).values()
+        ]
+        ends = [(m, self._outer_schemes(m, Family(BEST)) or [BF16]) for m in self.outer]
+        return self._prices.extremes(modules, ends)
 
     def _uniform(self, family: Family, scheme: Scheme) -> Mixture:
         scores = self._book.scores([scheme], family.settings(self.settings), family.samples)

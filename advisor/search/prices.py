@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from advisor.predict.gguf_types import row_bytes
 from advisor.predict.size import SizeEstimate, checkpoint_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from advisor.modelspec import LinearSpec, ModelSpec
     from advisor.modelspec.outer import OuterModule
@@ -60,6 +60,30 @@ class Prices:
     def outer(self, module: OuterModule, scheme: Scheme) -> int:
         """Return what an embedding or a head adds to the file."""
         return self._outer(module, scheme)
+
+    def extremes(
+        self,
+        modules: Iterable[tuple[Sequence[LinearSpec], Sequence[Scheme]]],
+        ends: Iterable[tuple[OuterModule, Sequence[Scheme]]],
+    ) -> tuple[SizeEstimate, SizeEstimate]:
+        """Return the sizes of the smallest checkpoint and of the largest.
+
+        Args:
+            modules: Linears that share a scheme, and the schemes that they may have.
+            ends: The same of embedding and head.
+        """
+        least: dict[str, Scheme] = {}
+        most: dict[str, Scheme] = {}
+        for members, schemes in modules:
+            price = partial(self.module, members[0])
+            low, high = min(schemes, key=price), max(schemes, key=price)
+            least |= {linear.name: low for linear in members}
+            most |= {linear.name: high for linear in members}
+        for module, schemes in ends:
+            price = partial(self.outer, module)
+            least[module.name] = min(schemes, key=price)
+            most[module.name] = max(schemes, key=price)
+        return self.checkpoint(least), self.checkpoint(most)
 
     def _width(self, module: str) -> int:
         """Return the bytes of each weight of a module that stays as it is; GGUF's are 16-bit."""

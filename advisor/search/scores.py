@@ -55,8 +55,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from advisor.calibration.coverage import FittedStatistics
-from advisor.calibration.mixing import of_mix
 from advisor.calibration.rotating import rotated
 from advisor.models.folding import foldable_groups
 from advisor.models.rotation import rotation_of
@@ -64,6 +62,7 @@ from advisor.numerics.microscaling import MICROSCALED_WIDTHS
 from advisor.plan.hashing import sha256_json
 from advisor.predict.gguf_types import base_type, stored_type
 from advisor.search.families import TABLE_METHODS, bare, relevant_settings, scored_with
+from advisor.search.halves import Halves
 from advisor.search.input_noise import noise_terms
 from advisor.search.score import ModuleScores, Score, score_change
 from advisor.search.score_pages import ScorePages
@@ -124,14 +123,13 @@ class ScoreBook:
         self._store = store
         self._noise = noise
         self._pages = ScorePages(folder)
-        self._judges = FittedStatistics(store, loaded.linears)
+        self._halves = Halves(store, loaded.linears)
         self._foldable = {folding.input_group for folding in foldable_groups(loaded.model)}
 
     @property
     def fitted_samples(self) -> int | None:
         """Sequences that codes are fitted to for scoring; the rest judge. None: no such split."""
-        prefixes = sorted(self._store.prefixes)
-        return max((count for count in prefixes if 2 * count <= prefixes[-1]), default=None)
+        return self._halves.fitted_samples
 
     def missing(
         self, schemes: Iterable[Scheme], settings: QuantizationSettings, samples: int | None
@@ -200,7 +198,7 @@ class ScoreBook:
         schemes = [s for s in found if s.is_quantized and fits(s, members[0])]
         if not schemes:
             return
-        fitted, judges = self._statistics(members, samples, settings.calibration_mix)
+        fitted, judges = self._halves.statistics(members, samples, settings.calibration_mix)
         weights = [module_weight(self._loaded, linear) for linear in members]
         foldable = members[0].input_group in self._foldable
         rotation = rotation_of(self._loaded.model, settings.rotation, settings.rotation_seed)
@@ -254,38 +252,6 @@ class ScoreBook:
             terms, score = known[scheme.activation], scores.pop(linear.name)
             if terms is not None:
                 scores[linear.name] = Score(score.kl + terms[0], score.error + terms[1])
-
-    def _statistics(
-        self, members: Sequence[LinearSpec], samples: int | None, mix: str
-    ) -> tuple[LayerStatistics, list[LayerStatistics]]:
-        """Return the statistics to fit codes to, and those of each member to judge them by.
-
-        Whatever mix codes are fitted to, all are judged on the given one.
-        """
-        own = FittedStatistics(of_mix(self._store, mix), self._loaded.linears)
-        first = self._store.layer(members[0])
-        # They share the inputs; only the gradients are their own.
-        whole = [first, *(self._store.with_gradient(first, linear) for linear in members[1:])]
-        if self.fitted_samples is None:
-            return own.layer(members[0], samples), self._helped(whole, members)
-        half = self._store.layer(members[0], self.fitted_samples, gradients=False)
-        count = self.fitted_samples if samples is None else min(samples, self.fitted_samples)
-        fitted = own.layer(members[0], count)
-        second_moment = first.second_moment - half.second_moment
-        tokens = first.tokens - half.tokens
-        weight = None if first.moment_weight is None else first.rows - half.rows
-        judges = [
-            replace(s, second_moment=second_moment, tokens=tokens, moment_weight=weight)
-            for s in whole
-        ]
-        return fitted, self._helped(judges, members)
-
-    def _helped(
-        self, found: Sequence[LayerStatistics], members: Sequence[LinearSpec]
-    ) -> list[LayerStatistics]:
-        """Return statistics that judge codes; experts seen too rarely are helped as for fitting."""
-        pairs = zip(found, members, strict=True)
-        return [self._judges.helped(own, linear) for own, linear in pairs]
 
     def _key(self, scheme: Scheme, settings: QuantizationSettings, samples: int | None) -> str:
         settings, samples = scored_with(scheme, settings, samples)
