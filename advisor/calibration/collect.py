@@ -36,7 +36,7 @@ def open_store(
         root: Folder of the cache; the default is :func:`advisor.plan.folders.cache_root`.
         gradient: See :class:`CollectionSettings`.
         prefixes: Sample counts whose sums are kept; by default 8, 16, 32, ...
-        seed: Seed of the labels.
+        seed: Seed of the signs that outputs send back.
     """
     settings = collection_settings(
         loaded, sequences, gradient=gradient, prefixes=prefixes, seed=seed,
@@ -61,8 +61,8 @@ def collect_statistics(
 
     Blocks run one after another over all sequences, forward for the input moments, then (last
     block first) again with a backward pass for the output gradients, so memory holds one block's
-    sums; hidden states lie in memory-mapped files. Labels are drawn from the model's own
-    distribution with one uniform number per token, seeded by the sequence itself, so results depend
+    sums; hidden states lie in memory-mapped files. What a token's output sends back
+    (:mod:`advisor.calibration.fisher`) is drawn by a generator of its sequence, so results depend
     neither on batching nor on where a sequence stands.
 
     Args:
@@ -72,7 +72,7 @@ def collect_statistics(
         gradients: False is ``gradient="none"``: no backward pass.
         gradient: ``full``, ``diagonal`` or ``none``.
         prefixes: Sample counts whose sums are kept; by default 8, 16, 32, ... and all.
-        seed: Seed of the labels.
+        seed: Seed of the signs that outputs send back.
         progress: Called with (steps done, steps in all).
         max_bytes: Refuse to start when more disk than this is needed.
 
@@ -82,7 +82,7 @@ def collect_statistics(
 
     Reference:
         Martens and Grosse, Optimizing neural networks with Kronecker-factored approximate
-        curvature (2015): the Fisher needs labels from the model, not from the data.
+        curvature (2015): the Fisher is that of the model's own outputs, not of the data's.
     """
     if store.complete:
         return

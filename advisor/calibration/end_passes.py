@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor.calibration.labels import label_draws, residual_of
+from advisor.calibration.fisher import loss_gradients, sign_source
 from advisor.calibration.outer import EmbeddingSums, HeadSums
 from advisor.calibration.store import gradients_file, inputs_file
 from advisor.models.allocator import drop_pages
@@ -40,7 +40,7 @@ class EndPasses:
             runner: Of its blocks.
             tokens: The calibration sequences, int64 [sequences, length].
             store: Where the sums go.
-            settings: Prefixes and the seed of the labels.
+            settings: Prefixes and the seed of the signs.
         """
         self._device = loaded.device
         self._runner = runner
@@ -60,11 +60,11 @@ class EndPasses:
         sums = HeadSums(self._head, self._device)
         with self._runner.at_head():
             for index in range(len(states)):
-                draws = label_draws(self._tokens[index], self._settings.seed)
+                source = sign_source(self._tokens[index], self._settings.seed)
                 for start in range(0, states.shape[1], tokens):
                     part = slice(start, start + tokens)
                     hidden = states[index, part].to(self._device)
-                    gradients[index, part] = self._token_gradients(hidden, draws[part], sums).cpu()
+                    gradients[index, part] = self._token_gradients(hidden, source, sums).cpu()
                 drop_pages(states[index], gradients[index])
                 if index + 1 in self._settings.prefixes:
                     sums.end_prefix()
@@ -93,8 +93,8 @@ class EndPasses:
         self._store.put(inputs_file(spec.block), sums.inputs)
         self._store.put(gradients_file(spec.block), sums.gradients)
 
-    def _token_gradients(self, hidden: Tensor, draws: Tensor, sums: HeadSums) -> Tensor:
-        """Return d(log-loss)/d(hidden) of tokens whose labels the model draws itself."""
+    def _token_gradients(self, hidden: Tensor, source: torch.Generator, sums: HeadSums) -> Tensor:
+        """Return what tokens send back from the logits (:mod:`advisor.calibration.fisher`)."""
         hidden = hidden.detach().requires_grad_(True)
         seen: list[tuple[Tensor, Tensor]] = []
 
@@ -111,7 +111,7 @@ class EndPasses:
         rows = rows_at_once(logits.shape[-1], logits.device)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            residual[0, part] = residual_of(logits[0, part].detach().float(), draws[part])
+            residual[0, part] = loss_gradients(logits[0, part].detach().float(), source)
         read, output = seen[0]
         gradient, behind = torch.autograd.grad(logits, (hidden, output), residual)
         sums.add(read.reshape(-1, read.shape[-1]), behind.reshape(-1, behind.shape[-1]))

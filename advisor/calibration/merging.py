@@ -3,8 +3,8 @@
 Each process collects a run of consecutive sequences (:func:`collect_part`); whoever has all their
 stores under one root merges them (:func:`merge_parts`) into the store that one process would have
 filled, under the same key. Input sums that no part divides have the same bits; sums over several
-parts, and the gradients', are added in another order and differ by float32 rounding. Labels are
-the same, as they are drawn by what a sequence holds.
+parts, and the gradients', are added in another order and differ by float32 rounding. What tokens
+send back is the same, as it is drawn by what a sequence holds.
 
 Memory holds one block's sums.
 """
@@ -62,7 +62,7 @@ def collect_part(
         root: Folder of the cache.
         gradient: Of the whole, see :class:`advisor.calibration.settings.CollectionSettings`.
         prefixes: Of the whole.
-        seed: Of the labels.
+        seed: Of the signs that outputs send back.
         progress: Called with (steps done, steps in all).
         max_bytes: Refuse to start when more disk than this is needed.
 

@@ -1,8 +1,8 @@
 """Statistics of the embedding and the head, which come with the backward pass for nothing.
 
-The head is a linear with V outputs: its gradients are the model's chances less one at the label
-drawn, and of G, [V, V], only the diagonal is kept, Σ g². Its inputs are the final norm's outputs,
-weighted by |g|² as everywhere.
+The head is a linear with V outputs: its gradients are those that are sent back
+(:mod:`advisor.calibration.fisher`), and of G, [V, V], only the diagonal is kept, Σ g². Its inputs
+are the final norm's outputs, weighted by |g|² as everywhere.
 
 An embedding is looked up. A changed row ΔE_t moves the stream wherever the token t stands, so the
 Fisher's quadratic form is Σ_t ΔE_t M_t ΔE_tᵀ with M_t = Σ g gᵀ over the places of t, g being the

@@ -30,7 +30,7 @@ class CollectionSettings:
     Attributes:
         prefixes: Sample counts whose sums are kept, ascending; the last is all.
         gradient: ``full`` (diagonal above 4096 outputs), ``diagonal`` or ``none``.
-        seed: Seed of the labels drawn from the model.
+        seed: Seed of the signs that outputs send back (:mod:`advisor.calibration.fisher`).
         dtype: Data type that the model computes in.
     """
 

@@ -25,9 +25,10 @@ class LayerStatistics:
         absolute_maximum: float32 [in], max |x| per input channel.
         absolute_sum: float32 [in], Σ |x|; divided by ``tokens`` it is AWQ's mean magnitude.
         gradient_tokens: Number of output-gradient rows summed; 0 when there was no backward pass.
-        gradient_moment: float32 [out, out] (or its diagonal, [out]), G = Σ g gᵀ, where g is the
-            gradient of the summed token log-loss, with labels drawn from the model itself, at
-            the linear's output; None when there was no backward pass.
+        gradient_moment: float32 [out, out] (or its diagonal, [out]), G = Σ g gᵀ, where g is what
+            reaches the linear's output of vectors sent back from the logits, whose second moment
+            is the Fisher information of these (:mod:`advisor.calibration.fisher`); None when
+            there was no backward pass.
         moment_weight: Σ w of the second moment; None where every token counts 1.
 
     Why weights: the Fisher information of a linear is E[g gᵀ ⊗ x xᵀ], which E[g gᵀ] ⊗ E[x xᵀ]
@@ -40,7 +41,8 @@ class LayerStatistics:
     On the small trained model in ``examples/`` nothing was gained.
 
     Reference: GuidedQuant, arXiv:2505.07004, section 3 (second moments weighted by gradients).
-    Differs from the paper: one weight for all outputs that share an input, labels from the model.
+    Differs from the paper: one weight for all outputs that share an input, gradients of the
+    model's own outputs.
     """
 
     tokens: int

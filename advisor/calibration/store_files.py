@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-STORE_VERSION = 3
+STORE_VERSION = 4
 """Raised whenever stored sums would differ for the same key."""
 _MANIFEST = "manifest.json"
 

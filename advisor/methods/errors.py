@@ -60,8 +60,8 @@ def kl_score(delta: Tensor, statistics: LayerStatistics) -> float:
     Raises:
         InputError: There was no backward pass, or shapes disagree.
 
-    Reference: K-FAC, arXiv:1503.05671, section 3, for the factorization; gradients are of labels
-    drawn from the model itself, the true Fisher.
+    Reference: K-FAC, arXiv:1503.05671, section 3, for the factorization; gradients are those
+    of the true Fisher (:mod:`advisor.calibration.fisher`).
     """
     gradient_moment = statistics.gradient_moment
     if gradient_moment is None or statistics.gradient_tokens < 1 or statistics.tokens < 1:

@@ -17,7 +17,7 @@ from advisor.search.outer import outer_schemes
 from advisor.search.pace import solve_in_time
 from advisor.search.prices import Prices
 from advisor.search.scores import ScoreBook, fits
-from advisor.search.space import storage_name
+from advisor.search.space import kernel_view, storage_name
 from advisor.search.ties import tied_modules
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Composer:
         if self._experts_as_one:
             self.options = tuple(s for s in self.options if s.symmetric is not False)
         self.settings = settings
-        self._unfit = {_storage(scheme): names for scheme, names in offered.unfit.items()}
+        self._unfit = {kernel_view(scheme): names for scheme, names in offered.unfit.items()}
         self._prices = Prices(spec, offered.format, self.linears)
         self._book = book
         self._outer = outer
@@ -83,7 +83,7 @@ class Composer:
 
     def takes(self, scheme: Scheme, members: Iterable[LinearSpec]) -> bool:
         """Whether a scheme's groups divide all of these modules and a kernel runs each."""
-        unfit = self._unfit.get(_storage(scheme), frozenset())
+        unfit = self._unfit.get(kernel_view(scheme), frozenset())
         return all(fits(scheme, m) and m.name not in unfit for m in members)
 
     def schemes(self, family: Family) -> tuple[Scheme, ...]:
@@ -297,9 +297,3 @@ class Composer:
 
     def _must_be_quantized(self, members: Sequence[LinearSpec]) -> bool:
         return self._experts_as_one and members[0].is_expert
-
-
-def _storage(scheme: Scheme) -> tuple[object, ...]:
-    """Return what kernels see of a scheme: everything but who chose its codes."""
-    stored = scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric
-    return *stored, scheme.activation

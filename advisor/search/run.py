@@ -6,22 +6,17 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.mixing import mixes
 from advisor.calibration.representativeness import Representativeness, representativeness
-from advisor.calibration.settings import default_prefixes
 from advisor.calibration.sources import collect, open_statistics
 from advisor.formats.layouts import experts_as_one
-from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.folders import cache_root
-from advisor.plan.hashing import sha256_json
+from advisor.search.aim import aim, name_of_study
 from advisor.search.closing import complete_nearest, fill_gap
 from advisor.search.compose import Composer
 from advisor.search.disk import DiskUse, check_disk, predict_disk
 from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
-from advisor.search.goal import Goal, goal_of
 from advisor.search.input_noise import InputNoise
-from advisor.search.limits import SizeLimit, size_limits
 from advisor.search.measuring import Measurer
 from advisor.search.memory import check_memory, predict_memory
 from advisor.search.offers import uniform_offers
@@ -34,7 +29,7 @@ from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
-from advisor.search.space import Space, build_space, parameters_of, priors
+from advisor.search.space import Space, parameters_of, priors
 from advisor.search.study import check_storage, run_study
 from advisor.search.trials import (
     Scorer,
@@ -52,10 +47,11 @@ if TYPE_CHECKING:
     from advisor.engines.options import MixtureOptions
     from advisor.modelspec.outer import OuterModule
     from advisor.search.clock import Clock
+    from advisor.search.goal import Goal
+    from advisor.search.limits import SizeLimit
     from advisor.search.mixture import Mixture
     from advisor.search.outcomes import TrialRecord
     from advisor.search.outside import Outside
-    from advisor.search.pace import Pace
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
@@ -108,7 +104,9 @@ class Run:
             outer=self._outer_book(store, book), pace=pace,
             experts_as_one=experts_as_one(task.engine, self.offered.format),
         )  # fmt: skip
-        goal, space = self._aim(composer, prefer, pace)
+        self.limits, goal, space = aim(
+            task, self.offered, composer, self.outer, prefer=prefer, pace=pace
+        )
         scorer = Scorer(
             composer,
             space,
@@ -124,7 +122,10 @@ class Run:
                 task.loaded, task.calibration, task.judges.evaluation.first(task.judges.first),
                 self._stage("Comparing texts"),
             )  # fmt: skip
-            self.study = study_name or self._study_name(space, goal, store, seed)
+            self.study = study_name or name_of_study(
+                task, self.offered, space, goal, store.key,
+                seed=seed, sampler=self.sampler, outer=self.outer,
+            )  # fmt: skip
             self._trials(scorer, space, url, trials, seed)
             self._measure(scorer, store, goal, disk)
         except KeyboardInterrupt:
@@ -132,64 +133,12 @@ class Run:
             self.clock.stopped = "interrupted"
         return self._result(scorer, goal, seed)
 
-    def _aim(self, composer: Composer, prefer: str, pace: Pace | None) -> tuple[Goal, Space]:
-        """Return what is wanted, and where to look for it."""
-        task = self.task
-        smallest, largest = composer.smallest_and_largest()
-        self.limits = size_limits(
-            task.spec, smallest, largest, composer.options, task.hardware, task.engine,
-            task.budgets, context=task.context, batch=task.batch,
-        )  # fmt: skip
-        least = self.limits[0].max_bytes if self.limits else None
-        goal = goal_of(task.budgets, prefer, least, pace)
-        high = largest.bits_per_weight
-        if self.outer:  # what embedding and head may take more is counted as the linears'
-            more = largest.total_bytes - smallest.total_bytes + smallest.quantizable_bytes
-            high = 8 * more / task.spec.quantizable_parameters
-        if goal.max_bytes is not None:
-            beside = smallest.total_bytes - smallest.quantizable_bytes
-            quantizable = task.spec.quantizable_parameters
-            high = min(high, 8 * (goal.max_bytes - beside) / quantizable)
-        low = smallest.bits_per_weight
-        samples = default_prefixes(task.calibration.sequences)
-        return goal, build_space(
-            composer.options, samples, low_bits=low, high_bits=max(low, high),
-            mixes=mixes(task.calibration), rotations=self._rotations(),
-        )  # fmt: skip
-
     def _outer_book(self, store: Statistics, book: ScoreBook) -> OuterBook | None:
         """Return the scores of embedding and head, where they are to be quantized."""
         if not self.outer:
             return None
         folder = cache_root() / "scores"
         return OuterBook(self.task.loaded, store, folder, self.outer, book.fitted_samples)
-
-    def _rotations(self) -> tuple[str, ...]:
-        """Return the rotations that the model and the format allow; a tied head allows none."""
-        problem = rotation_problem(self.task.loaded.model)
-        if problem is None and self.outer:
-            problem = "embedding or head are to be quantized"
-        if problem is not None or self.offered.format == "gguf":
-            _logger.info("the residual stream is not rotated: %s", problem or "GGUF")
-            return (NONE,)
-        return ROTATIONS
-
-    def _study_name(self, space: Space, goal: Goal, store: Statistics, seed: int) -> str:
-        """Return a name that differs whenever a trial could come out differently."""
-        content: dict[str, Any] = {
-            "statistics": store.key,
-            "space": {key: repr(value) for key, value in space.to_dict().items()},
-            "goal": repr(goal),
-            "options": [str(scheme) for scheme in self.offered.schemes],
-            "format": self.offered.format,
-            "settings": self.task.settings.to_dict(),
-            "seed": seed,
-        }
-        if self.sampler != "tpe":
-            content["sampler"] = self.sampler
-        if self.outer:
-            content["outer"] = [module.name for module in self.outer]
-        return f"advisor-{sha256_json(content)[:16]}"
 
     def _trials(self, scorer: Scorer, space: Space, url: str, trials: int, seed: int) -> None:
         """Run the study."""

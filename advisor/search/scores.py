@@ -1,7 +1,7 @@
 """Scores: for every module and every option, the layer's error and its effect on the model's KL.
 
-A perturbation ΔW of a linear with inputs x and output gradients g (of the token's log-loss, labels
-drawn from the model itself) changes the model's output distribution by about
+A perturbation ΔW of a linear with inputs x and output gradients g (those of the true Fisher, see
+:mod:`advisor.calibration.fisher`) changes the model's output distribution by about
 ½ E[(gᵀ ΔW x)²] nats of KL per token, the true Fisher's quadratic form. With g and x taken as
 independent (Kronecker factors) this is ½ tr(G ΔW H ΔWᵀ) for the means G of g gᵀ and H of x xᵀ.
 That sizes of x and g depend on each other is taken into account by the weights of H (see

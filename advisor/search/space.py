@@ -84,6 +84,12 @@ class Space:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+def kernel_view(scheme: Scheme) -> tuple[object, ...]:
+    """Return what kernels see of a scheme: everything but who chose its codes."""
+    stored = scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric
+    return *stored, scheme.activation
+
+
 def storage_name(scheme: Scheme) -> str:
     """Return how a scheme stores weights, without the method: ``int4-g64``, ``int8-gch``."""
     if scheme.method in WEIGHT_METHODS and not is_searchable(scheme):

@@ -55,6 +55,7 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     from advisor.models.load import load_model
     from advisor.plan.folders import cache_root
     from advisor.predict.models import load_modelspec
+    from advisor.search.aim import aim
     from advisor.search.clock import Clock
     from advisor.search.compose import Composer
     from advisor.search.judges import Judges
@@ -85,7 +86,7 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     book = ScoreBook(loaded, store, cache_root() / "scores")
     composer = Composer(spec, loaded.linears, offered, book, settings)
     with cost() as spent:
-        goal, space = run._aim(composer, "balanced")
+        _, goal, space = aim(task, offered, composer, (), prefer="balanced", pace=None)
         further = len(space.mixes) + len(space.rotations) - 2
         scorer = Scorer(composer, space, goal,
                         scoring_allowance(spec.quantizable_parameters, further),

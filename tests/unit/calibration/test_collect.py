@@ -10,10 +10,11 @@ import torch
 from advisor.calibration import end_passes, passes
 from advisor.calibration import settings as settings_module
 from advisor.calibration.collect import collect_statistics, open_store
-from advisor.calibration.labels import label_draws
+from advisor.calibration.fisher import sign_source
 from advisor.errors import AdvisorError, InputError
 from advisor.models.inspect import outer_specs
 from advisor.models.load import load_model
+from tests.oracles.reference_fisher import sent_back
 
 
 def explicit(loaded, sequences, seed=0):
@@ -38,11 +39,7 @@ def explicit(loaded, sequences, seed=0):
     )
     for tokens in sequences.tokens:
         logits = model(tokens[None]).logits[0]
-        draws = label_draws(tokens, seed)
-        chances = logits.softmax(-1)
-        labels = (chances.cumsum(-1) < draws[:, None]).sum(-1)
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        loss.backward()
+        logits.backward(sent_back(logits.detach(), sign_source(tokens, seed)))
         for name, output in outputs.items():
             gradients[name].append(output.grad[0])
     return inputs, gradients
@@ -131,16 +128,18 @@ def test_a_prefix_has_the_bits_of_a_collection_of_only_that_many(
         assert ours.rows == theirs.rows
 
 
-def test_labels_belong_to_the_sequence(sequences):
+def test_signs_belong_to_the_sequence(sequences):
     tokens = sequences.tokens
-    assert torch.equal(label_draws(tokens[1], 0), label_draws(tokens[1].clone(), 0))
-    assert not torch.equal(label_draws(tokens[1], 0), label_draws(tokens[2], 0))
-    assert not torch.equal(label_draws(tokens[1], 0), label_draws(tokens[1], 1))
-    many = torch.cat([label_draws(row, seed) for row in tokens for seed in range(20)])
-    assert abs(float(many.mean()) - 0.5) < 4 * (1 / 12 / len(many)) ** 0.5
+
+    def drawn(sequence, seed):
+        return torch.rand(20, generator=sign_source(sequence, seed))
+
+    assert torch.equal(drawn(tokens[1], 0), drawn(tokens[1].clone(), 0))
+    assert not torch.equal(drawn(tokens[1], 0), drawn(tokens[2], 0))
+    assert not torch.equal(drawn(tokens[1], 0), drawn(tokens[1], 1))
 
 
-def test_labels_do_not_depend_on_batches(random_llama, sequences, store, tmp_path, monkeypatch):
+def test_signs_do_not_depend_on_batches(random_llama, sequences, store, tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "BATCH_TOKENS", 1)
     monkeypatch.setattr(end_passes, "head_tokens", lambda *_: 7)
     single = open_store(random_llama, sequences, root=tmp_path, prefixes=[2, 3])

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from advisor.calibration.collect import collect_statistics, open_store
-from advisor.calibration.labels import label_draws
+from advisor.calibration.fisher import sign_source
 from advisor.calibration.merging import collect_part, merge_parts
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 from advisor.models.inspect import find_outer, outer_specs
 from advisor.models.load import load_model
 from advisor.search.outer_codes import fitting_statistics, role_statistics
 from advisor.search.score import score_change
+from tests.oracles.reference_fisher import sent_back
 
 PREFIXES = [4, 8]
 
@@ -66,9 +67,7 @@ def truth(loaded, sequences):
     for tokens in sequences.tokens:
         logits = model(tokens[None]).logits[0]
         seen["out"].retain_grad()
-        draws = label_draws(tokens, 0)
-        labels = (logits.softmax(-1).cumsum(-1) < draws[:, None]).sum(-1)
-        torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+        logits.backward(sent_back(logits.detach(), sign_source(tokens, 0)))
         reads.append(seen["read"][0].detach())
         behind.append(seen["out"].grad[0])
         embedded.append(seen["embedded"].grad[0])
