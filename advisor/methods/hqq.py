@@ -116,10 +116,9 @@ def _stored_grid(
     """Return scales and zero points of one weight, float32 [out, groups], rounded as stored."""
     low, high = groups.amin(-1), groups.amax(-1)
     scale = (high - low) / levels
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    stored = settings.round_scales(scale)
-    # A range that the data type calls zero.
-    stored = torch.where(stored > 0, stored, torch.ones_like(stored))
+    stored = settings.store_scales(scale)
+    lost = stored == 0  # all weights equal, or nothing beside others
+    stored, scale = (torch.where(lost, torch.ones_like(part), part) for part in (stored, scale))
     check_scales(stored, settings)
     zero = settings.round_scales(solve(groups, scale, -low / scale, levels))
     check_scales(zero, settings)
