@@ -49,7 +49,9 @@ def quantize(
     With statistics, that is where codes start from: they make up for each other's errors column by
     column, and with ``settings.descent`` codes, scales and zero points are improved in turn
     (:mod:`advisor.methods.real_zeros`): loaders take all three as they are stored. Error of the
-    outputs on other inputs over the library's, which knows no inputs: %s.
+    outputs on other inputs over the library's, which knows no inputs (12 linears of SmolLM2-135M,
+    bfloat16 grids, groups of 64, geometric means): 0.27, 0.29, 0.31 and 0.17 for int2, int3, int4
+    and int8, with three passes of descent 0.20 and 0.27 for int2 and int4.
 
     Args:
         weight: Shape [out, in], any floating type; not modified.
