@@ -52,7 +52,7 @@ RULES: tuple[LoaderRule, ...] = (
     LoaderRule((), (), checks.reads_format, "profiles/engines: formats"),
     LoaderRule(
         ("vllm", "sglang", "tensorrt-llm"),
-        ("gptq", "awq", "compressed-tensors", "bitsandbytes"),
+        ("gptq", "awq", "compressed-tensors", "bitsandbytes", "fp8", "modelopt"),
         checks.fused_share,
         f"{_VLLM}/layers/quantization/compressed_tensors/utils.py (find_matched_target, "
         "should_ignore_layer), utils/quant_utils.py (is_layer_skipped)",
