@@ -48,6 +48,7 @@ class LoaderRule:
 
 _VLLM = "vllm-project/vllm vllm/model_executor"
 _SGLANG = "sgl-project/sglang python/sglang/srt"
+_TENSORRT = "NVIDIA/TensorRT-LLM tensorrt_llm"
 RULES: tuple[LoaderRule, ...] = (
     LoaderRule((), (), checks.reads_format, "profiles/engines: formats"),
     LoaderRule(
@@ -99,6 +100,18 @@ RULES: tuple[LoaderRule, ...] = (
         f"{_SGLANG}/layers/quantization/gptq/gptq.py (GPTQMarlinConfig.TYPE_MAP); "
         "layers/quantization/__init__.py (BASE_QUANTIZATION_METHODS)",
         since="0.5.20",
+    ),
+    LoaderRule(
+        ("tensorrt-llm",),
+        ("compressed-tensors",),
+        checks.scales_per_token,
+        f"{_TENSORRT}/models/quant_config_utils.py (_quant_config_from_config_group)",
+    ),
+    LoaderRule(
+        ("tensorrt-llm",),
+        ("compressed-tensors",),
+        checks.one_config_group,
+        f"{_TENSORRT}/models/quant_config_utils.py (update_quant_config_from_compressed_tensors)",
     ),
     LoaderRule(
         ("vllm",),
