@@ -90,7 +90,7 @@ def test_mixtures_may_hold_experts_under_rounded_inputs(moe, tmp_path):
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
 def test_what_rounding_inputs_of_experts_costs_is_predicted(moe, kind):
-    """KL of the last block's experts: before it, routers of a random model choose others at once."""
+    """KL of the last block's experts: before it, routers of a random model choose others."""
     _, loaded, calibration, store, noise = moe
     scheme = parse_scheme({"fp8": "rtn-fp8-gch-afp8", "int8": "rtn-int8-gch-sym-aint8"}[kind])
     last = max(linear.block for linear in loaded.linears)
