@@ -82,7 +82,7 @@ class FittedStatistics:
         self._siblings: dict[tuple[str, str], dict[str, LinearSpec]] = {}
         for linear in linears:
             if linear.is_expert:
-                members = self._siblings.setdefault(_kind(linear), {})
+                members = self._siblings.setdefault(kind_of_expert(linear), {})
                 members.setdefault(linear.input_group, linear)
         self._pooled: tuple[object, LayerStatistics] | None = None
 
@@ -123,10 +123,10 @@ class FittedStatistics:
 
     def _pool(self, linear: LinearSpec, samples: int | None) -> LayerStatistics:
         """Return the sums over all experts of a layer; the last ones are remembered."""
-        key = (_kind(linear), samples)
+        key = (kind_of_expert(linear), samples)
         if self._pooled is None or self._pooled[0] != key:
             total: LayerStatistics | None = None
-            for member in self._siblings[_kind(linear)].values():
+            for member in self._siblings[kind_of_expert(linear)].values():
                 found = self._store.layer(member, samples, gradients=False)
                 total = found if total is None else _sum(total, found)
             if total is None:
@@ -173,7 +173,7 @@ def _sum(a: LayerStatistics, b: LayerStatistics) -> LayerStatistics:
     )
 
 
-def _kind(linear: LinearSpec) -> tuple[str, str]:
+def kind_of_expert(linear: LinearSpec) -> tuple[str, str]:
     """Return the path of a layer's experts, and which of their inputs a linear reads."""
     path, _, rest = linear.input_group.rpartition(".experts.")
     return f"{path}.experts", rest.partition(".")[2]

@@ -80,7 +80,7 @@ def mixture_options(
         return MixtureOptions(mixture.format, tuple(schemes), unfit, tuple(ruled_out))
     raise InputError(
         f"{profile.title} reads no checkpoint of mixed bit widths on {hardware.name} ({platform}). "
-        "Use --engine vllm or --engine transformers, or a uniform scheme."
+        "Use --engine vllm or --engine transformers."
     )
 
 

@@ -114,7 +114,7 @@ def pack(
     return {
         f"{name}.qweight": pack_awq(weight.codes),
         f"{name}.qzeros": pack_awq(zero_points),
-        f"{name}.scales": exact_scales(weight.scales, dtype).t().contiguous(),
+        f"{name}.scales": exact_scales(weight.scales, dtype, name).t().contiguous(),
     }
 
 

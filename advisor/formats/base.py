@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from advisor.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
 
 HEAD = "lm_head"
+_COARSEST, _NEGLIGIBLE = 0.05, 1e-6
+"""Of a scale, what a cast may change; and of the median, which do not matter."""
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16,
     "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
@@ -145,14 +149,29 @@ class CheckpointFormat(Protocol):
         ...
 
 
-def exact_scales(scales: Tensor, dtype: torch.dtype) -> Tensor:
+def exact_scales(scales: Tensor, dtype: torch.dtype, module: str) -> Tensor:
     """Return scales in the model's 16-bit data type, or another one that holds them exactly.
 
     Args:
         scales: float32.
         dtype: The model's data type. Beside float32 weights 16 bits are enough where they are
-            exact: loaders cast.
+            exact: loaders cast. Where it is float16 they cast to that, whatever the file holds.
+        module: Whose they are, for the message.
+
+    Raises:
+        InputError: The model computes in float16, which has no number near some scales.
     """
+    if dtype == torch.float16:
+        missed = ((scales.to(dtype).float() - scales).abs() > _COARSEST * scales.abs()) & (
+            scales.abs() > _NEGLIGIBLE * scales.abs().median()  # groups of zeros have a scale of 1
+        )
+        if bool(missed.any()):
+            raise InputError(
+                f"{module}: the model computes in float16, which has no number near "
+                f"{int(missed.sum())} of {scales.numel()} scales (first: "
+                f"{float(scales[missed][0]):.1e}): loaders would change them. Keep this module in "
+                "16 bits, or convert the model to bfloat16."
+            )
     first = (dtype,) if dtype.itemsize == 2 else ()
     for candidate in (*first, torch.bfloat16, torch.float16):
         stored = scales.to(candidate)

@@ -139,7 +139,7 @@ def pack(
     del config
     if weight.scheme.weight in MICROSCALED:
         return microscaled.pack(name, weight)
-    scales = exact_scales(weight.scales, dtype)
+    scales = exact_scales(weight.scales, dtype, name)
     kind = scheme_format(weight.scheme)
     static: dict[str, Tensor] = {}
     if weight.scheme.static_activation:

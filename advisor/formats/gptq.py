@@ -119,7 +119,7 @@ def pack(
     return {
         f"{name}.qweight": pack_gptq(weight.codes, bits),
         f"{name}.qzeros": pack_gptq_zeros(zero_points, bits),
-        f"{name}.scales": exact_scales(weight.scales, dtype).t().contiguous(),
+        f"{name}.scales": exact_scales(weight.scales, dtype, name).t().contiguous(),
         f"{name}.g_idx": index.to(torch.int32).contiguous(),
     }
 

@@ -141,6 +141,10 @@ def _weight_faults(weight: QuantizedWeight, shape: tuple[int, int] | None) -> li
         faults.append(f"{broken} of {weight.scales.numel()} scales are not finite.")
     elif not bool(weight.scales.any()):
         faults.append("all of its scales are zero.")
+    for name in ("input_scale", "input_global_scale"):
+        given = weight.extras.get(name)
+        if given is not None and not (_finite(given) and bool((given > 0).all())):
+            faults.append(f"the scale of its inputs is {float(given.flatten()[0])}.")
     index, groups = weight.group_index, weight.scales.shape[-1]
     if index is not None and (int(index.min()) < 0 or int(index.max()) >= groups):
         faults.append(

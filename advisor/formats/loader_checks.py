@@ -109,6 +109,23 @@ def narrow_weights_under_8_bit_inputs(checkpoint: PlannedCheckpoint) -> list[str
     )
 
 
+def scales_per_token(checkpoint: PlannedCheckpoint) -> list[str]:
+    """Inputs of FP8 weights find their scales at run time."""
+    return _say(
+        checkpoint,
+        lambda scheme, _: scheme.static_activation,
+        "it reads FP8 weights per channel with inputs rounded per token, not calibrated scales",
+    )
+
+
+def one_config_group(checkpoint: PlannedCheckpoint) -> list[str]:
+    """All quantized modules share a config group: releases before 2026 read the first one alone."""
+    found = sorted({str(scheme) for scheme in checkpoint.schemes.values()})
+    if len(found) < 2:
+        return []
+    return [f"only its newest sources read more than one config group, but got {', '.join(found)}"]
+
+
 def packed_bits(bits: tuple[int, ...]) -> Callable[[PlannedCheckpoint], list[str]]:
     """Return a check: packed integers have one of these widths."""
 

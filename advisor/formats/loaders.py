@@ -48,11 +48,12 @@ class LoaderRule:
 
 _VLLM = "vllm-project/vllm vllm/model_executor"
 _SGLANG = "sgl-project/sglang python/sglang/srt"
+_TENSORRT = "NVIDIA/TensorRT-LLM tensorrt_llm"
 RULES: tuple[LoaderRule, ...] = (
     LoaderRule((), (), checks.reads_format, "profiles/engines: formats"),
     LoaderRule(
         ("vllm", "sglang", "tensorrt-llm"),
-        ("gptq", "awq", "compressed-tensors", "bitsandbytes"),
+        ("gptq", "awq", "compressed-tensors", "bitsandbytes", "fp8", "modelopt"),
         checks.fused_share,
         f"{_VLLM}/layers/quantization/compressed_tensors/utils.py (find_matched_target, "
         "should_ignore_layer), utils/quant_utils.py (is_layer_skipped)",
@@ -99,6 +100,18 @@ RULES: tuple[LoaderRule, ...] = (
         f"{_SGLANG}/layers/quantization/gptq/gptq.py (GPTQMarlinConfig.TYPE_MAP); "
         "layers/quantization/__init__.py (BASE_QUANTIZATION_METHODS)",
         since="0.5.20",
+    ),
+    LoaderRule(
+        ("tensorrt-llm",),
+        ("compressed-tensors",),
+        checks.scales_per_token,
+        f"{_TENSORRT}/models/quant_config_utils.py (_quant_config_from_config_group)",
+    ),
+    LoaderRule(
+        ("tensorrt-llm",),
+        ("compressed-tensors",),
+        checks.one_config_group,
+        f"{_TENSORRT}/models/quant_config_utils.py (update_quant_config_from_compressed_tensors)",
     ),
     LoaderRule(
         ("vllm",),

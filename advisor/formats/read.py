@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from advisor.errors import VerificationError, did_you_mean, join_errors
 from advisor.formats.gguf_read import find_gguf, open_gguf
 from advisor.formats.layouts import is_transposed
-from advisor.formats.registry import format_names, get_format
+from advisor.formats.read_only import fused_experts
+from advisor.formats.registry import get_format, readable_names
 from advisor.formats.stored import open_stored, read_quantization
 from advisor.models.checkpoint import weight_files
 from advisor.models.config_file import read_config
@@ -105,11 +106,14 @@ def read_checkpoint(folder: Path, *, allow_faults: bool = False) -> Checkpoint:
         quantization = read_quantization(folder, model_config)
         stored = open_stored(folder)
         name = str(quantization.get("quant_method") or "") if quantization else "safetensors"
-    known = [known for known in format_names() if known != "safetensors" or not quantization]
+        name = "modelopt" if name.startswith("modelopt") else name
+    known = [known for known in readable_names() if known != "safetensors" or not quantization]
     if name not in known:
+        held = fused_experts(stored)
         raise VerificationError(
             f"{folder}: quant_method {name!r} is not read here: "
-            f"{', '.join(known)} are.{did_you_mean(name, known)}"
+            + (held or f"{', '.join(known)} are")
+            + f".{did_you_mean(name, known)}"
         )
     try:
         found = get_format(name).find_modules(quantization, stored)

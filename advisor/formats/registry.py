@@ -20,11 +20,21 @@ _MODULES: dict[str, str] = {
     "hqq": "advisor.formats.hqq",
     "safetensors": "advisor.formats.plain",
 }
+_READ_ONLY: dict[str, str] = {
+    "fp8": "advisor.formats.fp8",
+    "modelopt": "advisor.formats.modelopt",
+}
+"""Formats of other tools, to be examined and compared."""
 
 
 def format_names() -> tuple[str, ...]:
-    """Return the names of all formats, without importing them."""
+    """Return the names of the formats that Advisor writes, without importing them."""
     return tuple(_MODULES)
+
+
+def readable_names() -> tuple[str, ...]:
+    """Return the names of the formats that Advisor reads."""
+    return (*_MODULES, *_READ_ONLY)
 
 
 def get_format(name: str) -> CheckpointFormat:
@@ -33,12 +43,13 @@ def get_format(name: str) -> CheckpointFormat:
     Raises:
         InputError: Unknown; names the nearest known one.
     """
-    if name not in _MODULES:
+    modules = _MODULES | _READ_ONLY
+    if name not in modules:
         known = ", ".join(_MODULES)
         raise InputError(
             f"unknown format {name!r}: use one of {known}.{did_you_mean(name, _MODULES)}"
         )
-    return cast("CheckpointFormat", importlib.import_module(_MODULES[name]))
+    return cast("CheckpointFormat", importlib.import_module(modules[name]))
 
 
 def storage_scheme(scheme: Scheme, format: str) -> Scheme:

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Files in which auto-gptq and autoawq first kept what config.json holds now."""
+_BESIDE = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+"""Files in which auto-gptq, autoawq and Model Optimizer first kept what config.json holds now."""
 
 
 def read_quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from torch import Tensor
 from advisor.errors import InputError, join_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from advisor.calibration.statistics import LayerStatistics
     from advisor.schemes import Scheme
 
 _USUAL_GROUP_SIZES = (128, 64, 32, 16)
+_SMALL, _LOST = 1e-3, 0.2
+"""Below what magnitude weights are judged, and what share of their squares may be lost: a type of
+two bits loses an eighth of a weight that it can store."""
 
 
 def group_width(scheme: Scheme, in_features: int) -> int:
@@ -76,6 +79,30 @@ def prepare_weight(weight: Tensor, schemes: Sequence[Scheme]) -> Tensor:
     if not bool(torch.isfinite(values).all()):
         raise InputError("the weight has values that are not finite: the checkpoint is damaged.")
     return values
+
+
+def refuse_lost(values: Tensor, found: Callable[[], Tensor], why: str, advice: str) -> None:
+    """Reject weights so small that rounding to the nearest loses most of them.
+
+    Args:
+        values: float32 [out, in].
+        found: Returns what the nearest codes stand for; asked only where weights are small.
+        why: What a type cannot store, for the message.
+        advice: The next step.
+
+    Raises:
+        InputError: More than a fifth of the squared weights is missed, and all are below 1e-3.
+    """
+    largest = float(values.abs().amax())
+    if not 0 < largest < _SMALL:
+        return
+    # In double: squares of weights below 1e-19 leave float32's range.
+    missed, whole = (part.double().square().sum() for part in (found() - values, values))
+    if float(missed) > _LOST * float(whole):
+        raise InputError(
+            f"{why}, but the largest weight here is {largest:.1e}, and {float(missed / whole):.0%} "
+            f"of the squared weights would be lost. {advice}"
+        )
 
 
 def require_statistics(

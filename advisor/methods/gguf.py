@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from advisor.errors import InputError
-from advisor.methods.checks import prepare_weight
+from advisor.methods.checks import prepare_weight, refuse_lost
 from advisor.methods.gguf_feedback import BlockFeedback
 from advisor.methods.gguf_fields import fit_rows
-from advisor.methods.gguf_state import BlockState
+from advisor.methods.gguf_state import SMALLEST_FACTOR, BlockState
 from advisor.numerics.gguf_blocks import code_values, get_block_type
 from advisor.numerics.quantized_weight import QuantizedWeight, split_rows
 from advisor.predict.gguf_types import base_type, stored_type
@@ -70,8 +70,8 @@ def quantize_many(
         ``dmin``, ``s`` and ``m`` in ``extras`` (see :func:`pack_blocks`).
 
     Raises:
-        InputError: The weight, the statistics or a setting cannot be used, or no type fits the
-            weight's rows.
+        InputError: The weight, the statistics or a setting cannot be used, no type fits the
+            weight's rows, or its factors leave float16's range.
 
     Reference: llama.cpp, ggml-quants.c (``make_qx_quants``, ``make_qkx3_quants``) and its
     importance matrix; GPTQ, arXiv:2210.17323.
@@ -164,7 +164,10 @@ def quantize_blocks(
         for start in range(0, out_features, rows)
     ]
     codes, fields = _joined(fits)
-    return assemble(Scheme("gguf", name), codes, fields)
+    found = assemble(Scheme("gguf", name), codes, fields)
+    small = f"{name} stores factors in float16, the smallest of which is {SMALLEST_FACTOR:.1e}"
+    refuse_lost(values, found.dequantize, small, "Keep this module in 16 bits.")
+    return found
 
 
 def assemble(scheme: Scheme, codes: Tensor, fields: dict[str, Tensor]) -> QuantizedWeight:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from advisor.errors import InputError
 from advisor.methods.gguf_fit import (
     Fit,
     best_codes,
@@ -13,8 +14,10 @@ from advisor.methods.gguf_fit import (
     nearest_codes,
     refine_groups,
 )
-from advisor.numerics.gguf_blocks import BlockType, code_values
+from advisor.numerics.gguf_blocks import BlockType, code_values, get_block_type
 
+_LARGEST_FACTOR = 65520.0
+"""The least number that float16 rounds to infinity."""
 _FACTOR_STEPS = tuple(0.25 * step for step in range(-8, 33))
 """Distances from the largest integer at which a super-block's largest scale is tried."""
 
@@ -43,12 +46,12 @@ def fit_rows(
     else:
         fit = fit_scaled(x, w, grid)
     if kind.scale_levels:
-        codes, fields = _super_blocks(x, w, fit, grid, kind)
+        codes, fields = _super_blocks(x, w, fit, grid, name)
     else:
-        fields = {"d": _half(fit.scale[:, 0])}
+        fields = {"d": _stored(fit.scale[:, 0], name)}
         minimum = None
         if kind.has_minimum:
-            fields["dmin"] = _half(-fit.minimum[:, 0])
+            fields["dmin"] = _stored(-fit.minimum[:, 0], name)
             minimum = -fields["dmin"]
         codes = nearest_codes(
             x, fields["d"][:, None], None if minimum is None else minimum[:, None], grid
@@ -58,7 +61,7 @@ def fit_rows(
 
 
 def _super_blocks(
-    x: Tensor, w: Tensor, fit: Fit, grid: Tensor, kind: BlockType
+    x: Tensor, w: Tensor, fit: Fit, grid: Tensor, name: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Round the scales and minimums of groups, and fit the factors that a block stores.
 
@@ -67,14 +70,17 @@ def _super_blocks(
         w: Importance, the same shape.
         fit: Scale and minimum of every group.
         grid: Value of each code.
-        kind: The block type.
+        name: The block type.
     """
+    kind = get_block_type(name)
     signed = not kind.has_minimum
     levels = kind.scale_levels
     codes = nearest_codes(x, fit.scale, None if signed else fit.minimum, grid)
+    _stored(fit.scale.abs().amax() / levels, name)
     d, s = _round_scales(fit.scale, levels, (w * grid[codes.long()].square()).sum(2), signed=signed)
     dmin, m = None, None
     if not signed:
+        _stored(fit.minimum.abs().amax() / levels, name)
         dmin, m = _round_scales(fit.minimum, levels, w.sum(2), signed=False)
     codes, error = best_codes(x, w, d, s, dmin, m, grid)
     for _ in range(2):
@@ -147,6 +153,17 @@ def _refit(x: Tensor, w: Tensor, q: Tensor, m: Tensor | None) -> tuple[Tensor, T
     d = torch.where(solvable, (qx * mm - mx * qm) / safe, qx / qq.clamp_min(1e-300))
     dmin = torch.where(solvable, (mx * qq - qx * qm) / safe, torch.zeros_like(d))
     return d.clamp_min(0).float(), dmin.clamp_min(0).float()
+
+
+def _stored(values: Tensor, name: str) -> Tensor:
+    """Round the factors that a fit asks for to float16, and reject those beyond its range."""
+    largest = float(values.abs().amax())
+    if not largest < _LARGEST_FACTOR:
+        raise InputError(
+            f"{name} stores factors in float16, up to 65504, but weights here need one of "
+            f"{largest:.1e}. Keep this module in 16 bits."
+        )
+    return _half(values)
 
 
 def _half(values: Tensor) -> Tensor:

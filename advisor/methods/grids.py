@@ -47,23 +47,25 @@ def choose_grid(
         Scale and zero point, float32, shaped as ``values`` with ``dim`` kept as 1.
 
     Raises:
-        InputError: Unknown clip search, or a scale too large for the data type it is stored in.
+        InputError: Unknown clip search, or scales too small for the data type they are stored in.
     """
     low, high = values.amin(dim, keepdim=True), values.amax(dim, keepdim=True)
     if settings.clip == "none":
         return affine_grid(
-            low, high, levels, symmetric=symmetric, round_scales=settings.round_scales
+            low, high, levels, symmetric=symmetric, round_scales=settings.store_scales
         )
     if settings.clip != "mse":
         raise InputError(f"clip must be 'none' or 'mse', but got {settings.clip!r}.")
     best: tuple[Tensor, Tensor, Tensor] | None = None
-    for shrink in torch.linspace(1.0, settings.clip_shrink, settings.clip_steps).tolist():
+    for step, shrink in enumerate(
+        torch.linspace(1.0, settings.clip_shrink, settings.clip_steps).tolist()
+    ):
         scale, zero_point = affine_grid(
             low * shrink,
             high * shrink,
             levels,
             symmetric=symmetric,
-            round_scales=settings.round_scales,
+            round_scales=settings.round_scales if step else settings.store_scales,
         )
         if loss is not None:
             error = quantize_affine(values, scale, zero_point, levels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.methods.checks import require_statistics
+from advisor.methods.grids import check_scales
 from advisor.numerics.codebooks import E4M3_LARGEST
 from advisor.numerics.microscaling import global_scale
 
@@ -79,11 +80,12 @@ def with_input_scale(
         settings: Rounding of scales.
 
     Raises:
-        InputError: There are no statistics.
+        InputError: There are no statistics, or the scale is out of its data type's range.
     """
     scheme = weight.scheme
     found = require_statistics(statistics, weight.shape[1], f"{scheme}'s input scale")
     largest = found.absolute_maximum.amax().to(torch.float32).reshape(1).cpu()
-    scale = settings.round_scales(largest / _LARGEST[str(scheme.activation)])
+    scale = settings.store_scales(largest / _LARGEST[str(scheme.activation)])
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    check_scales(scale, settings)
     return replace(weight, extras={**weight.extras, INPUT_SCALE: scale})

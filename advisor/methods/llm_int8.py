@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.errors import InputError
-from advisor.methods.checks import prepare_weight
+from advisor.methods.checks import prepare_weight, refuse_lost
 from advisor.numerics.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def quantize(
         checkpoint stores them; scales are those divided by 127.
 
     Raises:
-        InputError: The weight cannot be used, or is too large for float16.
+        InputError: The weight cannot be used, or is too large or small for float16.
 
     Reference: LLM.int8(), arXiv:2208.07339, section 3.1 (vector-wise quantization).
 
@@ -48,11 +48,16 @@ def quantize(
     from bitsandbytes import functional
 
     # Its functions for the CPU, so that codes do not depend on where the weight is.
-    half = prepare_weight(weight, [scheme]).cpu().to(torch.float16).contiguous()
+    values = prepare_weight(weight, [scheme])
+    half = values.cpu().to(torch.float16).contiguous()
     if not bool(torch.isfinite(half).all()):
         raise InputError(
             "LLM.int8() rounds weights to float16, but some are above 65504. Use rtn-int8-gch-sym."
         )
+    refuse_lost(
+        values, lambda: half.float().to(values.device), "LLM.int8() rounds weights to float16",
+        "Use rtn-int8-gch-sym.",
+    )  # fmt: skip
     signed, maxima, _ = functional.int8_vectorwise_quant(half)
     maxima = maxima.to(torch.float32)
     # A row of zeros divides 0 by 0 there; what that casts to is not defined.

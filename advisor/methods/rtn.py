@@ -96,7 +96,7 @@ def quantize_integers(
 
 def round_fp8(values: Tensor, scheme: Scheme, settings: QuantizationSettings) -> QuantizedWeight:
     """Round float32 values to float8_e4m3fn, scaled so that the largest magnitude is 448."""
-    scale = settings.round_scales(_fp8_absolute_maximum(values, scheme) / E4M3_LARGEST)
+    scale = settings.store_scales(_fp8_absolute_maximum(values, scheme) / E4M3_LARGEST)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     check_scales(scale, settings)
     full = spread_scales(scale, scheme, (values.shape[0], values.shape[1]))

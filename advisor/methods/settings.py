@@ -6,7 +6,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from advisor.errors import InputError
+
 SCALE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_COARSEST = 0.05
+"""Of a scale, that rounding may change: bfloat16 changes it by 0.004 at most."""
+_NEGLIGIBLE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,30 @@ class QuantizationSettings:
     def round_scales(self, scales: torch.Tensor) -> torch.Tensor:
         """Return float32 scales as they will be read back from the checkpoint."""
         return scales.to(SCALE_DTYPES[self.scale_dtype]).to(torch.float32)
+
+    def store_scales(self, scales: torch.Tensor) -> torch.Tensor:
+        """Return float32 scales as they will be read back, none of them lost.
+
+        Scales a million times smaller than the largest may be: their weights are nothing beside
+        the others. Those too large come back infinite.
+
+        Args:
+            scales: float32, not negative.
+
+        Raises:
+            InputError: The data type is too coarse for scales that small.
+        """
+        stored = self.round_scales(scales)
+        missed = (stored - scales).abs() > _COARSEST * scales
+        missed &= stored.isfinite() & (scales > _NEGLIGIBLE * scales.max())
+        if bool(missed.any()):
+            others = [name for name in SCALE_DTYPES if name not in (self.scale_dtype, "float16")]
+            raise InputError(
+                f"{self.scale_dtype} is too coarse for {int(missed.sum())} of {scales.numel()} "
+                f"scales (smallest: {float(scales[missed].min()):.1e}). "
+                f"Use scale_dtype {' or '.join(others)}."
+            )
+        return stored
 
     def to_dict(self) -> dict[str, object]:
         """Return the settings by name, as the plan holds them."""

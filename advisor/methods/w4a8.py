@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.errors import InputError
-from advisor.methods.checks import prepare_weight, require_statistics
+from advisor.methods.checks import prepare_weight, refuse_lost, require_statistics
 from advisor.methods.gptq import activation_order
 from advisor.methods.gptq_float import quantize_in_turn
 from advisor.methods.grids import check_scales
 from advisor.numerics.int4_fp8 import (
+    SMALLEST_CHANNEL_SCALE,
     ZERO_POINT,
+    dequantize_int4_fp8,
     kernel_scales,
     nearest_codes,
     products,
@@ -79,6 +81,8 @@ def quantize(
         codes, extras = _gptq(values, moment, scales.repeat_interleave(width, 1), channel, settings)
     else:
         codes = nearest_codes(groups, scales.unsqueeze(-1), channel.unsqueeze(-1))
+    small = f"scales of channels under FP8 inputs end at {SMALLEST_CHANNEL_SCALE:.1e}"
+    refuse_lost(values, lambda: _nearest(groups, stored), small, "Use int4 with 16-bit inputs.")
     return QuantizedWeight(
         scheme=scheme,
         codes=codes.to(torch.uint8).reshape(out_features, in_features).contiguous(),
@@ -87,9 +91,16 @@ def quantize(
     )
 
 
+def _nearest(groups: Tensor, stored: Tensor) -> Tensor:
+    """Return what the nearest codes of groups [out, groups, width] stand for, [out, in]."""
+    scales, channel = (part.unsqueeze(-1) for part in kernel_scales(stored))
+    codes = nearest_codes(groups, scales, channel)
+    return dequantize_int4_fp8(codes.view(len(codes), -1), stored)
+
+
 def _scales(groups: Tensor, importance: Tensor | None, settings: QuantizationSettings) -> Tensor:
     """Return the scales to store, float32 [out, groups]."""
-    whole = settings.round_scales(groups.abs().amax(-1) / _HALF_RANGE)
+    whole = settings.store_scales(groups.abs().amax(-1) / _HALF_RANGE)
     whole = torch.where(whole > 0, whole, torch.ones_like(whole) * _smallest(whole))
     check_scales(whole, settings)
     largest = whole.amax(1, keepdim=True)

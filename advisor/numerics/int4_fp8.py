@@ -20,7 +20,7 @@ from advisor.numerics.codebooks import E4M3_LARGEST, decode_e4m3, encode_e4m3
 ZERO_POINT = 8
 _HEADROOM = 8.0
 """The largest code is -8: scales are an eighth of FP8's range, so that no product overflows."""
-_SMALLEST_CHANNEL_SCALE = 1.0 / (E4M3_LARGEST * 512.0)
+SMALLEST_CHANNEL_SCALE = 1.0 / (E4M3_LARGEST * 512.0)
 
 
 def kernel_scales(stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def kernel_scales(stored: Tensor) -> tuple[Tensor, Tensor]:
         FP8 scales of the groups as float32 [out, groups], at most 56, and the scale of each
         channel, float32 [out, 1].
     """
-    channel = (stored.amax(1, keepdim=True) / E4M3_LARGEST).clamp(min=_SMALLEST_CHANNEL_SCALE)
+    channel = (stored.amax(1, keepdim=True) / E4M3_LARGEST).clamp(min=SMALLEST_CHANNEL_SCALE)
     first = decode_e4m3(encode_e4m3(stored / channel))
     return decode_e4m3(encode_e4m3(first / _HEADROOM)), channel * _HEADROOM
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from advisor.calibration.coverage import expert_coverage
 from advisor.calibration.sources import open_statistics
 from advisor.engines.options import mixture_options
+from advisor.errors import InputError
 from advisor.plan.schema import ExpertCoverage, Fallback
 from advisor.search.scores import fits
 
@@ -37,7 +38,10 @@ def shape_fallbacks(
         offered: What was offered for this model; schemes that no module fits are not among it.
         assignment: The answer.
     """
-    every = mixture_options(engine, hardware).schemes
+    try:
+        every = mixture_options(engine, hardware).schemes
+    except InputError:  # it mixes nothing: what was offered is all
+        every = ()
     options = [s for s in (*offered.schemes, *every) if s.is_quantized and s.activation is None]
     grouped = [s for s in options if s.granularity == "group" and s.group_size]
     sizes = ", ".join(map(str, sorted({int(s.group_size or 0) for s in grouped})))

@@ -252,7 +252,7 @@ def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[s
         scheme: The module's scheme.
         settings: All settings.
     """
-    if scheme.method not in ("gptq", "gguf", *TABLE_METHODS):
+    if scheme.method not in ("gptq", "gguf", "hqq", *TABLE_METHODS):
         return {}
     finishing: dict[str, list[float]] = {}
     if settings.descent:
@@ -265,5 +265,5 @@ def finishing_settings(scheme: Scheme, settings: QuantizationSettings) -> dict[s
 def couples_outputs(scheme: Scheme, settings: QuantizationSettings) -> bool:
     """Whether a linear's codes depend on its own output gradients: each is quantized alone then."""
     plain = scheme.method == "gptq" and scheme.is_integer and scheme.activation != "fp8"
-    other = scheme.method in ("gguf", *TABLE_METHODS)
+    other = scheme.method in ("gguf", "hqq", *TABLE_METHODS)
     return (plain or other) and settings.output_feedback > 0

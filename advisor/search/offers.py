@@ -8,6 +8,7 @@ from advisor.engines.outer import ends_taking
 from advisor.engines.verdict import verdict
 from advisor.errors import AdvisorError
 from advisor.formats.layouts import engine_problems, is_written, layout_problems
+from advisor.formats.loaders import loading_problems
 from advisor.formats.registry import format_names
 from advisor.methods.registry import method_names
 from advisor.predict.candidate import SCHEME_NAMES
@@ -77,7 +78,7 @@ def uniform_offers(
         assignment = {linear.name: scheme for linear in linears}
         if carried is None or not is_written(spec.architecture, carried):
             continue
-        if _unread(spec, carried, engine, assignment):
+        if _unread(spec, linears, carried, engine, assignment):
             continue
         taking = ends_taking(scheme, hardware, engine, carried, ends)
         assignment |= dict.fromkeys(taking, scheme)
@@ -98,11 +99,16 @@ def uniform_offers(
 
 
 def _unread(
-    spec: ModelSpec, carried: str, engine: str, assignment: Mapping[str, Scheme]
+    spec: ModelSpec,
+    linears: Sequence[LinearSpec],
+    carried: str,
+    engine: str,
+    assignment: Mapping[str, Scheme],
 ) -> list[str]:
-    """Return why loaders do not read this architecture in a format; empty where they do."""
+    """Return why loaders do not read such a checkpoint of this model; empty where they do."""
     found = engine_problems(spec.architecture, carried, engine)
-    return found + layout_problems(spec.config, carried, assignment)
+    found += layout_problems(spec.config, carried, assignment)
+    return found + loading_problems(engine, carried, assignment, linears)[0]
 
 
 def best_of_kinds(offers: Sequence[Mixture], max_bytes: int) -> list[Mixture]:

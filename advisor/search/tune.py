@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from advisor.calibration.tokens import check_disjoint
-from advisor.engines.options import MixtureOptions, mixture_options
 from advisor.engines.outer import outer_problems, with_ends
 from advisor.errors import InputError, join_errors
 from advisor.formats.gguf_write import gguf_problems
-from advisor.formats.layouts import engine_problems, layout_problems
+from advisor.formats.layouts import engine_problems
 from advisor.formats.stored import open_stored
 from advisor.methods.settings import QuantizationSettings
 from advisor.models.config_file import read_config
@@ -21,6 +19,7 @@ from advisor.search.judges import Judges
 from advisor.search.planning import Task
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.run import Run
+from advisor.search.sole_options import search_options
 from advisor.search.study import check_sampler
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from advisor.budgets import Budgets
     from advisor.calibration.tokens import TokenSequences
+    from advisor.engines.options import MixtureOptions
     from advisor.hardware.profile import HardwareProfile
     from advisor.models.load import LoadedModel
     from advisor.modelspec import ModelSpec
@@ -128,7 +128,7 @@ def tune(
     overlap = check_disjoint(calibration, judges.evaluation)
     for text in judges.slices.values():
         check_disjoint(calibration, text)
-    offered = _storable(spec, options or mixture_options(engine, hardware, spec.linears))
+    offered = options or search_options(engine, hardware, spec, spec.linears)
     ends = outer_modules(spec, head=quantize_head, embedding=quantize_embedding)
     problems = engine_problems(spec.architecture, offered.format, engine)
     if offered.format == "gguf":  # refused when written, but that is after the whole search
@@ -152,17 +152,3 @@ def tune(
     return run.search(
         trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer
     )
-
-
-def _storable(spec: ModelSpec, offered: MixtureOptions) -> MixtureOptions:
-    """Return the options that loaders read of this architecture; all of them if they read none."""
-    kept = tuple(
-        scheme
-        for scheme in offered.schemes
-        if not scheme.is_quantized
-        or not layout_problems(
-            spec.config, offered.format, dict.fromkeys((m.name for m in spec.linears), scheme)
-        )
-    )
-    read = any(scheme.is_quantized for scheme in kept)
-    return replace(offered, schemes=kept) if read else offered

@@ -125,6 +125,8 @@ ROWS = (
     ("nvfp4-anvfp4", PLAIN, "compressed-tensors", _ct(_NV4, _NV4 | _LOCAL)),
     *((f"hqq-int{bits}-g64-asym", PLAIN, "hqq", partial(hqq, bits=bits, group=64))
       for bits in (2, 3, 4, 8)),
+    *((f"hqq-int{bits}-g64-asym", DAMPED, "hqq", partial(hqq, bits=bits, group=64))
+      for bits in (2, 4)),
     *((f"bnb-{kind}{'-dq' if double else ''}", PLAIN, "bitsandbytes",
        partial(bitsandbytes, kind=kind, double=double))
       for kind in ("nf4", "fp4") for double in (False, True)),
