@@ -190,6 +190,7 @@ def tune(
 
     from advisor.models.device import computing
     from advisor.models.load import check_model_folder, load_model
+    from advisor.predict.device_memory import memory_notes
     from advisor.predict.models import load_modelspec
     from advisor.predict.positions import context_notes, served_context
     from advisor.search.tune import tune as search
@@ -250,7 +251,7 @@ def tune(
     save_plan(result.plan, target)
     return Tuning(
         result, target, tuple(offers.failures), loaded.not_mapped, describe_device(choice),
-        context_notes(spec, context),
+        context_notes(spec, context) + memory_notes(budgets, hardware),
     )  # fmt: skip
 
 
