@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from advisor.modelspec import ModelSpec
     from advisor.predict.answers import Prediction, Recommendation
     from advisor.schemes import Scheme
+
+_ON_CPUS = (
+    "On CPUs this is for transformers, which runs every model that Advisor tunes. Of the engines, "
+    "llama.cpp decodes fastest there: ask with --engine llama.cpp."
+)
 
 
 def recommend(
@@ -53,7 +59,7 @@ def recommend(
         late=[lambda: load_modelspec(model)],
     )  # fmt: skip
     spec = load_modelspec(model)
-    return rank(
+    answer = rank(
         spec,
         request.hardware,
         request.engine,
@@ -65,6 +71,9 @@ def recommend(
         quantize_head=quantize_head,
         quantize_embedding=quantize_embedding,
     )
+    if engine.strip().lower() == "auto" and request.hardware.kind == "cpu":
+        return replace(answer, notes=(*answer.notes, _ON_CPUS))
+    return answer
 
 
 def _maker(spec: ModelSpec, engine: str) -> Callable[[Scheme, str | None], bool]:

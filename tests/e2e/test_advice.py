@@ -175,6 +175,21 @@ def test_several_cards_stay_several(advisor):
     assert " on 2x L4," in outcome.out
     assert "advisor tune meta-llama/Meta-Llama-3.1-8B --gpu 2xl4 " in outcome.out
     assert "--tensor-parallel-size 2" in outcome.out
+    assert "memory: of each of 2 devices, which share the weights" in outcome.out
+    assert " of memory of each device" in outcome.out
+    assert "each" not in advisor("recommend", "llama-3.1-8b", "--gpu", "L4").out
+
+
+def test_on_cpus_the_usual_server_is_named(advisor):
+    question = ("recommend", "llama-3.1-8b", "--gpu", "cpu-spr-8ch", "--json")
+    (note,) = advisor(*question).document["notes"]
+    assert "ask with --engine llama.cpp" in note
+    assert advisor(*question, "--engine", "transformers").document["notes"] == []
+    speeds = [
+        next(row for row in advisor(*question, "--engine", engine).document["candidates"])
+        ["decode_tokens_per_s"]["expected"] for engine in ("transformers", "llama.cpp")
+    ]  # fmt: skip
+    assert speeds[0] < speeds[1]
 
 
 def test_several_gpus_side_by_side(advisor):
