@@ -33,7 +33,7 @@ def test_what_is_no_size(text):
 
 
 def test_a_bare_number_is_a_slip_of_gigabytes():
-    with pytest.raises(InputError, match="--max-size must have a unit.* did you mean 6.5GB"):
+    with pytest.raises(InputError, match=r"--max-size must have a unit.* did you mean 6\.5GB"):
         parse_size("6.5", "--max-size")
 
 
