@@ -508,7 +508,7 @@ def verify_without_a_checkpoint_of_two_words(work):
 
 @case(r"model\.gguf is a file\. Give the folder of the 16-bit model.* quantized already")
 def search_of_a_gguf_file(work):
-    return tune(work)[:1] + [work.text("model.gguf", "GGUF")] + tune(work)[2:]
+    return ["tune", work.text("model.gguf", "GGUF"), *tune(work)[2:]]
 
 
 @case(r"model\.gguf is a file\. Give the model's folder.*`advisor inspect` says what a GGUF")
