@@ -271,6 +271,8 @@ class Plan(Strict):
     expert_coverage: ExpertCoverage | None = None
     fallbacks: tuple[Fallback, ...] = ()
     expected: Expected
+    unmet: str | None = None
+    """Which budget it breaks, where nothing met them all and this came nearest."""
     evaluation: Text | None = None
     slices: dict[str, Text] = Field(default_factory=dict)
     """Further texts that had to meet the budgets on their own, by name."""

@@ -194,3 +194,11 @@ def test_a_name_that_points_share_is_written_once():
     labels = re.findall(r'<text class="(label[^"]*)"[^>]*>([^<]*)</text>', drawn)
     assert labels == [("label", "bnb-nf4"), ("label strong", "mixed-4.61bpw")]
     assert drawn.count("<title>mixed-4.61bpw</title>") == 3
+
+
+def test_a_plan_that_meets_no_budgets_says_so_before_its_figures(plan, page):
+    assert "Not within" not in page
+    nearest = plan.model_copy(update={"unmet": "loss 4.10% (3.80% to 4.40%) exceeds <3%"})
+    text = Elements(render_report(nearest, MODULES)).text
+    assert "this came nearest: loss 4.10% (3.80% to 4.40%) exceeds <3%." in text
+    assert text.index("Not within the budgets.") < text.index("KL per token")
