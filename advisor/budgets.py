@@ -80,6 +80,12 @@ def parse_duration(text: str | float, option: str = "duration") -> float:
     return seconds
 
 
+BUDGET_NAMES = (
+    "max_size", "max_memory", "max_loss", "max_kl", "max_accuracy_drop", "task", "min_speed",
+)  # fmt: skip
+"""What :meth:`Budgets.from_text` takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budgets:
     """Limits on an answer; None means no limit.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError
-from advisor.workflows.checking import BudgetsGiven, check_request
+from advisor.workflows.checking import BudgetsGiven, check_counts, check_lists, check_request
 from advisor.workflows.resolve import resolve_hardware
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def recommend(
 
     request = check_request(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
+        others=[lambda: check_counts(context=context, batch=batch)],
         late=[lambda: load_modelspec(model)],
     )  # fmt: skip
     spec = load_modelspec(model)
@@ -117,7 +118,10 @@ def predict(
 
     request = check_request(
         gpu=gpu, engine=engine, late=[lambda: load_modelspec(model)],
-        others=[lambda: parse_scheme(scheme)],
+        others=[
+            lambda: parse_scheme(scheme),
+            lambda: check_counts(context=context, batch=batch),
+        ],
     )  # fmt: skip
     spec = load_modelspec(model)
     prediction = predict_one(
@@ -155,11 +159,15 @@ def compare_gpus(
     """
     from advisor.predict.models import load_modelspec
 
+    check_lists(gpus=gpus)
     first, *others = gpus or ("auto",)
     budgets = check_request(
         gpu=first, engine=engine, budgets=budgets, prefer=prefer,
         late=[lambda: load_modelspec(model)],
-        others=[functools.partial(resolve_hardware, gpu) for gpu in others],
+        others=[
+            *(functools.partial(resolve_hardware, gpu) for gpu in others),
+            lambda: check_counts(context=context, batch=batch),
+        ],
     ).budgets  # fmt: skip
     rows = []
     for gpu in gpus:

@@ -10,6 +10,7 @@ from advisor.plan.files import save_plan
 from advisor.workflows.checking import (
     BudgetsGiven,
     check_counts,
+    check_lists,
     check_output,
     check_request,
     disk_bytes_of,
@@ -163,6 +164,7 @@ def tune(
     from advisor.workflows.texts import check_sources, parse_slices
 
     target = Path(output)
+    check_lists(calibration=calibration, evaluation=evaluation, slices=slices, backends=backends)
     request = check_request(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
         others=[
