@@ -19,7 +19,8 @@ def parse_size(text: str | int, option: str = "size") -> int:
     """Parse ``6GB`` (10^9), ``12GiB`` (2^30), ``120MB`` or a number of bytes.
 
     Raises:
-        InputError: Not a positive size, or an unknown unit.
+        InputError: Not a positive size, an unknown unit, or a text of less than 1000 without one
+            (a bare 6 is taken for a slip of 6GB).
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z]*)\s*", str(text))
     if match is None or match[2].lower() not in _UNITS:
@@ -29,6 +30,11 @@ def parse_size(text: str | int, option: str = "size") -> int:
     size = round(float(match[1]) * _UNITS[match[2].lower()])
     if size <= 0:
         raise InputError(f"{option} must be positive, but got {text!r}.")
+    if isinstance(text, str) and not match[2] and size < 1000:
+        raise InputError(
+            f"{option} must have a unit, but got {text!r}, which is {size} bytes - did you mean "
+            f"{text.strip()}GB?"
+        )
     return size
 
 
@@ -72,6 +78,12 @@ def parse_duration(text: str | float, option: str = "duration") -> float:
     if seconds <= 0:
         raise InputError(f"{option} must be a duration such as 90s, 10m or 2h, but got {text!r}.")
     return seconds
+
+
+BUDGET_NAMES = (
+    "max_size", "max_memory", "max_loss", "max_kl", "max_accuracy_drop", "task", "min_speed",
+)  # fmt: skip
+"""What :meth:`Budgets.from_text` takes."""
 
 
 @dataclass(frozen=True, slots=True)

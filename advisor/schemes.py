@@ -173,6 +173,15 @@ BF16 = Scheme("bf16", "bf16")
 """The unquantized scheme."""
 
 
+def _with_its_method(text: str) -> str:
+    """Return `` Did you mean ...?`` where only the method is missing: q4_k_m, nf4, int4-g128."""
+    weight = text.partition("-")[0]
+    methods = [method for method, known in _WEIGHTS_OF_METHOD.items() if weight in known]
+    if not methods:
+        return ""
+    return f" Did you mean {' or '.join(repr(f'{method}-{text}') for method in methods[:3])}?"
+
+
 def parse_scheme(name: str) -> Scheme:
     """Parse a scheme's name.
 
@@ -196,7 +205,8 @@ def parse_scheme(name: str) -> Scheme:
         return Scheme(head, weight, **fields)
     if head not in _WEIGHTS_OF_METHOD:
         raise InputError(
-            f"unknown method {head!r} in scheme {name!r}.{did_you_mean(head, METHODS)} "
+            f"unknown method {head!r} in scheme {name!r}."
+            f"{_with_its_method(text) or did_you_mean(head, METHODS)} "
             f"Use one of: {', '.join(METHODS)}; as in gptq-int4-g128-sym."
         )
     known = _WEIGHTS_OF_METHOD[head]

@@ -165,6 +165,8 @@ def _ranked(console: Any, document: dict[str, Any], rows: int) -> None:
             style="bold" if chosen else "",
         )
     console.print(table)
+    if (count := document["hardware"]["count"]) > 1 and "memory" in columns:
+        console.print(f"  [dim]memory: of each of {count} devices, which share the weights[/]")
     others = [row["name"] for row in feasible[:rows] if not row["tunable"]]
     if others and document["tune"]:  # where nothing is made here, `why` says who does
         console.print(f"  [dim]made with other software, so after the rest: {', '.join(others)}[/]")
@@ -188,7 +190,8 @@ def _ladder(console: Any, document: dict[str, Any]) -> None:
     rungs = document.get("ladder") or []
     if not rungs:
         return
-    console.print(f"\n[bold]Room[/] in {output.size(rungs[0]['limit_bytes'])} of memory")
+    each = " of each device" if document["hardware"]["count"] > 1 else ""
+    console.print(f"\n[bold]Room[/] in {output.size(rungs[0]['limit_bytes'])} of memory{each}")
     width = max(len(rung["candidate"]) for rung in rungs)
     for rung in rungs:
         whole = " (all the model was made for)" if rung["whole_context"] else ""

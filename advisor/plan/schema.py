@@ -25,8 +25,8 @@ class ModelIdentity(Strict):
     id: str
     revision: str | None = None
     architecture: str
-    parameters: int
-    quantizable_parameters: int
+    parameters: int = Field(ge=0)
+    quantizable_parameters: int = Field(ge=0)
     config_sha256: str
     tokenizer_sha256: str
     weights_sha256: str
@@ -44,8 +44,8 @@ class Hardware(Strict):
     name: str
     vendor: str
     compute_capability: str | None = None
-    memory_bytes: int | None = None
-    count: int = 1
+    memory_bytes: int | None = Field(default=None, ge=1)
+    count: int = Field(default=1, ge=1)
     instruction_sets: tuple[str, ...] = ()
 
     @property
@@ -255,7 +255,7 @@ class RunnerUp(Strict):
 class Plan(Strict):
     """The whole plan, readable top to bottom."""
 
-    plan_version: int = PLAN_VERSION
+    plan_version: int = Field(default=PLAN_VERSION, ge=1)
     advisor_version: str
     model: ModelIdentity
     hardware: Hardware
@@ -271,6 +271,8 @@ class Plan(Strict):
     expert_coverage: ExpertCoverage | None = None
     fallbacks: tuple[Fallback, ...] = ()
     expected: Expected
+    unmet: str | None = None
+    """Which budget it breaks, where nothing met them all and this came nearest."""
     evaluation: Text | None = None
     slices: dict[str, Text] = Field(default_factory=dict)
     """Further texts that had to meet the budgets on their own, by name."""

@@ -17,8 +17,8 @@ from advisor.predict.candidate import (
     baseline_speed,
     judge,
     make_candidate,
-    memory_limit,
 )
+from advisor.predict.device_memory import memory_limit, memory_notes
 from advisor.predict.ladder import ladder
 from advisor.predict.positions import context_notes, quantized_notes, served_context
 from advisor.predict.ranking import PREFERENCES, rank, ties
@@ -105,7 +105,9 @@ def recommend(
         relaxation=relaxation,
         ladder=ladder(spec, hardware, engine, ranked, workload, limit),
         ends=ends,
-        notes=quantized_notes(spec) + context_notes(spec, context),
+        notes=quantized_notes(spec)
+        + context_notes(spec, context)
+        + memory_notes(budgets, hardware),
     )
 
 
@@ -173,7 +175,7 @@ def predict(
         )
     limits = budgets or NoBudgets()
     judged = judge(_marked(candidate, makes), limits, memory_limit(limits, hardware))
-    notes = quantized_notes(spec) + context_notes(spec, context)
+    notes = quantized_notes(spec) + context_notes(spec, context) + memory_notes(limits, hardware)
     return Prediction(spec, hardware, engine, judged, notes)
 
 

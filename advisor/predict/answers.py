@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from advisor.engines.outer import OPTIONS
 from advisor.plan.data import folders_of_option
 from advisor.predict.explain import serve_command, tune_command, why, why_not
+from advisor.predict.positions import quantized_notes
 
 if TYPE_CHECKING:
     from advisor.budgets import Budgets
@@ -72,7 +74,10 @@ class Recommendation:
             return None
         path = "quantized/" if best.scheme.is_quantized else self.spec.id
         if best.format == "gguf":
-            path = f"{self.spec.id.rpartition('/')[2]}-{best.scheme.weight}.gguf"
+            # What `advisor apply` writes, or as the name is that llama.cpp's own tools give.
+            made = best.tunable and best.scheme.is_quantized and self.tune is not None
+            name = PurePath(self.spec.id).name
+            path = "quantized/model.gguf" if made else f"{name}-{best.scheme.weight}.gguf"
         return serve_command(
             self.engine, path, self.workload.context, self.workload.batch,
             devices=self.hardware.count, dtype=best.kernel.dtype,
@@ -82,6 +87,8 @@ class Recommendation:
     def tune(self) -> str | None:
         """Command that measures; None where Advisor makes nothing that fits."""
         if not any(c.tunable for c in self.candidates if c.feasible and c.scheme.is_quantized):
+            return None
+        if quantized_notes(self.spec):  # only the 16-bit original can be tuned, wherever it is
             return None
         options = sorted({OPTIONS[module.role] for module in self.ends})
         for folder in folders_of_option():

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from advisor.modelspec import ModelSpec
     from advisor.modelspec.outer import OuterModule
 
-HEADROOM = 0.08
-"""Share of a GPU's memory that is left free when no ``--max-memory`` is given."""
 
 _SIZED_AS: dict[str, str] = {"modelopt": "compressed-tensors"}
 """Formats that no writer knows, and the one whose tensors are nearest."""
@@ -289,12 +287,3 @@ def judge(candidate: Candidate, budgets: Budgets, memory_limit: int | None) -> C
         if value is None or (value < limit if at_least else value > limit):
             found.append(Violation(budget, limit, value))
     return replace(candidate, violations=tuple(found))
-
-
-def memory_limit(budgets: Budgets, hardware: HardwareProfile) -> int | None:
-    """Return the limit on device memory: the budget, else what the device has, less 8%."""
-    if budgets.max_memory_bytes is not None:
-        return budgets.max_memory_bytes
-    if hardware.memory_bytes is None:
-        return None
-    return int(hardware.memory_bytes * (1 - HEADROOM))

@@ -49,7 +49,8 @@ def why(ranked: Sequence[Candidate], tied: Sequence[Candidate], prefer: str) -> 
     )  # fmt: skip
     gain = ""
     if best.speedup is not None and best.scheme.is_quantized:
-        gain = f", decodes {best.speedup:.2g}x as fast as 16 bits"
+        times = "" if 0.95 <= best.speedup < 1.05 else f"{best.speedup:.2g}x "
+        gain = f", decodes {times}as fast as 16 bits"
     count = (
         f"Of {len(feasible)} schemes that fit" if len(feasible) > 1 else "The only one that fits"
     )

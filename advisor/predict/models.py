@@ -63,6 +63,11 @@ def load_modelspec(model: str | os.PathLike[str]) -> ModelSpec:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return read_model_folder(folder, model_id=name)
+    if folder.is_file():
+        raise InputError(
+            f"{name} is a file. Give the model's folder, with config.json, a Hugging Face id, or a "
+            "name of `advisor profiles list`; `advisor inspect` says what a GGUF file holds."
+        )
     path = find_model_file(name)
     if path is not None:
         return _from_catalogue(path, name)

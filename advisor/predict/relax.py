@@ -13,9 +13,9 @@ from advisor.predict.candidate import (
     Violation,
     Workload,
     judge,
-    memory_limit,
     served,
 )
+from advisor.predict.device_memory import beyond_device, memory_limit
 from advisor.predict.explain import relaxed_in_words
 from advisor.predict.ranking import LIKELY_COLLAPSE, RUINED, is_makeshift
 
@@ -82,13 +82,11 @@ def relaxations(
     # Nobody is asked for more memory to get a ruined model, or one the engine merely tries.
     plain = [c for c in sound or runnable if not is_makeshift(c)]
     runnable = plain or sound or runnable
-    # A device's memory is no budget to be raised: another device is.
-    given = frozenset(budgets.limits())
-    found = _budget_changes(runnable, given)
+    found = _budget_changes(runnable, budgets, hardware)
     found += _smaller_workloads(spec, runnable, hardware, engine, budgets, workload)
     found += _other_gpus(spec, runnable, hardware, engine, budgets, workload)
     if not found:
-        found = _two_budgets(runnable, given)
+        found = _two_budgets(runnable, budgets, hardware)
     found = [entry for entry in found if entry.ask <= _LARGEST_ASK]
     return tuple(sorted(found, key=lambda entry: entry.ask)[:_MOST])
 
@@ -100,7 +98,9 @@ def _ask(violation: Violation) -> float:
     return (1 / ratio if ratio < 1 else ratio) - 1 if ratio > 0 else float("inf")
 
 
-def _budget_changes(candidates: Sequence[Candidate], given: frozenset[str]) -> list[Relaxation]:
+def _budget_changes(
+    candidates: Sequence[Candidate], budgets: Budgets, hardware: HardwareProfile
+) -> list[Relaxation]:
     """For each budget, the candidate that breaks it alone and by the least."""
     best: dict[str, Relaxation] = {}
     for candidate in candidates:
@@ -112,12 +112,14 @@ def _budget_changes(candidates: Sequence[Candidate], given: frozenset[str]) -> l
         if violation.value is not None and (known is None or ask < known.ask):
             best[violation.budget] = Relaxation(
                 violation.budget, violation.limit, loosened(violation.budget, violation.value),
-                candidate.name, ask, _in_words(candidate.name, (violation,), given),
+                candidate.name, ask, _in_words(candidate.name, (violation,), budgets, hardware),
             )  # fmt: skip
     return list(best.values())
 
 
-def _two_budgets(candidates: Sequence[Candidate], given: frozenset[str]) -> list[Relaxation]:
+def _two_budgets(
+    candidates: Sequence[Candidate], budgets: Budgets, hardware: HardwareProfile
+) -> list[Relaxation]:
     """Several budgets at once, where no single one is enough."""
     found = []
     for candidate in candidates:
@@ -127,18 +129,23 @@ def _two_budgets(candidates: Sequence[Candidate], given: frozenset[str]) -> list
         asks = [_ask(entry) for entry in broken]
         largest = broken[asks.index(max(asks))]
         needed = loosened(largest.budget, largest.value or 0.0)
-        text = _in_words(candidate.name, broken, given)
+        text = _in_words(candidate.name, broken, budgets, hardware)
         found.append(
             Relaxation(largest.budget, largest.limit, needed, candidate.name, sum(asks), text)
         )
     return sorted(found, key=lambda entry: entry.ask)[:2]
 
 
-def _in_words(name: str, violations: Sequence[Violation], given: frozenset[str]) -> str:
+def _in_words(
+    name: str, violations: Sequence[Violation], budgets: Budgets, hardware: HardwareProfile
+) -> str:
     parts = []
     for entry in violations:
-        needed, assumed = loosened(entry.budget, entry.value or 0.0), entry.budget not in given
-        parts.append(relaxed_in_words(entry.budget, entry.limit or 0.0, needed, assumed=assumed))
+        needed, limit = loosened(entry.budget, entry.value or 0.0), entry.limit or 0.0
+        assumed = entry.budget == "max_memory" and beyond_device(budgets, hardware, needed)
+        if assumed and budgets.max_memory_bytes is not None:
+            limit = hardware.memory_bytes or limit
+        parts.append(relaxed_in_words(entry.budget, limit, needed, assumed=assumed))
     return f"{' and '.join(parts)}, with {name}"
 
 
@@ -194,7 +201,8 @@ def _other_gpus(
     """A larger or faster GPU, and more of the same, for what fails on memory or speed."""
     from advisor.hardware.catalogue import find_profile
 
-    if budgets.max_memory_bytes is not None or hardware.kind == "cpu":
+    asked, there = budgets.max_memory_bytes, hardware.memory_bytes
+    if hardware.kind == "cpu" or (asked is not None and (there is None or asked <= there)):
         return []
     stuck = sorted(_too_heavy(candidates), key=lambda c: c.loss.expected)
     larger = (find_profile(name) for name in _OTHER_GPUS)

@@ -137,7 +137,7 @@ def _explain(memory: float, compute: float | None, overhead: float) -> tuple[str
     words = {
         "memory": "decoding is memory-bound: fewer bits per weight make it faster",
         "compute": "decoding is compute-bound at this batch: INT8 or FP8 arithmetic makes it "
-        "faster, weight-only quantization does not",
+        "faster, still fewer bits per weight do not",
         "overhead": "the engine's fixed cost per step dominates: quantization changes speed "
         "little, a leaner engine or a larger batch does",
     }[bound]

@@ -41,6 +41,7 @@ def render_card(plan: Plan, modules: Mapping[str, str], files: Mapping[str, int]
         f"{f'[{name}]({link})' if link else name} quantized by Quantization Advisor "
         f"{plan.advisor_version} for {plan.engine.name} on {plan.hardware.title}. "
         "`advisor-plan.yaml` beside this file is the whole recipe.",
+        _unmet(plan),
         _figures(plan, files),
         _judged(plan),
         _serving(plan, files),
@@ -48,6 +49,12 @@ def render_card(plan: Plan, modules: Mapping[str, str], files: Mapping[str, int]
         _again(plan),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _unmet(plan: Plan) -> str:
+    if plan.unmet is None:
+        return ""
+    return f"**Not within the budgets it was searched for**, only nearest to them: {plan.unmet}."
 
 
 def _link(plan: Plan) -> str:

@@ -59,13 +59,15 @@ def frontier(points: Sequence[Point], size_limit: int | None = None) -> str:
     for tick in linear_ticks(x_low, x_high):
         parts.append(x_tick(x(tick), f"{tick:g}"))
     for tick in log_ticks(y_low, y_high):
-        parts.append(y_tick(y(tick), f"{tick:g}"))
+        parts.append(y_tick(y(tick), tick_text(tick)))
     if size_limit is not None:
-        at = x(size_limit / 1e6)
+        at = round(x(size_limit / 1e6), 1)
+        shift, side = (4, "start") if at < LEFT + 70 else (-4, "end")
         parts.append(
             f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
             f'y2="{HEIGHT - BOTTOM}"/>'
-            f'<text class="small" x="{at - 4:.1f}" y="{TOP + 10}" text-anchor="end">budget</text>'
+            f'<text class="small" x="{at + shift}" y="{TOP + 10}" text-anchor="{side}">'
+            "budget</text>"
         )
     for point in points:
         centre = x(point.size_bytes / 1e6)
@@ -81,30 +83,59 @@ def frontier(points: Sequence[Point], size_limit: int | None = None) -> str:
 
 
 def _labels(marks: list[tuple[float, float, Point]]) -> list[str]:
-    """Name the points, each label moved down until it is clear of those above.
+    """Name the points, each beside its own; the answer's first, and none where there is no room.
 
-    A name that several points share is written once, at the chosen point or the lowest.
+    A name that several points share is written once, at the chosen point or the lowest. Every point
+    has its name as a tooltip, and the table below the chart has all of them.
     """
-    taken: list[tuple[float, float]] = []
-    parts = []
     ordered = sorted(marks, key=lambda mark: mark[1])
     owners = {mark[2].name: mark[2] for mark in ordered}
     owners |= {mark[2].name: mark[2] for mark in ordered if mark[2].chosen}
-    for left, top, point in ordered:
-        if owners[point.name] is not point:
+    named = [mark for mark in ordered if owners[mark[2].name] is mark[2]]
+    taken = [_Box(left - 5, left + 5, top - 5, top + 5) for left, top, _ in marks]
+    found: dict[str, str] = {}
+    for left, top, point in sorted(named, key=lambda mark: not mark[2].chosen):
+        places = [_place(point.name, left, top + down, side) for down, side in _places(left)]
+        free = [place for place in places if not any(place[0].meets(box) for box in taken)]
+        if not free and not point.chosen:
             continue
-        at = top - 8
-        while any(abs(at - other) < 15 and abs(left - x) < 170 for x, other in taken):
-            at += 15
-        taken.append((left, at))
-        end = left > WIDTH * 0.62
-        anchor, shift = ("end", -8) if end else ("start", 8)
+        box, words = (free or places)[0]
+        taken.append(box)
         kind = "label strong" if point.chosen else "label"
-        parts.append(
-            f'<text class="{kind}" x="{left + shift:.1f}" y="{at + 4:.1f}" '
-            f'text-anchor="{anchor}">{escape(point.name)}</text>'
-        )
-    return parts
+        found[point.name] = f'<text class="{kind}" {words}>{escape(point.name)}</text>'
+    return [found[point.name] for _, _, point in named if point.name in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def meets(self, other: _Box) -> bool:
+        """Return whether two boxes have a point in common."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+
+def _places(left: float) -> list[tuple[int, str]]:
+    """Return offsets of a label's middle and its side, the best first."""
+    sides = ("end", "start") if left > WIDTH * 0.62 else ("start", "end")
+    return [(down, side) for down in (-8, 9, -20, 21) for side in sides]
+
+
+def _place(name: str, left: float, middle: float, side: str) -> tuple[_Box, str]:
+    """Return what a label covers, in the large letters of a phone, and its attributes."""
+    width, half = 8.4 * len(name), 7.5
+    start = left + 8 if side == "start" else left - 8 - width
+    # A label that leaves the plot meets everything: it is never free.
+    outside = start < LEFT or start + width > WIDTH or not TOP - 8 < middle < HEIGHT - BOTTOM
+    box = _Box(0, WIDTH, 0, HEIGHT) if outside else _Box(
+        start, start + width, middle - half, middle + half
+    )  # fmt: skip
+    at = left + 8 if side == "start" else left - 8
+    return box, f'x="{at:.1f}" y="{middle + 4:.1f}" text-anchor="{side}"'
 
 
 def linear_ticks(low: float, high: float) -> list[float]:
@@ -115,13 +146,23 @@ def linear_ticks(low: float, high: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times powers of ten between two logarithms."""
+    """Return 1, 2 and 5 times powers of ten between two logarithms; round values if few are."""
     ticks = [
         factor * 10.0**power
         for power in range(math.floor(low), math.ceil(high) + 1)
         for factor in (1, 2, 5)
     ]
-    return [tick for tick in ticks if low <= math.log10(tick) <= high]
+    inside = [tick for tick in ticks if low <= math.log10(tick) <= high]
+    return inside if len(inside) >= 3 else linear_ticks(10.0**low, 10.0**high)
+
+
+def tick_text(value: float) -> str:
+    """Return a number in six characters, which is what an axis has room for on a phone."""
+    text = f"{value:g}"
+    if len(text) <= 6:
+        return text
+    power = math.floor(math.log10(value))
+    return f"{value / 10**power:.3g}e{power}"
 
 
 def draw_frame(x_title: str, y_title: str) -> str:

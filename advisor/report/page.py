@@ -42,6 +42,7 @@ def render_report(plan: Plan, modules: Sequence[str] = ()) -> str:
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{_answer(plan)}</p>',
+        f'<p class="unmet">{_unmet(plan)}</p>' if plan.unmet else "",
         _figures(plan),
         *(_chart(title, svg) for title, svg in render_plots(plan, modules).items()),
         judged_apart(plan),
@@ -89,6 +90,13 @@ def _answer(plan: Plan) -> str:
         "evidence": "From evidence.",
     }
     return f"{', '.join(words[:2])} {' '.join(words[2:])}. {known[expected.basis]}"
+
+
+def _unmet(plan: Plan) -> str:
+    return (
+        "<b>Not within the budgets.</b> Nothing that was measured meets them all, and this came "
+        f"nearest: {escape(plan.unmet or '')}."
+    )
 
 
 def _figures(plan: Plan) -> str:

@@ -18,6 +18,7 @@ from advisor.report.charts import (
     draw_svg,
     linear_ticks,
     log_ticks,
+    tick_text,
     x_tick,
     y_tick,
 )
@@ -57,7 +58,7 @@ def scores_against_measured(points: Sequence[Scored]) -> str:
 
     parts = [draw_frame("predicted KL, nats", "measured KL, nats")]
     for tick in log_ticks(low, high):
-        parts += [x_tick(x(tick), f"{tick:g}"), y_tick(y(tick), f"{tick:g}")]
+        parts += [x_tick(x(tick), tick_text(tick)), y_tick(y(tick), tick_text(tick))]
     parts.append(
         f'<line class="axis" x1="{LEFT}" y1="{HEIGHT - BOTTOM}" x2="{WIDTH - RIGHT}" y2="{TOP}" '
         'stroke-dasharray="2 4"/>'

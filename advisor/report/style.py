@@ -8,6 +8,7 @@ STYLE = """
 background:var(--back);max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.6rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
 .lead{font-size:1.05rem}.soft{color:var(--soft)}
+.unmet{border-left:4px solid #c2410c;padding:.1rem .8rem}
 .figures{display:grid;grid-template-columns:repeat(3,1fr);gap:.7rem;
 margin:1rem 0}
 .figures div{border:1px solid var(--line);border-radius:8px;padding:.6rem .8rem}

@@ -7,7 +7,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from advisor.engines.verdict import Verdict, verdict
-from advisor.predict.candidate import memory_limit
+from advisor.predict.device_memory import memory_limit
 from advisor.predict.memory import Serving, serving_memory
 from advisor.predict.speed import predict_speed
 
@@ -32,6 +32,7 @@ class SizeLimit:
         needed: What the budget would have to be for a checkpoint of so many bytes; None where it
             cannot be predicted.
         assumed: Whether it is what the device has, and no budget.
+        most: What the budget can be at most: what the device has; None where anything goes.
     """
 
     budget: str
@@ -39,6 +40,7 @@ class SizeLimit:
     max_bytes: int
     needed: Callable[[int], float | None]
     assumed: bool = False
+    most: float | None = None
 
 
 def size_limits(
@@ -83,7 +85,7 @@ def size_limits(
         found.append(
             _memory_limit(
                 available, (smallest.total_bytes, least), (largest.total_bytes, most),
-                assumed=budgets.max_memory_bytes is None,
+                assumed=budgets.max_memory_bytes is None, most=hardware.memory_bytes,
             )
         )  # fmt: skip
     if budgets.min_tokens_per_s is not None:
@@ -96,19 +98,25 @@ def size_limits(
 
 
 def _memory_limit(
-    available: int, smallest: tuple[int, int], largest: tuple[int, int], *, assumed: bool
+    available: int,
+    smallest: tuple[int, int],
+    largest: tuple[int, int],
+    *,
+    assumed: bool,
+    most: float | None,
 ) -> SizeLimit | None:
     """Return the limit of memory, from two pairs of bytes of the file and of memory."""
-    (size, least), (end, most) = smallest, largest
-    per_byte = (most - least) / max(1, end - size)
+    (size, least), (end, greatest) = smallest, largest
+    per_byte = (greatest - least) / max(1, end - size)
     if per_byte <= 0:  # decompressed: whatever the file, the memory is the same
         if least <= available:
             return None
-        return SizeLimit("max_memory", available, 1, lambda _: least, assumed)
+        return SizeLimit("max_memory", available, 1, lambda _: least, assumed, most)
     room = size + int((available - least) / per_byte)
     return SizeLimit(
-        "max_memory", available, max(1, room), lambda n: least + per_byte * (n - size), assumed
-    )
+        "max_memory", available, max(1, room), lambda n: least + per_byte * (n - size), assumed,
+        most,
+    )  # fmt: skip
 
 
 def memory_bytes(

@@ -35,7 +35,7 @@ from advisor.plan.schema import (
 )
 from advisor.search.assignment import plan_settings, scheme_choice
 from advisor.search.limits import memory_bytes
-from advisor.search.runners_up import rounded_score, runners_up
+from advisor.search.runners_up import rounded_score, runners_up, unmet
 from advisor.search.study import SAMPLERS
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def build_plan(
         expert_coverage=coverage,
         fallbacks=tuple(fallbacks),
         expected=_expected(task, chosen, winner, scored=scored),
+        unmet=unmet(goal, chosen, winner),
         evaluation=_text(judged, overlap),
         slices={
             name: _text(text.first(_measured(winner, name, task.judges.first)), None)

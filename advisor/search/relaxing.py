@@ -137,10 +137,10 @@ def _bytes(finalist: Finalist, limits: Sequence[SizeLimit]) -> list[Relaxation]:
     for limit in limits:
         needed = limit.needed(size) if size > limit.max_bytes else None
         if needed is not None:
-            asked = loosened(limit.budget, needed)
-            found.append(
-                Relaxation(limit.budget, limit.given, asked, finalist.name, assumed=limit.assumed)
-            )
+            asked, given, assumed = loosened(limit.budget, needed), limit.given, limit.assumed
+            if limit.most is not None and asked > limit.most and not assumed:
+                given, assumed = limit.most, True  # no option gives what the device does not have
+            found.append(Relaxation(limit.budget, given, asked, finalist.name, assumed=assumed))
     return found
 
 

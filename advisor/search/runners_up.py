@@ -45,6 +45,16 @@ def rounded_score(mixture: Mixture) -> float | None:
     return float(f"{mixture.predicted_kl:.4g}") if mixture.predicted_kl > 0 else None
 
 
+def unmet(goal: Goal, chosen: Mixture, winner: Finalist | None) -> str | None:
+    """Return which budget the nearest candidate breaks; None for an answer.
+
+    What was not measured yet, as the search was stopped, breaks none that is known of.
+    """
+    if (over := excess_bytes(chosen, goal)) > 0:
+        return f"{over:,} bytes more than the budgets on size, memory and speed leave"
+    return None if winner is None or winner.passes else winner.decision.reason
+
+
 def _why(goal: Goal, winner: Finalist | None, other: Finalist) -> str:
     """Return why a measured candidate is not the answer."""
     if (over := excess_bytes(other.mixture, goal)) > 0:

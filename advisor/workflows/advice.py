@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError
-from advisor.workflows.checking import BudgetsGiven, check_request
+from advisor.workflows.checking import BudgetsGiven, check_counts, check_lists, check_request
 from advisor.workflows.resolve import resolve_hardware
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from advisor.modelspec import ModelSpec
     from advisor.predict.answers import Prediction, Recommendation
     from advisor.schemes import Scheme
+
+_ON_CPUS = (
+    "On CPUs this is for transformers, which runs every model that Advisor tunes. Of the engines, "
+    "llama.cpp decodes fastest there: ask with --engine llama.cpp."
+)
 
 
 def recommend(
@@ -50,10 +56,11 @@ def recommend(
 
     request = check_request(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
+        others=[lambda: check_counts(context=context, batch=batch)],
         late=[lambda: load_modelspec(model)],
     )  # fmt: skip
     spec = load_modelspec(model)
-    return rank(
+    answer = rank(
         spec,
         request.hardware,
         request.engine,
@@ -65,6 +72,9 @@ def recommend(
         quantize_head=quantize_head,
         quantize_embedding=quantize_embedding,
     )
+    if engine.strip().lower() == "auto" and request.hardware.kind == "cpu":
+        return replace(answer, notes=(*answer.notes, _ON_CPUS))
+    return answer
 
 
 def _maker(spec: ModelSpec, engine: str) -> Callable[[Scheme, str | None], bool]:
@@ -108,7 +118,10 @@ def predict(
 
     request = check_request(
         gpu=gpu, engine=engine, late=[lambda: load_modelspec(model)],
-        others=[lambda: parse_scheme(scheme)],
+        others=[
+            lambda: parse_scheme(scheme),
+            lambda: check_counts(context=context, batch=batch),
+        ],
     )  # fmt: skip
     spec = load_modelspec(model)
     prediction = predict_one(
@@ -146,11 +159,15 @@ def compare_gpus(
     """
     from advisor.predict.models import load_modelspec
 
+    check_lists(gpus=gpus)
     first, *others = gpus or ("auto",)
     budgets = check_request(
         gpu=first, engine=engine, budgets=budgets, prefer=prefer,
         late=[lambda: load_modelspec(model)],
-        others=[functools.partial(resolve_hardware, gpu) for gpu in others],
+        others=[
+            *(functools.partial(resolve_hardware, gpu) for gpu in others),
+            lambda: check_counts(context=context, batch=batch),
+        ],
     ).budgets  # fmt: skip
     rows = []
     for gpu in gpus:

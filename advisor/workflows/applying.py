@@ -125,6 +125,8 @@ def apply(
     folder = planned_model_folder(content.model, model)
     check_model(content, folder)
     warnings = check_loadable(content, folder)
+    if content.unmet is not None:
+        warnings += (f"the plan is not within its budgets, only nearest to them: {content.unmet}",)
     where: dict[str, Any] = {}
     if content.backend is not None:
         from advisor.workflows.backend_runs import make_planned

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from advisor.budgets import Budgets, parse_duration, parse_size
-from advisor.errors import InputError, join_errors, split_errors
+from advisor.budgets import BUDGET_NAMES, Budgets, parse_duration, parse_size
+from advisor.errors import InputError, did_you_mean, join_errors, split_errors
 from advisor.workflows.resolve import check_preference, resolve_engine, resolve_hardware
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def check_request(
         InputError: Lists every rule that is broken.
     """
     checks = Checks()
+    checks.run(lambda: check_texts(gpu=gpu, engine=engine))
+    checks.settle()  # what is no text has no name that could be looked up
     limits = checks.run(lambda: _budgets(budgets))
     checks.run(lambda: check_preference(prefer))
     hardware = checks.run(lambda: resolve_hardware(gpu))
@@ -112,6 +114,36 @@ def disk_bytes_of(text: str | int | None) -> int | None:
 
 _LARGEST_SEED = 2**32 - 1
 """Of numpy and Optuna."""
+
+
+def check_texts(**texts: object) -> None:
+    """Refuse what is no text where one must be; by the parameter's name.
+
+    Raises:
+        InputError: Lists every one that is none.
+    """
+    problems = [
+        f"{name} must be a text, but got {value!r}."
+        for name, value in texts.items()
+        if not isinstance(value, str)
+    ]
+    if problems:
+        raise InputError(join_errors(problems))
+
+
+def check_lists(**lists: object) -> None:
+    """Refuse a text where several are asked for: it would be taken for its letters.
+
+    Raises:
+        InputError: Lists every one; by the parameter's name.
+    """
+    problems = [
+        f"{name} must be a list of texts, but got {value!r}. Use [{value!r}]."
+        for name, value in lists.items()
+        if isinstance(value, str)
+    ]
+    if problems:
+        raise InputError(join_errors(problems))
 
 
 def check_counts(**counts: int | None) -> None:
@@ -161,7 +193,22 @@ def check_output(target: Path) -> None:
 
 def _budgets(given: BudgetsGiven) -> Budgets:
     if isinstance(given, Mapping):
+        if unknown := [str(name) for name in given if name not in BUDGET_NAMES]:
+            raise InputError(
+                join_errors(
+                    [
+                        f"unknown budget {name!r}.{did_you_mean(name, BUDGET_NAMES)} "
+                        f"Use one of: {', '.join(BUDGET_NAMES)}."
+                        for name in unknown
+                    ]
+                )
+            )
         return Budgets.from_text(**given)
+    if given is not None and not isinstance(given, Budgets):
+        raise InputError(
+            "budgets must be Budgets, or texts by name such as {'max_size': '6GB'}, but got "
+            f"{given!r}."
+        )
     return given or Budgets()
 
 

@@ -76,11 +76,15 @@ def why(result: TuneResult) -> str:
             "budget is given"
         )
     if plan.expected.kl is None or best is None or best.name == plan.scheme.name:
+        if len(result.finalists) == 1:
+            return f"{aim}, the only one that was measured"
         return f"{aim}, of {len(result.finalists)} that were measured"
     if goal.smallest:
         passing = [row for row in uniform if row.passes and row.name != plan.scheme.name]
         if not passing:
-            return f"{aim}: no uniform one of {len(uniform)} that were measured does"
+            if len(uniform) == 1:
+                return f"{aim}: the only uniform one that was measured does not"
+            return f"{aim}: of {len(uniform)} uniform ones that were measured none does"
         least = min(passing, key=lambda row: row.mixture.size_bytes)
         bytes_ = _more_bytes(plan.expected.size_bytes, least.mixture.size_bytes)
         than = "as" if bytes_.startswith("as") else "than"

@@ -116,6 +116,12 @@ def resolve_model_folder(model: str | Path, revision: str | None = None) -> Path
     if folder.is_dir():
         return folder
     text = str(model)
+    if folder.is_file():
+        kept = " What is in a GGUF file is quantized already." if folder.suffix == ".gguf" else ""
+        raise InputError(
+            f"{text} is a file. Give the folder of the 16-bit model, with config.json and "
+            f"safetensors, or a Hugging Face id.{kept}"
+        )
     if not _may_be_on_the_hub(model):
         raise InputError(
             f"no model folder at {text}. Give a folder with config.json and safetensors, "

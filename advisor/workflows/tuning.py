@@ -10,6 +10,7 @@ from advisor.plan.files import save_plan
 from advisor.workflows.checking import (
     BudgetsGiven,
     check_counts,
+    check_lists,
     check_output,
     check_request,
     disk_bytes_of,
@@ -163,6 +164,7 @@ def tune(
     from advisor.workflows.texts import check_sources, parse_slices
 
     target = Path(output)
+    check_lists(calibration=calibration, evaluation=evaluation, slices=slices, backends=backends)
     request = check_request(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
         others=[
@@ -190,6 +192,7 @@ def tune(
 
     from advisor.models.device import computing
     from advisor.models.load import check_model_folder, load_model
+    from advisor.predict.device_memory import memory_notes
     from advisor.predict.models import load_modelspec
     from advisor.predict.positions import context_notes, served_context
     from advisor.search.tune import tune as search
@@ -250,7 +253,7 @@ def tune(
     save_plan(result.plan, target)
     return Tuning(
         result, target, tuple(offers.failures), loaded.not_mapped, describe_device(choice),
-        context_notes(spec, context),
+        context_notes(spec, context) + memory_notes(budgets, hardware),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,9 +139,15 @@ def verify(
 
 
 def _check_folder(plan_path: Path, target: Path) -> None:
+    if target.is_file():
+        raise InputError(
+            f"{target} is a file. Give the folder that `advisor apply` made: "
+            f"{shlex.join(['advisor', 'verify', str(plan_path), str(target.parent)])}"
+        )
     if not target.is_dir():
         raise InputError(
-            f"no checkpoint at {target}. Make it: advisor apply {plan_path} -o {target}"
+            f"no checkpoint at {target}. Make it: "
+            f"{shlex.join(['advisor', 'apply', str(plan_path), '-o', str(target)])}"
         )
 
 

@@ -175,6 +175,21 @@ def test_several_cards_stay_several(advisor):
     assert " on 2x L4," in outcome.out
     assert "advisor tune meta-llama/Meta-Llama-3.1-8B --gpu 2xl4 " in outcome.out
     assert "--tensor-parallel-size 2" in outcome.out
+    assert "memory: of each of 2 devices, which share the weights" in outcome.out
+    assert " of memory of each device" in outcome.out
+    assert "each" not in advisor("recommend", "llama-3.1-8b", "--gpu", "L4").out
+
+
+def test_on_cpus_the_usual_server_is_named(advisor):
+    question = ("recommend", "llama-3.1-8b", "--gpu", "cpu-spr-8ch", "--json")
+    (note,) = advisor(*question).document["notes"]
+    assert "ask with --engine llama.cpp" in note
+    assert advisor(*question, "--engine", "transformers").document["notes"] == []
+    speeds = [
+        next(row for row in advisor(*question, "--engine", engine).document["candidates"])
+        ["decode_tokens_per_s"]["expected"] for engine in ("transformers", "llama.cpp")
+    ]  # fmt: skip
+    assert speeds[0] < speeds[1]
 
 
 def test_several_gpus_side_by_side(advisor):
@@ -238,3 +253,21 @@ def test_profiles_of_one_s_own_travel_with_the_command_that_follows(advisor, tmp
     )
     outcome = advisor("recommend", "llama-3.1-8b", "--gpu", "mine", "--profiles", folder, "--json")
     assert f"--profiles '{folder}' -o plan.yaml" in outcome.document["tune"]
+
+
+def test_what_follows_the_advice_is_served_from_where_it_is_written(advisor):
+    question = ("recommend", "llama-3.1-8b", "--gpu", "l4", "--engine", "llama.cpp")
+    assert "llama-server -m quantized/model.gguf " in advisor(*question).out
+    # Gemma's files are llama.cpp's own tools' to make, and 16 bits are nobody's to quantize.
+    others = advisor("recommend", "gemma-3-4b-it", "--gpu", "l4", "--engine", "llama.cpp").out
+    assert "llama-server -m gemma-3-4b-it-q" in others
+    whole = advisor(*question, "--max-loss", "0").out
+    assert "llama-server -m Meta-Llama-3.1-8B-bf16.gguf " in whole
+
+
+def test_a_quantized_folder_is_not_offered_to_tune_which_refuses_it(advisor, workplace):
+    assert "\nTune " in advisor("recommend", workplace.model, "--gpu", "l4").out
+    workplace.edit_config(quantization_config={"quant_method": "gptq"})
+    out = advisor("recommend", workplace.model, "--gpu", "l4").out
+    assert "quantized already (gptq)" in out
+    assert "\nTune " not in out

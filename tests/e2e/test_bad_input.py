@@ -496,6 +496,26 @@ def verify_without_a_checkpoint(work):
     return ["verify", work.plan(), "nowhere"]
 
 
+@case(r"my model\.gguf is a file\. Give the folder .*: advisor verify \S*plan\.yaml \S*work$")
+def verify_of_a_file(work):
+    return ["verify", work.plan(), work.text("my model.gguf", "GGUF")]
+
+
+@case(r"no checkpoint at no where\. Make it: advisor apply \S*plan\.yaml -o 'no where'")
+def verify_without_a_checkpoint_of_two_words(work):
+    return ["verify", work.plan(), "no where"]
+
+
+@case(r"model\.gguf is a file\. Give the folder of the 16-bit model.* quantized already")
+def search_of_a_gguf_file(work):
+    return ["tune", work.text("model.gguf", "GGUF"), *tune(work)[2:]]
+
+
+@case(r"model\.gguf is a file\. Give the model's folder.*`advisor inspect` says what a GGUF")
+def advice_on_a_gguf_file(work):
+    return recommend(model=work.text("model.gguf", "GGUF"))
+
+
 def check(outcome, message):
     """One message on stderr and nothing else anywhere."""
     assert outcome.code == 2, outcome

@@ -32,6 +32,11 @@ def test_what_is_no_size(text):
         parse_size(text, "--max-size")
 
 
+def test_a_bare_number_is_a_slip_of_gigabytes():
+    with pytest.raises(InputError, match=r"--max-size must have a unit.* did you mean 6\.5GB"):
+        parse_size("6.5", "--max-size")
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("3%", 0.03), ("0.03", 0.03), ("150%", 1.5), ("0", 0.0), (0.05, 0.05)]
 )

@@ -53,6 +53,9 @@ def test_transforms():
     ("name", "message"),
     [
         ("gtpq-int4-g128", "unknown method 'gtpq'.*Did you mean 'gptq'"),
+        ("Q4_K_M", "unknown method 'q4_k_m'.*Did you mean 'gguf-q4_k_m'"),
+        ("nf4-dq", "Did you mean 'bnb-nf4-dq'"),
+        ("int4-g128", "Did you mean 'rtn-int4-g128' or 'gptq-int4-g128' or 'awq-int4-g128'"),
         ("gptq", "names no weight type"),
         ("gptq-int9-g128", "no weight type 'int9'"),
         ("bnb-int4-g64", "no weight type 'int4'.*nf4, fp4"),

@@ -379,3 +379,12 @@ def test_lookup_validates_only_the_chosen_profile_and_imports_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+@pytest.mark.parametrize(("name", "mebibytes"), [
+    ("t4", 15360), ("l4", 23034), ("a10", 23028), ("a10g", 23028), ("a40", 46068), ("l40s", 46068),
+    ("h100-sxm", 81559), ("a100-sxm-80", 81920),
+])  # fmt: skip
+def test_memory_is_what_the_driver_shows(name, mebibytes):
+    """GDDR6 with error correction keeps a sixteenth for its codes: an L4 has no 24 GiB."""
+    assert find_profile(name).memory_bytes == mebibytes * 2**20

@@ -74,6 +74,8 @@ def edited(tmp_path, change):
         (lambda plan: plan.pop("model"), "the key 'model' is missing"),
         (lambda plan: plan["serving"].update(batch=0), "serving.batch: .* but got 0"),
         (lambda plan: plan["expected"].update(size_bytes="big"), "expected.size_bytes: .*'big'"),
+        (lambda plan: plan.update(plan_version=-7), "plan_version: .* but got -7"),
+        (lambda plan: plan["hardware"].update(count=0), "hardware.count: .* but got 0"),
         (lambda plan: plan.update(plan_version=2), "plan_version 2, but .* up to 1. Upgrade"),
     ],
 )

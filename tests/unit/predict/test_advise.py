@@ -156,6 +156,25 @@ def test_a_device_s_memory_is_no_budget_to_be_raised():
     assert "--max-memory" not in memory.text
 
 
+def test_a_budget_beyond_the_device_asks_for_what_it_has_and_says_so():
+    spec, l4 = load_modelspec("meta-llama/Llama-3.1-70B"), find_profile("l4")
+    result = recommend(spec, l4, "vllm", Budgets(max_memory_bytes=200 * GB))
+    assert result.recommended is None
+    assert "L4 has 24.2 GB of memory, and --max-memory asks for 200 GB" in result.notes[0]
+    assert any(entry.budget == "gpu" for entry in result.relaxation)
+    assert not any("--max-memory" in entry.text for entry in result.relaxation)
+
+
+def test_no_option_raises_a_budget_beyond_the_device(llama):
+    """All the KV cache of a context and a little more: 24.3 GB, of which an L4 has 24.15."""
+    l4, budgets = find_profile("l4"), Budgets(max_memory_bytes=24 * GB)
+    result = recommend(llama, l4, "vllm", budgets, context=131072)
+    memory = next(entry for entry in result.relaxation if entry.budget == "max_memory")
+    assert memory.after > l4.memory_bytes
+    assert memory.text.startswith("24.3 GB of memory where the device leaves 24.2 GB, with ")
+    assert not result.notes
+
+
 def test_too_long_a_context_is_relaxed_by_less_context_or_a_larger_gpu():
     spec = load_modelspec("meta-llama/Llama-3.1-70B")
     hardware = find_profile("a100-sxm-80")
@@ -329,3 +348,16 @@ def test_a_checkpoint_that_is_quantized_already_is_noticed(llama, rtx4090):
 def test_a_group_size_that_is_advised_has_a_kernel(llama):
     row = predict(llama, parse_scheme("gptq-int4-g100-sym"), find_profile("l4"), "vllm").candidate
     assert row.problem.endswith("Use group size 128 or 64.")
+
+
+def test_the_reason_says_no_1x_and_contradicts_no_speedup(llama):
+    """At a large batch fewer bits make 16 bits faster once, and not the answer once more."""
+    deepseek, h200 = load_modelspec("deepseek-ai/DeepSeek-V3"), find_profile("8xh200-sxm")
+    why = recommend(deepseek, h200, "sglang", Budgets()).why
+    assert "decodes as fast as 16 bits" in why
+    mixtral = load_modelspec("Mixtral-8x7B-v0.1")
+    result = recommend(mixtral, find_profile("a100-sxm-80"), "vllm", Budgets(), batch=256,
+                       context=1024)  # fmt: skip
+    assert result.recommended.speedup > 1.3
+    assert result.recommended.scheme.activation is None
+    assert result.recommended.speed.words.endswith("still fewer bits per weight do not")

@@ -68,3 +68,10 @@ def test_the_same_plan_gives_the_same_bytes_and_no_paths():
 def test_the_card_names_what_computed():
     assert "transformers 5.17.0, on NVIDIA H100 80GB HBM3." in card()
     assert "transformers 5.17.0." in card(computed_on=None)
+
+
+def test_the_card_says_where_budgets_are_not_met():
+    assert "Not within" not in card()
+    text = card(unmet="KL 0.0500 (0.0400 to 0.0600) exceeds 0.01")
+    assert "only nearest to them: KL 0.0500 (0.0400 to 0.0600) exceeds 0.01.\n" in text
+    assert text.index("Not within the budgets") < text.index("## Figures")

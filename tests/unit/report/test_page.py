@@ -194,3 +194,58 @@ def test_a_name_that_points_share_is_written_once():
     labels = re.findall(r'<text class="(label[^"]*)"[^>]*>([^<]*)</text>', drawn)
     assert labels == [("label", "bnb-nf4"), ("label strong", "mixed-4.61bpw")]
     assert drawn.count("<title>mixed-4.61bpw</title>") == 3
+
+
+def test_a_plan_that_meets_no_budgets_says_so_before_its_figures(plan, page):
+    assert "Not within" not in page
+    nearest = plan.model_copy(update={"unmet": "loss 4.10% (3.80% to 4.40%) exceeds <3%"})
+    text = Elements(render_report(nearest, MODULES)).text
+    assert "this came nearest: loss 4.10% (3.80% to 4.40%) exceeds <3%." in text
+    assert text.index("Not within the budgets.") < text.index("KL per token")
+
+
+def test_labels_stay_with_their_points_and_clear_of_each_other():
+    """Thirteen points of a search that found nothing small enough; some names find no room."""
+    from advisor.report.charts import Point, frontier
+
+    sizes = (2.842, 2.435, 2.36, 2.362, 2.306, 2.182, 2.178, 2.086, 1.957, 1.957, 1.957)
+    losses = (1e-5, 15e-5, 25e-5, 23e-5, 3e-4, 59e-5, 85e-5, 116e-5, 28e-4, 146e-4, 156e-4)
+    points = [
+        Point(f"mixed-{index}.06bpw", int(1e6 * size), kl, kl * 0.9, kl * 1.1, index == 2)
+        for index, (size, kl) in enumerate(zip(sizes, losses, strict=True))
+    ]
+    drawn = frontier(points, 900_000)
+    circles = {
+        name: (float(x), float(y)) for x, y, name in
+        re.findall(r'<circle [^>]*cx="([\d.]+)" cy="([\d.]+)"[^>]*><title>([^<]*)<', drawn)
+    }  # fmt: skip
+    labels = [
+        (name, float(x), float(y), anchor) for x, y, anchor, name in re.findall(
+            r'class="label[^>]* x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)<', drawn)
+    ]  # fmt: skip
+    assert 5 <= len(labels) <= len(points)
+    assert "mixed-2.06bpw" in [name for name, *_ in labels]
+    for name, x, y, _ in labels:
+        assert abs(x - circles[name][0]) <= 10
+        assert abs(y - circles[name][1]) <= 30
+    for name, x, y, anchor in labels:
+        for other, x2, y2, anchor2 in labels:
+            if name != other and abs(y - y2) < 13:
+                left, left2 = (
+                    at - 11 * 6.5 if side == "end" else at
+                    for at, side in ((x, anchor), (x2, anchor2))
+                )
+                assert abs(left - left2) > 11 * 6.5, (name, other)
+    budget = re.search(r'x="([\d.]+)" y="26" text-anchor="(\w+)">budget<', drawn)
+    assert budget[2] == "start", "it would lie on the numbers of the axis"
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3.8, -3.6), (-3.72, -3.7), (-4.0, -1.0)])
+def test_an_axis_has_numbers_however_short_it_is(low, high):
+    from advisor.report.charts import log_ticks, tick_text
+
+    ticks = log_ticks(low, high)
+    assert 3 <= len(ticks) <= 12
+    assert all(float(tick_text(tick)) == pytest.approx(tick, rel=1e-3) for tick in ticks)
+    assert max(len(tick_text(tick)) for tick in ticks) <= 7
+    assert all(10**low <= tick * 1.0001 and tick <= 10**high * 1.0001 for tick in ticks)

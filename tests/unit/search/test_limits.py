@@ -49,6 +49,14 @@ def test_two_cards_hold_less_than_twice_what_one_holds_beside_its_overhead(llama
     assert one.assumed
 
 
+def test_a_budget_on_memory_can_be_no_more_than_the_device_has(llama):
+    there = find_profile("l4").memory_bytes
+    (given,) = limits_of(llama, "l4", "vllm", Budgets(max_memory_bytes=100 * GB))
+    (whole,) = limits_of(llama, "l4", "vllm", Budgets(max_memory_bytes=there))
+    assert given.max_bytes == whole.max_bytes
+    assert given.most == there
+
+
 def test_what_is_decompressed_anyway_is_not_limited_by_memory(llama):
     assert limits_of(llama, "l4", "transformers", Budgets()) == ()
     (tight,) = limits_of(llama, "l4", "transformers", Budgets(max_memory_bytes=8 * GB))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -208,6 +209,7 @@ def test_budgets_that_cannot_be_met_say_what_would(run):
 def test_what_one_candidate_needs_is_asked_for_together(run, model):
     size = _middle(model[1])
     result = run(Budgets(max_size_bytes=size, max_loss=1e-9, max_kl=1e-9))
+    assert re.search(r"(loss|KL) \S+ \(.* to .*\) exceeds 0", result.plan.unmet)
     quality = [change for change in result.relaxation if change.budget != "max_size"]
     assert [(c.budget, [more.budget for more in c.also]) for c in quality] == [
         ("max_loss", ["max_kl"])
@@ -221,6 +223,7 @@ def test_what_one_candidate_needs_is_asked_for_together(run, model):
 def test_a_budget_on_memory_is_relaxed_as_memory(run):
     result = run(Budgets(max_memory_bytes=1000))
     assert not result.feasible
+    assert "bytes more than the budgets on size, memory and speed leave" in result.plan.unmet
     assert [(change.budget, change.limit) for change in result.relaxation] == [("max_memory", 1000)]
     assert result.relaxation[0].needed >= result.plan.expected.memory_bytes > 1000
     assert result.relaxation[0].text.startswith("--max-memory ")

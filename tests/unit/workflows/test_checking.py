@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from advisor import workflows
+from advisor.budgets import BUDGET_NAMES, Budgets
 from advisor.errors import InputError, join_errors, split_errors
 from advisor.workflows import checking
 from advisor.workflows.checking import check_output, check_request
@@ -102,3 +105,33 @@ def test_a_place_that_may_not_be_written_is_refused_before_any_work(tmp_path, mo
 def test_a_profile_of_no_kind_is_not_called_a_gpu():
     [found] = complaints(lambda: workflows.show_profile("vlm"))
     assert found.startswith("no device, model or engine is called 'vlm'. Did you mean 'vllm'?")
+
+
+def test_calls_from_python_are_refused_in_words_as_the_command_is():
+    """Not with what Python says of a missing method, and no text is taken for its letters."""
+
+    def advice(**changes):
+        return complaints(lambda: workflows.recommend("llama-3.1-8b", **{"gpu": "l4"} | changes))
+
+    assert advice(gpu=None, engine=3) == [
+        "gpu must be a text, but got None.", "engine must be a text, but got 3.",
+    ]  # fmt: skip
+    assert "unknown budget 'max_sise'. Did you mean 'max_size'" in advice(
+        budgets={"max_sise": "6GB"}
+    )[0]  # fmt: skip
+    assert "budgets must be Budgets, or texts by name" in advice(budgets="6GB")[0]
+    assert advice(context="4096", batch=1.5) == [
+        "--context must be a whole number, but got '4096'.",
+        "--batch must be a whole number, but got 1.5.",
+    ]
+    assert complaints(lambda: workflows.tune("m", calibration="code.txt", slices="a=b")) == [
+        "calibration must be a list of texts, but got 'code.txt'. Use ['code.txt'].",
+        "slices must be a list of texts, but got 'a=b'. Use ['a=b'].",
+    ]
+    (found,) = complaints(lambda: workflows.compare_gpus("llama-3.1-8b", "l4,a10"))
+    assert found == "gpus must be a list of texts, but got 'l4,a10'. Use ['l4,a10']."
+
+
+def test_every_budget_of_a_mapping_is_known():
+    parameters = inspect.signature(Budgets.from_text).parameters
+    assert tuple(parameters) == BUDGET_NAMES

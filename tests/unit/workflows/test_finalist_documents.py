@@ -72,7 +72,10 @@ def test_an_assumed_budget_is_said_and_the_smallest_boasts_of_bytes(result):
     )
     failing = replace(best, decision=decide(best.measurement, Budgets(max_kl=1e-9)))
     assert why(replace(given, finalists=(narrow, failing))) == (
-        "the smallest that meets the budgets: no uniform one of 1 that were measured does"
+        "the smallest that meets the budgets: the only uniform one that was measured does not"
+    )
+    assert why(replace(given, finalists=(narrow,))) == (
+        "the smallest that meets the budgets, the only one that was measured"
     )
     least = replace(result, goal=goal_of(Budgets(max_size_bytes=1000), "balanced", 1000))
     assert why(least).startswith("the least loss that fits: 2.00 times the KL of the best uniform")
