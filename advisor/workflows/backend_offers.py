@@ -20,27 +20,21 @@ from advisor.errors import AdvisorError, BackendError, InputError, join_errors
 from advisor.models.device import release_cached
 from advisor.plan.hashing import sha256_json
 from advisor.search.outside import Outside
-from advisor.workflows.backend_choices import (
-    Server,
-    best_mixture,
-    best_uniform,
-    possible_schemes,
-    schemes_of,
-)
+from advisor.workflows.backend_choices import Server, schemes_of, worth_making
 from advisor.workflows.backend_plans import backend_choice, read_made, with_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from advisor.backends.registry import Backend, Setting
+    from advisor.backends.registry import Backend
     from advisor.calibration.tokens import TokenSequences
     from advisor.hardware.profile import HardwareProfile
     from advisor.models.load import LoadedModel
     from advisor.modelspec import ModelSpec
     from advisor.plan.schema import Plan
-    from advisor.schemes import Scheme
     from advisor.search.mixture import Mixture
+    from advisor.search.outside import Wanted
     from advisor.search.realise import Realised
 
 _RESULT = "backend-result.json"
@@ -49,7 +43,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class BackendOffers:
-    """Makes the best candidates of each library, of the size that the search asks for.
+    """Makes the best candidates of each library, as small and as fast as the search asks for.
 
     Attributes:
         backends: The libraries.
@@ -74,33 +68,26 @@ class BackendOffers:
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     _made: dict[tuple[str, str], tuple[Request, JobResult]] = field(default_factory=dict)
 
-    def __call__(self, max_bytes: int | None) -> Iterator[Outside]:
+    def __call__(self, wanted: Wanted) -> Iterator[Outside]:
         """Make the best uniform candidate of each library and its own mixture, one by one.
 
         Args:
-            max_bytes: Bytes that it may have; None for any.
+            wanted: What they must be.
         """
         for backend in self.backends:
-            for request in self._requests(backend, max_bytes):
+            for request in self._requests(backend, wanted):
                 try:
                     yield self._candidate(request)
                 except AdvisorError as error:
                     _logger.warning("%s", error)
                     self.failures.append((backend.name, _described(request), str(error)))
 
-    def _requests(self, backend: Backend, max_bytes: int | None) -> list[Request]:
+    def _requests(self, backend: Backend, wanted: Wanted) -> list[Request]:
         """Return what to ask of a library; where it is nothing, that is a failure."""
         server = Server(self.spec, self.hardware, self.engine)
-        possible = possible_schemes(backend, server)
-        found: list[tuple[Scheme, dict[str, Setting]]] = []
-        if (uniform := best_uniform(possible, server, max_bytes)) is not None:
-            found.append((uniform, {}))
-        else:
-            size = "any size" if max_bytes is None else f"{max_bytes:,} bytes"
-            why = f"nothing that it makes has a kernel in {self.engine} and fits {size}"
-            self.failures.append((backend.name, "none", why))
-        if (mixture := best_mixture(backend, possible, server, max_bytes)) is not None:
-            found.append(mixture)
+        found, why_not = worth_making(backend, server, wanted)
+        if why_not:
+            self.failures.append((backend.name, "none", why_not))
         seed = self.calibration.seed
         return [Request(backend, scheme, settings, seed=seed) for scheme, settings in found]
 

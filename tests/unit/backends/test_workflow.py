@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -12,6 +13,7 @@ from advisor.plan.files import load_plan, save_plan
 from advisor.workflows.applying import PLAN_NAME, apply
 from advisor.workflows.backend_runs import run_backend
 from advisor.workflows.comparing import compare
+from advisor.workflows.own_text import load_tokens, own_text_path, save_tokens
 from advisor.workflows.tuning import tune
 from advisor.workflows.verifying import verify
 
@@ -83,6 +85,27 @@ def test_its_plan_names_the_library_and_can_be_applied_and_verified(run, tmp_pat
     report = verify(tmp_path / "out" / PLAN_NAME, tmp_path / "again")
     assert report.passed, report.to_dict()
     assert {check.name for check in report.checks} >= {"schemes", "weights", "quality"}
+
+
+def test_the_models_own_text_is_taken_from_beside_the_plan(run, tmp_path):
+    run(calibration=["self"])
+    path = tmp_path / "out" / PLAN_NAME
+    plan = load_plan(path)
+    assert plan.calibration is not None
+    assert (plan.calibration.corpus, plan.calibration.sequences) == ("self", 4)
+    written = load_tokens(own_text_path(path), (4, 32))
+    assert written is not None
+    # Written anew it comes out otherwise elsewhere: what lies beside the plan is what counts.
+    save_tokens(own_text_path(path), written.flip(0))
+    with pytest.raises(InputError, match="is not the plan's"):
+        apply(path, tmp_path / "again")
+    save_tokens(own_text_path(path), written)
+    shutil.rmtree(tmp_path / "cache" / "texts")
+    apply(path, tmp_path / "again")
+    assert not (tmp_path / "cache" / "texts").exists()
+    beside = load_tokens(own_text_path(tmp_path / "again" / PLAN_NAME), (4, 32))
+    assert beside is not None
+    assert beside.tolist() == written.tolist()
 
 
 def test_another_lock_file_is_refused(run, tmp_path):
@@ -158,6 +181,22 @@ def test_a_failure_is_a_row_of_the_result(tuned):
     assert [row["backend"] for row in document["backends_failed"]] == ["fake"]
     assert "ValueError: the model is odd" in document["backends_failed"][0]["reason"]
     assert all(row["backend"] is None for row in document["finalists"])
+
+
+def test_what_is_too_slow_for_the_search_is_not_made(tuned, monkeypatch):
+    asked = []
+
+    def is_fast(task, offered, pace, assignment, carried):
+        asked.append(carried)
+        return False
+
+    monkeypatch.setattr("advisor.search.run.is_fast", is_fast)
+    document = tuned("rtn-int4-g32-asym", act="fail").to_dict()
+    (row,) = document["backends_failed"]
+    assert row["scheme"] == "none"
+    assert row["reason"].endswith("fits 165,000 bytes, and is as fast as was asked for")
+    assert "gptq" in asked
+    assert document["finalists"], "the search's own mixtures are fast by construction"
 
 
 def test_where_it_wins_its_plan_has_it_made_again(tuned, monkeypatch, tmp_path):
