@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from advisor.budgets import Budgets
-from advisor.errors import BackendError, InputError, VerificationError
+from advisor.errors import BackendError, InputError, VerificationError, split_errors
 from advisor.plan.files import load_plan, save_plan
 from advisor.workflows.applying import PLAN_NAME, apply
 from advisor.workflows.backend_runs import run_backend
@@ -133,6 +133,41 @@ def test_a_failure_leaves_no_folder(fake_backend, random_llama_folder, tmp_path)
         )
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as caught:
+        run_backend(
+            "llmcompressor", tmp_path / "none", "awq-int3-g32-sym", tmp_path / "file",
+            settings=["n_grid=many", "grid=3"], device="tpu", timeout="3parsecs", gpu="rtx-5099",
+            engine="vlm", calibration=["nofile"], evaluation=["self"], samples=0, seed=-1,
+        )  # fmt: skip
+    words = [
+        "rtx-5099", "'vlm'", "n_grid", "'grid'", "int4 or int8, but int3", "'tpu'", "--timeout",
+        "--samples", "--seed", "the output must be a folder", "'nofile'", "'self'", "none",
+    ]  # fmt: skip
+    found = split_errors(str(caught.value))
+    assert len(found) == len(words)
+    assert [word for word, line in zip(words, found, strict=True) if word not in line] == []
+    with pytest.raises(InputError, match="unknown backend 'hq'") as caught:
+        run_backend("hq", tmp_path, "hqq-int9-g32-asym", tmp_path / "out", settings=["grid=3"])
+    assert len(split_errors(str(caught.value))) == 2, "settings are those of a library"
+
+
+@pytest.mark.parametrize("needs_text", [True, False])
+def test_text_that_is_not_looked_at_is_said_to_be_so(
+    fake_backend, prepared, random_llama_folder, tmp_path, needs_text
+):
+    fake_backend(needs_text, act="round", prepared=str(prepared("rtn-int4-g32-sym")))
+    found = run_backend(
+        "fake", random_llama_folder, "gptq-int4-g32-sym", tmp_path / "out",
+        calibration=["builtin:calibration"], **SHORT, **TARGET,
+    )  # fmt: skip
+    notes = found.to_dict()["notes"]
+    said = "gptq-int4-g32-sym is made without text: --calibration changes nothing"
+    assert (said in notes) != needs_text
+    assert (found.plan.calibration is not None) == needs_text
 
 
 def test_what_is_not_installed_is_said_before_any_work(random_llama_folder, tmp_path, monkeypatch):
