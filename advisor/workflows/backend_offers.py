@@ -15,12 +15,17 @@ from advisor.backends.jobs import JobResult
 from advisor.backends.mixtures import TARGET
 from advisor.backends.quantizing import Request, check_ready, quantize
 from advisor.backends.registry import get_backend
-from advisor.backends.requests import check_request
+from advisor.backends.requests import check_request, shape_problems
 from advisor.errors import AdvisorError, BackendError, InputError, join_errors
 from advisor.models.device import release_cached
 from advisor.plan.hashing import sha256_json
 from advisor.search.outside import Outside
-from advisor.workflows.backend_choices import Server, schemes_of, worth_making
+from advisor.workflows.backend_choices import (
+    Server,
+    possible_schemes,
+    schemes_of,
+    worth_making,
+)
 from advisor.workflows.backend_plans import backend_choice, read_made, with_backend
 
 if TYPE_CHECKING:
@@ -164,48 +169,52 @@ def check_backend_names(names: Sequence[str]) -> None:
         raise InputError(join_errors(unknown))
 
 
-def named_backends(names: Sequence[str], spec: ModelSpec) -> list[Backend]:
-    """Return the libraries that a user named, if each can work here.
+def named_backends(names: Sequence[str], server: Server) -> list[Backend]:
+    """Return the libraries that a user named, if each can work here and make what is served.
 
     Args:
         names: As given; a comma separates several.
-        spec: The model.
+        server: What will serve the model.
 
     Raises:
-        InputError: One is unknown.
+        InputError: One is unknown, or makes nothing that the engine runs; all are listed.
         BackendError: One is not installed, or needs CUDA where there is none; all are listed.
     """
     wanted = dict.fromkeys(part.strip() for name in names for part in name.split(",") if part)
-    backends, unknown, unable = [], [], []
+    backends, unfit, unable = [], [], []
     for name in wanted:
         try:
             backend = get_backend(name)
-            check_backend_ready(backend, spec)
+            check_backend_ready(backend, server)
             backends.append(backend)
         except InputError as error:
-            unknown.append(str(error))
+            unfit.append(str(error))
         except BackendError as error:
             unable.append(str(error))
-    if unknown:
-        raise InputError(join_errors(unknown))
+    if unfit:
+        raise InputError(join_errors(unfit))
     if unable:
         raise BackendError(join_errors(unable))
     return backends
 
 
-def check_backend_ready(backend: Backend, spec: ModelSpec) -> None:
-    """Refuse a library that can make nothing here.
+def check_backend_ready(backend: Backend, server: Server) -> None:
+    """Refuse a library that can make nothing here, or nothing that will be served.
 
     Raises:
+        InputError: Its groups divide no module, or the engine runs nothing that it makes.
         BackendError: It needs CUDA and there is none, or it is not installed.
     """
-    scheme = next(
-        scheme
-        for rule in sorted(backend.makes, key=lambda rule: rule.cuda_only)
-        for scheme in schemes_of(rule)
-        if all(
-            scheme.granularity != "group" or linear.in_features % (scheme.group_size or 1) == 0
-            for linear in spec.linears
+    linears = server.spec.linears
+    rules = sorted(backend.makes, key=lambda rule: rule.cuda_only)
+    schemes = [scheme for rule in rules for scheme in schemes_of(rule)]
+    fitting = [scheme for scheme in schemes if not shape_problems(scheme, linears)]
+    advice = f"Leave {backend.name} out of --backends"
+    if not fitting:
+        raise InputError(f"{shape_problems(schemes[0], linears)[0]} {advice}.")
+    check_ready(Request(backend, fitting[0], {}), linears)
+    if not possible_schemes(backend, server):
+        raise InputError(
+            f"{backend.name} makes nothing of this model that {server.engine} runs on "
+            f"{server.hardware.name}. {advice}, or name another --engine."
         )
-    )
-    check_ready(Request(backend, scheme, {}), spec.linears)

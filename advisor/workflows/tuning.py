@@ -193,6 +193,7 @@ def tune(
     from advisor.predict.models import load_modelspec
     from advisor.predict.positions import context_notes, served_context
     from advisor.search.tune import tune as search
+    from advisor.workflows.backend_choices import Server
     from advisor.workflows.backend_offers import BackendOffers, named_backends
     from advisor.workflows.judging import draw_judges
     from advisor.workflows.own_text import OwnText, keep_own_text
@@ -201,7 +202,7 @@ def tune(
     check_model_folder(folder)
     report = progress or ignore_progress
     spec = load_modelspec(folder)
-    chosen = named_backends(backends, spec)
+    chosen = named_backends(backends, Server(spec, hardware, engine_name))
     few = samples or _SAMPLES
     many = samples or _SAMPLES_ON_ACCELERATOR
     choice = device_for(device, spec, length=sequence_length, sequences=many)

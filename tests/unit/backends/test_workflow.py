@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 
+from advisor.backends.environments import environment_of
+from advisor.backends.registry import get_backend
 from advisor.budgets import Budgets
 from advisor.errors import BackendError, InputError, VerificationError, split_errors
 from advisor.plan.files import load_plan, save_plan
@@ -19,6 +21,13 @@ from advisor.workflows.verifying import verify
 
 SHORT = {"samples": 4, "sequence_length": 32, "evaluation_sequences": 4}
 TARGET = {"gpu": "cpu", "engine": "transformers"}
+
+
+def install_as(backend, *names):
+    """Mark libraries as installed."""
+    for name in names:
+        folder = environment_of(get_backend(name))
+        shutil.copytree(environment_of(backend), folder, symlinks=True)
 
 
 @pytest.fixture
@@ -176,6 +185,27 @@ def test_what_is_not_installed_is_said_before_any_work(random_llama_folder, tmp_
         run_backend("hqq", random_llama_folder, "hqq-int4-g32-asym", tmp_path / "out")
     with pytest.raises(BackendError, match="Run: advisor backends install hqq"):
         tune(random_llama_folder, backends=["hqq"], output=tmp_path / "plan.yaml", **TARGET)
+
+
+def test_a_library_that_makes_nothing_for_the_engine_is_refused_before_any_work(
+    fake_backend, random_llama_folder, llama_builder, tmp_path
+):
+    """HQQ's checkpoints are in 16 bits, and vLLM 0.32 reads none of bitsandbytes."""
+    install_as(fake_backend(), "hqq", "bitsandbytes")
+    path = tmp_path / "plan.yaml"
+    with pytest.raises(InputError) as caught:
+        tune(
+            random_llama_folder, backends=["hqq,bitsandbytes"], output=path, gpu="rtx-4090",
+            engine="vllm",
+        )  # fmt: skip
+    lines = split_errors(str(caught.value))
+    assert [line.partition(" ")[0] for line in lines] == ["hqq", "bitsandbytes"]
+    assert "makes nothing of this model that vllm runs on GeForce RTX 4090" in lines[0]
+    assert "Leave bitsandbytes out of --backends, or name another --engine" in lines[1]
+    odd = llama_builder(hidden_size=80, num_attention_heads=4, intermediate_size=176)
+    with pytest.raises(InputError, match=r"group_size=32 .*in_features=80 .*Leave hqq out"):
+        tune(odd, backends=["hqq"], output=path, **TARGET)
+    assert list(tmp_path.glob("plan*")) == []
 
 
 @pytest.fixture
