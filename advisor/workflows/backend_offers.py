@@ -59,6 +59,7 @@ class BackendOffers:
         calibration: Tokens that the libraries calibrate on: those of the search.
         folder: Where their checkpoints are kept, so that a search that goes on finds them.
         progress: Told of a library's steps: (library, stage, done, in all).
+        device: Where they compute: ``auto``, or ``cpu`` to leave accelerators alone.
         failures: (library, scheme, why) of candidates that could not be made.
     """
 
@@ -70,6 +71,7 @@ class BackendOffers:
     calibration: TokenSequences
     folder: Path
     progress: Callable[[str, str, int, int], None]
+    device: str = "auto"
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     _made: dict[tuple[str, str], tuple[Request, JobResult]] = field(default_factory=dict)
 
@@ -94,7 +96,7 @@ class BackendOffers:
         if why_not:
             self.failures.append((backend.name, "none", why_not))
         seed = self.calibration.seed
-        return [Request(backend, scheme, settings, seed=seed) for scheme, settings in found]
+        return [Request(backend, scheme, settings, self.device, seed) for scheme, settings in found]
 
     def _candidate(self, request: Request) -> Outside:
         """Make a candidate, or find it where an earlier run made it."""
@@ -169,12 +171,13 @@ def check_backend_names(names: Sequence[str]) -> None:
         raise InputError(join_errors(unknown))
 
 
-def named_backends(names: Sequence[str], server: Server) -> list[Backend]:
+def named_backends(names: Sequence[str], server: Server, device: str = "auto") -> list[Backend]:
     """Return the libraries that a user named, if each can work here and make what is served.
 
     Args:
         names: As given; a comma separates several.
         server: What will serve the model.
+        device: Where they are to compute: ``auto`` or ``cpu``.
 
     Raises:
         InputError: One is unknown, or makes nothing that the engine runs; all are listed.
@@ -185,7 +188,7 @@ def named_backends(names: Sequence[str], server: Server) -> list[Backend]:
     for name in wanted:
         try:
             backend = get_backend(name)
-            check_backend_ready(backend, server)
+            check_backend_ready(backend, server, device)
             backends.append(backend)
         except InputError as error:
             unfit.append(str(error))
@@ -198,7 +201,7 @@ def named_backends(names: Sequence[str], server: Server) -> list[Backend]:
     return backends
 
 
-def check_backend_ready(backend: Backend, server: Server) -> None:
+def check_backend_ready(backend: Backend, server: Server, device: str = "auto") -> None:
     """Refuse a library that can make nothing here, or nothing that will be served.
 
     Raises:
@@ -212,7 +215,7 @@ def check_backend_ready(backend: Backend, server: Server) -> None:
     advice = f"Leave {backend.name} out of --backends"
     if not fitting:
         raise InputError(f"{shape_problems(schemes[0], linears)[0]} {advice}.")
-    check_ready(Request(backend, fitting[0], {}), linears)
+    check_ready(Request(backend, fitting[0], {}, device), linears)
     if not possible_schemes(backend, server):
         raise InputError(
             f"{backend.name} makes nothing of this model that {server.engine} runs on "

@@ -202,7 +202,9 @@ def tune(
     check_model_folder(folder)
     report = progress or ignore_progress
     spec = load_modelspec(folder)
-    chosen = named_backends(backends, Server(spec, hardware, engine_name))
+    # The library's torch may see a device that this one does not.
+    theirs = "cpu" if device.strip().lower() == "cpu" else "auto"
+    chosen = named_backends(backends, Server(spec, hardware, engine_name), theirs)
     few = samples or _SAMPLES
     many = samples or _SAMPLES_ON_ACCELERATOR
     choice = device_for(device, spec, length=sequence_length, sequences=many)
@@ -215,8 +217,9 @@ def tune(
         )  # fmt: skip
     workdir = target.with_name(f"{target.name}.search")
     offers = BackendOffers(
-        chosen, loaded, spec, hardware, engine_name, drawn, workdir / "backends", _steps(report)
-    )
+        chosen, loaded, spec, hardware, engine_name, drawn, workdir / "backends", _steps(report),
+        theirs,
+    )  # fmt: skip
     judges = draw_judges(
         evaluation, slices, budgets, loaded.tokenizer, sequences=evaluation_sequences,
         sequence_length=sequence_length, seed=seed,

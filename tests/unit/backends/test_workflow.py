@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -210,8 +211,9 @@ def test_a_library_that_makes_nothing_for_the_engine_is_refused_before_any_work(
 
 @pytest.fixture
 def tuned(fake_backend, prepared, random_llama_folder, tmp_path):
-    def go(scheme, act="round"):
-        fake_backend(act=act, prepared=str(prepared(scheme)))
+    def go(scheme, act="round", **options):
+        job = str(tmp_path / "job.json")
+        fake_backend(act=act, prepared=str(prepared(scheme)), keep=job)
         # Its one scheme that fits; 4 bits in groups of 32 or 64 are what ours have too.
         return tune(
             random_llama_folder,
@@ -223,6 +225,7 @@ def tuned(fake_backend, prepared, random_llama_folder, tmp_path):
             context=64,
             **SHORT,
             **TARGET,
+            **options,
         )
 
     return go
@@ -239,6 +242,12 @@ def test_it_is_a_finalist_and_loses_where_it_is_worse(tuned):
     assert tuning.result.plan.backend is None
     reasons = [row.reason for row in tuning.result.plan.runners_up]
     assert sum("by fake" in reason for reason in reasons) == 1
+
+
+@pytest.mark.parametrize(("options", "theirs"), [({}, "auto"), ({"device": " CPU"}, "cpu")])
+def test_it_computes_where_the_search_was_told_to(tuned, tmp_path, options, theirs):
+    tuned("rtn-int4-g32-asym", **options)
+    assert json.loads((tmp_path / "job.json").read_text())["device"] == theirs
 
 
 def test_a_failure_is_a_row_of_the_result(tuned):
