@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from advisor.schemes import Scheme
     from advisor.search.finalists import Finalist
     from advisor.search.measuring import Measurer
@@ -41,7 +42,16 @@ class Wanted:
     is_fast: Callable[[Mapping[str, Scheme], str | None], bool]
 
 
-Outsiders = Callable[[Wanted], Iterable[Outside]]
+class Outsiders(Protocol):
+    """Makes candidates of other libraries."""
+
+    def __call__(self, wanted: Wanted) -> Iterable[Outside]:
+        """Make them, one by one."""
+        ...
+
+    def predicted_bytes(self, max_bytes: int | None) -> int:
+        """Return what those of at most so many bytes will add to the disk."""
+        ...
 
 
 def measure_outsiders(

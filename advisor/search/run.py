@@ -90,7 +90,10 @@ class Run:
         check_memory(memory)
         self.report(SearchEvent("Memory", 1, 1, memory.describe()))
         store = open_statistics(task.loaded, task.calibration)
-        disk = predict_disk(task, store, self.max_disk_bytes, self.outer)
+        theirs = 0
+        if self.outsiders is not None:
+            theirs = self.outsiders.predicted_bytes(task.budgets.max_size_bytes)
+        disk = predict_disk(task, store, self.max_disk_bytes, self.outer, theirs)
         check_disk(disk)
         self.report(SearchEvent("Disk", 1, 1, disk.describe()))
         self.workdir.mkdir(parents=True, exist_ok=True)

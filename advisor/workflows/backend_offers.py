@@ -15,11 +15,12 @@ from advisor.backends.jobs import JobResult
 from advisor.backends.mixtures import TARGET
 from advisor.backends.quantizing import Request, check_ready, quantize
 from advisor.backends.registry import get_backend
-from advisor.backends.requests import check_request, shape_problems
+from advisor.backends.requests import check_request, rule_of, shape_problems
 from advisor.errors import AdvisorError, BackendError, InputError, join_errors
 from advisor.models.device import release_cached
 from advisor.plan.hashing import sha256_json
-from advisor.search.outside import Outside
+from advisor.predict.size import checkpoint_size
+from advisor.search.outside import Outside, Wanted
 from advisor.workflows.backend_choices import (
     Server,
     possible_schemes,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from advisor.modelspec import ModelSpec
     from advisor.plan.schema import Plan
     from advisor.search.mixture import Mixture
-    from advisor.search.outside import Wanted
     from advisor.search.realise import Realised
 
 _RESULT = "backend-result.json"
@@ -82,25 +82,41 @@ class BackendOffers:
             wanted: What they must be.
         """
         for backend in self.backends:
-            for request in self._requests(backend, wanted):
+            requests, why_not = self._requests(backend, wanted)
+            if why_not:
+                self.failures.append((backend.name, "none", why_not))
+            for request in requests:
                 try:
                     yield self._candidate(request)
                 except AdvisorError as error:
                     _logger.warning("%s", error)
                     self.failures.append((backend.name, _described(request), str(error)))
 
-    def _requests(self, backend: Backend, wanted: Wanted) -> list[Request]:
-        """Return what to ask of a library; where it is nothing, that is a failure."""
+    def predicted_bytes(self, max_bytes: int | None) -> int:
+        """Return what the candidates will add to the disk; what an earlier run made is there."""
+        wanted = Wanted(max_bytes, lambda *_: True)
+        found = 0
+        for backend in self.backends:
+            for request in self._requests(backend, wanted)[0]:
+                if (self._place(request) / _RESULT).is_file():
+                    continue
+                carried = rule_of(backend, request.scheme).format
+                size = checkpoint_size(self.spec, request.scheme, carried).total_bytes
+                found += max_bytes if request.options and max_bytes is not None else size
+        return found
+
+    def _requests(self, backend: Backend, wanted: Wanted) -> tuple[list[Request], str]:
+        """Return what to ask of a library, and why nothing uniform, or an empty string."""
         server = Server(self.spec, self.hardware, self.engine)
         found, why_not = worth_making(backend, server, wanted)
-        if why_not:
-            self.failures.append((backend.name, "none", why_not))
         seed = self.calibration.seed
-        return [Request(backend, scheme, settings, self.device, seed) for scheme, settings in found]
+        requests = [
+            Request(backend, scheme, settings, self.device, seed) for scheme, settings in found
+        ]
+        return requests, why_not
 
-    def _candidate(self, request: Request) -> Outside:
-        """Make a candidate, or find it where an earlier run made it."""
-        name = request.backend.name
+    def _place(self, request: Request) -> Path:
+        """Return the folder of a candidate: named by all that it depends on."""
         key = sha256_json(
             {
                 "lock": request.lock_sha256,
@@ -111,7 +127,11 @@ class BackendOffers:
                 "seed": request.seed,
             }
         )
-        output = self.folder / f"{name}-{key[:16]}"
+        return self.folder / f"{request.backend.name}-{key[:16]}"
+
+    def _candidate(self, request: Request) -> Outside:
+        """Make a candidate, or find it where an earlier run made it."""
+        name, output = request.backend.name, self._place(request)
         kept = output / _RESULT
         if kept.is_file():
             result = JobResult.model_validate(json.loads(kept.read_text(encoding="utf-8")))

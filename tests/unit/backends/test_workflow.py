@@ -291,7 +291,9 @@ def test_where_it_wins_its_plan_has_it_made_again(tuned, monkeypatch, tmp_path):
     assert report.passed, report.to_dict()
 
 
-def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path):
+def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr("advisor.search.run.check_disk", lambda use: counted.append(use.outside))
     first = tuned("rtn-int4-g32-asym").to_dict()
     kept = list((tmp_path / "plan.yaml.search" / "backends").iterdir())
     assert [path.name.partition("-")[0] for path in kept] == ["fake"]
@@ -303,3 +305,5 @@ def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path):
     ).to_dict()  # fmt: skip
     assert (kept[0] / "marked").exists()
     assert again["finalists"] == first["finalists"]
+    written = sum(path.stat().st_size for path in kept[0].glob("*.safetensors"))
+    assert counted == [pytest.approx(written, abs=8000), 0]  # but for headers; then it is there
