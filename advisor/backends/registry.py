@@ -160,8 +160,9 @@ BACKENDS: dict[str, Backend] = {
             "auto_round",
             (Makes("autoround", "gptq", _GPTQ_BITS),),
             "CPU (slow), CUDA",
+            # lr 0 is its own choice, 1 / iters; its light recipe is iters=50 with lr=0.005.
             # target_bits and options: AutoScheme chooses among the scheme and the options.
-            {"iters": 200, "batch_size": 8, "target_bits": 0.0, "options": ""},
+            {"iters": 200, "lr": 0.0, "batch_size": 8, "target_bits": 0.0, "options": ""},
         ),
         Backend(
             "auto-gptq",

@@ -48,6 +48,9 @@ def run_worker(
     The worker runs in the job's folder, so that what its library writes where it stands (gptqmodel
     a folder of logs) is not left in the user's.
 
+    A worker that has left its result has done its work, even if its library's threads keep it from
+    ending or crash as it ends: hours of quantizing are not thrown away for that.
+
     Whatever ends the wait (the limit, Ctrl-C, another error) ends the worker and all that it
     started. Should this process be killed, the worker sees its input close and ends itself.
 
@@ -83,7 +86,7 @@ def run_worker(
             _listen(process, heard, handle, timeout_s, progress, job.backend, log)
         finally:
             _end(process)
-    if process.returncode != 0 or heard.error is not None or not heard.finished:
+    if heard.error is not None or not heard.finished:
         raise BackendError(f"{job.backend} failed: {_reason(process, heard)} Its log: {log}")
     return read_result(Path(job.result), job.backend)
 
@@ -97,7 +100,7 @@ def _listen(
     name: str,
     path: Path,
 ) -> None:
-    """Take the worker's events until it closes its output and ends."""
+    """Take the worker's events until its result, or until it closes its output and ends."""
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -115,6 +118,8 @@ def _listen(
         if line is None:
             break
         _take(line, heard, log, progress)
+        if heard.finished:  # all is on disk; what it does to end is its own affair
+            break
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE_SECONDS)
 

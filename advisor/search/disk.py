@@ -40,6 +40,7 @@ class DiskUse:
         references: The unquantized model's predictions of the texts that are measured first.
         candidate: A finalist while it is measured; nothing is left of it.
         kept: Codes of earlier finalists, until the search ends.
+        outside: Checkpoints that other libraries make.
         limit: The most that is allowed; None for what is free.
     """
 
@@ -48,26 +49,29 @@ class DiskUse:
     references: int
     candidate: int
     kept: int = 0
+    outside: int = 0
     limit: int | None = None
 
     @property
     def peak(self) -> int:
         """The most that is there at once."""
-        return max(self.collecting, self.statistics + self.references + self.candidate + self.kept)
+        later = self.references + self.candidate + self.kept + self.outside
+        return max(self.collecting, self.statistics + later)
 
     @property
     def left_for_references(self) -> int | None:
         """Bytes that all references together may take; None for no limit."""
         if self.limit is None:
             return None
-        return self.limit - self.statistics - self.candidate - self.kept
+        return self.limit - self.statistics - self.candidate - self.kept - self.outside
 
     def describe(self) -> str:
         """Say it in a line."""
+        theirs = f", {size(self.outside)} of them other libraries'" if self.outside else ""
         return (
             f"at most {size(self.peak)}: {size(self.collecting)} while collecting, then "
             f"{size(self.statistics)} of statistics, {size(self.references)} of reference and "
-            f"{size(self.candidate + self.kept)} for candidates"
+            f"{size(self.candidate + self.kept + self.outside)} for candidates{theirs}"
         )
 
 
@@ -76,6 +80,7 @@ def predict_disk(
     store: Statistics,
     limit: int | None = None,
     ends: Sequence[OuterModule] = (),
+    outside: int = 0,
 ) -> DiskUse:
     """Return what a search will write, what is on disk already left out.
 
@@ -84,6 +89,7 @@ def predict_disk(
         store: Of its statistics.
         limit: The most that is allowed.
         ends: Embedding and head, where candidates quantize them.
+        outside: Bytes of the checkpoints that other libraries will make.
     """
     loaded = task.loaded
     config: Any = loaded.model.config
@@ -97,7 +103,7 @@ def predict_disk(
     states = 2 * tokens * int(config.hidden_size) * dtype_bytes(str(loaded.dtype)[6:])
     weights = task.spec.quantizable_parameters + sum(m.linear.parameters for m in ends)
     codes = int(_CODE_BYTES * weights)
-    use = DiskUse(collecting, kept, references, codes + states, 0, limit)
+    use = DiskUse(collecting, kept, references, codes + states, 0, outside, limit)
     # Codes are kept where there is room beside all the rest: they save work and nothing else.
     room = free_bytes(cache_root()) if limit is None else limit
     with_kept = replace(use, kept=_KEPT_CANDIDATES * codes)
@@ -113,6 +119,8 @@ def check_disk(use: DiskUse) -> None:
     root = cache_root()
     _logger.info("disk use under %s: %s", root, use.describe())
     advice = "Use fewer --samples or --evaluation-sequences, or shorter ones"
+    if use.outside:
+        advice += ", or fewer --backends"
     if use.limit is not None and use.peak > use.limit:
         raise InputError(
             f"this search needs {use.describe()}; --max-disk allows {size(use.limit)}. {advice}."

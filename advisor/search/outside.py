@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
+    from advisor.schemes import Scheme
     from advisor.search.finalists import Finalist
     from advisor.search.measuring import Measurer
     from advisor.search.mixture import Mixture
@@ -27,27 +28,54 @@ class Outside:
     load: Callable[[], Realised]
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the candidates of other libraries must keep to be worth making.
+
+    Attributes:
+        max_bytes: Size of the largest; None for any.
+        is_fast: Whether modules of these schemes, in a checkpoint of this format, are as fast as
+            what the search may mix.
+    """
+
+    max_bytes: int | None
+    is_fast: Callable[[Mapping[str, Scheme], str | None], bool]
+
+
+class Outsiders(Protocol):
+    """Makes candidates of other libraries."""
+
+    def __call__(self, wanted: Wanted) -> Iterable[Outside]:
+        """Make them, one by one."""
+        ...
+
+    def predicted_bytes(self, max_bytes: int | None) -> int:
+        """Return what those of at most so many bytes will add to the disk."""
+        ...
+
+
 def measure_outsiders(
-    outsiders: Callable[[int | None], Iterable[Outside]],
+    outsiders: Outsiders,
     measurer: Measurer,
-    max_bytes: int | None,
+    wanted: Wanted,
     stop: Callable[[], bool],
     progress: Callable[[Mixture], Callable[[int, int], None]],
 ) -> None:
     """Measure the candidates of other libraries; they join the measurer's finalists.
 
     Args:
-        outsiders: Makes them, given the size of the largest.
+        outsiders: Makes them, given what they must be.
         measurer: Measures them.
-        max_bytes: The size budget; without one, they are to be no larger than the best uniform
+        wanted: Size and speed; without a size, they are to be no larger than the best uniform
             finalist, so that they compete at equal size.
         stop: Asked before each.
         progress: Told of each.
     """
     if stop():
         return
-    limit = _limit(measurer.finalists) if max_bytes is None else max_bytes
-    for outside in outsiders(limit):
+    if wanted.max_bytes is None:
+        wanted = replace(wanted, max_bytes=_limit(measurer.finalists))
+    for outside in outsiders(wanted):
         measurer.adopt(outside)
         measurer.measure(outside.mixture, progress(outside.mixture))
         if stop():

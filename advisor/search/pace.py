@@ -130,6 +130,35 @@ def in_time(task: Task, offered: MixtureOptions, prefer: str) -> tuple[MixtureOp
     return replace(offered, schemes=kept), None
 
 
+def is_fast(
+    task: Task,
+    offered: MixtureOptions,
+    pace: Pace | None,
+    assignment: Mapping[str, Scheme],
+    carried: str | None,
+) -> bool:
+    """Whether a candidate from elsewhere is as fast as what the search may mix.
+
+    Args:
+        task: Model, hardware and engine.
+        offered: The options that :func:`in_time` left.
+        pace: The limit on time, where there is one.
+        assignment: The candidate's modules, and their schemes.
+        carried: Format of its checkpoint; None for the one that the engine takes by itself.
+    """
+    if pace is not None and not pace.keeps(assignment):
+        return False
+    if any(scheme.is_quantized and scheme.activation is None for scheme in offered.schemes):
+        return True
+    rounding = {scheme for scheme in assignment.values() if scheme.activation}
+    kernels = (
+        verdict(task.engine, s, task.hardware, task.spec.linears, checkpoint_format=carried)
+        for s in rounding
+    )
+    # A weight-only kernel leaves inputs in 16 bits, whatever the checkpoint says of them.
+    return bool(rounding) and all(kernel.support == "native" for kernel in kernels)
+
+
 def _steps(task: Task, offered: MixtureOptions) -> dict[Scheme, Step]:
     """Return a decode step under each option, at its own bytes; empty where it is not known."""
     found: dict[Scheme, Step] = {}

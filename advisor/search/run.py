@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from advisor.calibration.representativeness import Representativeness, representativeness
@@ -22,8 +23,8 @@ from advisor.search.memory import check_memory, predict_memory
 from advisor.search.offers import uniform_offers
 from advisor.search.outcomes import best_so_far
 from advisor.search.outer import OuterBook
-from advisor.search.outside import measure_outsiders
-from advisor.search.pace import in_time
+from advisor.search.outside import Wanted, measure_outsiders
+from advisor.search.pace import in_time, is_fast
 from advisor.search.planning import Task, build_plan
 from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
@@ -40,7 +41,7 @@ from advisor.search.trials import (
 from advisor.search.workers import storage_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from advisor.calibration.mixing import Statistics
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from advisor.search.limits import SizeLimit
     from advisor.search.mixture import Mixture
     from advisor.search.outcomes import TrialRecord
-    from advisor.search.outside import Outside
+    from advisor.search.outside import Outsiders
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
@@ -76,7 +77,7 @@ class Run:
     relaxed: tuple[Relaxation, ...] = ()
     limits: tuple[SizeLimit, ...] = ()
     study: str = "none"
-    outsiders: Callable[[int | None], Iterable[Outside]] | None = None
+    outsiders: Outsiders | None = None
     max_disk_bytes: int | None = None
     outer: tuple[OuterModule, ...] = ()
 
@@ -89,7 +90,10 @@ class Run:
         check_memory(memory)
         self.report(SearchEvent("Memory", 1, 1, memory.describe()))
         store = open_statistics(task.loaded, task.calibration)
-        disk = predict_disk(task, store, self.max_disk_bytes, self.outer)
+        theirs = 0
+        if self.outsiders is not None:
+            theirs = self.outsiders.predicted_bytes(task.budgets.max_size_bytes)
+        disk = predict_disk(task, store, self.max_disk_bytes, self.outer, theirs)
         check_disk(disk)
         self.report(SearchEvent("Disk", 1, 1, disk.describe()))
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -185,7 +189,8 @@ class Run:
         offers = uniform_offers(
             task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
         )
-        refiner.measure_offers([o for o in offers if self._is_fast(o, goal)])
+        fast = partial(is_fast, task, self.offered, goal.pace)
+        refiner.measure_offers([o for o in offers if fast(o.assignment, o.format_name)])
         refiner.settle()
         if self.sequential:
             refiner.refine_sequentially()
@@ -193,19 +198,13 @@ class Run:
         fill_gap(refiner)
         if self.outsiders is not None:
             measure_outsiders(
-                self.outsiders, measurer, goal.max_bytes, self._may_not_measure, self._measuring
-            )
+                self.outsiders, measurer, Wanted(goal.max_bytes, fast), self._may_not_measure,
+                self._measuring,
+            )  # fmt: skip
             refiner.settle()
         complete_nearest(refiner)
         if self.finalists and not self._meets(choose(self.finalists, goal), goal):
             self.relaxed = relaxations(refiner, task.budgets, self.limits)
-
-    def _is_fast(self, offer: Mixture, goal: Goal) -> bool:
-        """Whether a uniform candidate is as fast as what mixtures may hold."""
-        if goal.pace is not None and not goal.pace.keeps(offer.assignment):
-            return False
-        plain = [s for s in self.offered.schemes if s.is_quantized and s.activation is None]
-        return bool(plain) or any(scheme.activation for scheme in offer.assignment.values())
 
     def _may_not_measure(self) -> bool:
         """Whether to stop; a time budget still leaves room for one mixture and one uniform."""

@@ -23,7 +23,7 @@ from advisor.search.sole_options import search_options
 from advisor.search.study import check_sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from advisor.budgets import Budgets
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from advisor.hardware.profile import HardwareProfile
     from advisor.models.load import LoadedModel
     from advisor.modelspec import ModelSpec
-    from advisor.search.outside import Outside
+    from advisor.search.outside import Outsiders
 
 __all__ = ["SearchEvent", "TuneResult", "tune"]
 
@@ -72,7 +72,7 @@ def tune(
     settings: QuantizationSettings | None = None,
     sequential: bool = True,
     sampler: str = "tpe",
-    outsiders: Callable[[int | None], Iterable[Outside]] | None = None,
+    outsiders: Outsiders | None = None,
     max_disk_bytes: int | None = None,
     quantize_head: bool = False,
     quantize_embedding: bool = False,
@@ -105,7 +105,7 @@ def tune(
         settings: The methods' settings that the search refines.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
-        outsiders: Makes candidates of other libraries of at most so many bytes.
+        outsiders: Makes candidates of other libraries, small and fast enough.
         max_disk_bytes: The most that statistics, references and candidates may add to the disk.
         quantize_head: Let the head take fewer bits too.
         quantize_embedding: Let the embedding take fewer bits too.

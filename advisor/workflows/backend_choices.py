@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from advisor.backends.registry import Backend, Makes, Setting
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import ModelSpec
+    from advisor.search.outside import Wanted
 
 _GROUP_SIZES = (32, 64, 128)
 _STEP = 0.001
@@ -42,6 +43,35 @@ class Server:
     spec: ModelSpec
     hardware: HardwareProfile
     engine: str
+
+
+def worth_making(
+    backend: Backend, server: Server, wanted: Wanted
+) -> tuple[list[tuple[Scheme, dict[str, Setting]]], str]:
+    """Return the best that a library makes: uniform, and where it mixes by itself, a mixture.
+
+    Args:
+        backend: The library.
+        server: What will serve the model.
+        wanted: Size and speed.
+
+    Returns:
+        Schemes with the settings to ask for, and why there is no uniform one, or an empty string.
+    """
+    run = possible_schemes(backend, server)
+    names = [linear.name for linear in server.spec.linears]
+    possible = [row for row in run if wanted.is_fast(dict.fromkeys(names, row[0]), row[1])]
+    found: list[tuple[Scheme, dict[str, Setting]]] = []
+    why_not = ""
+    if (uniform := best_uniform(possible, server, wanted.max_bytes)) is not None:
+        found.append((uniform, {}))
+    else:
+        size = "any size" if wanted.max_bytes is None else f"{wanted.max_bytes:,} bytes"
+        speed = ", and is as fast as was asked for" if len(possible) < len(run) else ""
+        why_not = f"nothing that it makes has a kernel in {server.engine} and fits {size}{speed}"
+    if (mixture := best_mixture(backend, possible, server, wanted.max_bytes)) is not None:
+        found.append(mixture)
+    return found, why_not
 
 
 def possible_schemes(backend: Backend, server: Server) -> list[tuple[Scheme, str]]:

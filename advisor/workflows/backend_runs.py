@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.backends.quantizing import DEVICES, Request, check_ready, quantize
+from advisor.backends.quantizing import Request, check_ready, quantize
 from advisor.backends.registry import get_backend
-from advisor.backends.requests import parse_settings, rule_of
-from advisor.budgets import parse_duration
-from advisor.errors import InputError, did_you_mean
+from advisor.backends.requests import rule_of
+from advisor.errors import InputError
 from advisor.plan.files import save_plan
 from advisor.plan.hashing import sha256_file
 from advisor.schemes import parse_scheme
+from advisor.workflows.backend_requests import requested
+from advisor.workflows.checking import check_counts, check_request
 from advisor.workflows.computing import device_for
 from advisor.workflows.progress import ProgressCallback, ProgressEvent, ignore_progress, stage
-from advisor.workflows.resolve import resolve_engine, resolve_hardware, resolve_model_folder
+from advisor.workflows.resolve import check_model_name, resolve_model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ class BackendRun:
         plan: The plan, which is also in the folder.
         output: The checkpoint.
         measurement: Paired with the 16-bit model.
+        remarks: What was asked for and changes nothing.
     """
 
     request: Request
@@ -43,6 +45,7 @@ class BackendRun:
     plan: Plan
     output: Path
     measurement: Measurement
+    remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``advisor backends run --json``."""
@@ -64,7 +67,7 @@ class BackendRun:
             **self.measurement.to_dict(),
             "seconds": self.result.seconds,
             "peak_memory_bytes": self.result.peak_memory_bytes,
-            "notes": _notes(self.request, self.result),
+            "notes": [*self.remarks, *_notes(self.request, self.result)],
         }
 
 
@@ -117,22 +120,28 @@ def run_backend(
     from advisor.models.load import check_model_folder, load_model
     from advisor.predict.models import load_modelspec
     from advisor.workflows.own_text import OwnText, keep_own_text
-    from advisor.workflows.texts import draw
+    from advisor.workflows.texts import check_sources, draw
 
-    backend = get_backend(name)
-    wanted = parse_scheme(scheme)
-    if device not in DEVICES:
-        raise InputError(
-            f"--device must be one of {', '.join(DEVICES)}, but got {device!r}."
-            f"{did_you_mean(device, DEVICES)}"
-        )
-    limit = None if timeout is None else parse_duration(timeout, "--timeout")
-    request = Request(backend, wanted, parse_settings(backend, settings), device, seed, limit)
-    hardware = resolve_hardware(gpu)
-    engine_name = resolve_engine(engine, hardware)
     target, report = Path(output), progress or ignore_progress
-    check_output(target)
-    rule = rule_of(backend, wanted)
+    asked = check_request(
+        gpu=gpu, engine=engine,
+        others=[
+            lambda: requested(name, scheme, settings, device, timeout, seed),
+            lambda: check_counts(
+                samples=samples, sequence_length=sequence_length,
+                evaluation_sequences=evaluation_sequences, seed=seed,
+            ),
+            lambda: check_output(target),
+            lambda: check_sources(calibration),
+        ],
+        late=[
+            lambda: check_sources(evaluation, own=False),
+            lambda: check_model_name(model),
+        ],
+    )  # fmt: skip
+    request = requested(name, scheme, settings, device, timeout, seed)
+    backend, hardware, engine_name = request.backend, asked.hardware, asked.engine
+    rule = rule_of(backend, request.scheme)
     folder = resolve_model_folder(model)
     check_model_folder(folder)
     spec = load_modelspec(folder)
@@ -167,7 +176,10 @@ def run_backend(
     plan = plan_of(request, result, made, loaded, spec, hardware, engine_name, tokens, judged)
     keep_own_text(tokens, target / _plan_name())
     save_plan(plan, target / _plan_name())
-    return BackendRun(request, result, plan, target, made.measurement)
+    remarks = []
+    if calibration and tokens is None:
+        remarks.append(f"{request.scheme} is made without text: --calibration changes nothing")
+    return BackendRun(request, result, plan, target, made.measurement, tuple(remarks))
 
 
 def request_of(choice: BackendChoice, plan: Plan) -> Request:

@@ -196,6 +196,7 @@ def tune(
     from advisor.predict.models import load_modelspec
     from advisor.predict.positions import context_notes, served_context
     from advisor.search.tune import tune as search
+    from advisor.workflows.backend_choices import Server
     from advisor.workflows.backend_offers import BackendOffers, named_backends
     from advisor.workflows.judging import draw_judges
     from advisor.workflows.own_text import OwnText, keep_own_text
@@ -204,7 +205,9 @@ def tune(
     check_model_folder(folder)
     report = progress or ignore_progress
     spec = load_modelspec(folder)
-    chosen = named_backends(backends, spec)
+    # The library's torch may see a device that this one does not.
+    theirs = "cpu" if device.strip().lower() == "cpu" else "auto"
+    chosen = named_backends(backends, Server(spec, hardware, engine_name), theirs)
     few = samples or _SAMPLES
     many = samples or _SAMPLES_ON_ACCELERATOR
     choice = device_for(device, spec, length=sequence_length, sequences=many)
@@ -217,8 +220,9 @@ def tune(
         )  # fmt: skip
     workdir = target.with_name(f"{target.name}.search")
     offers = BackendOffers(
-        chosen, loaded, spec, hardware, engine_name, drawn, workdir / "backends", _steps(report)
-    )
+        chosen, loaded, spec, hardware, engine_name, drawn, workdir / "backends", _steps(report),
+        theirs,
+    )  # fmt: skip
     judges = draw_judges(
         evaluation, slices, budgets, loaded.tokenizer, sequences=evaluation_sequences,
         sequence_length=sequence_length, seed=seed,

@@ -53,7 +53,7 @@ CASES = [
     ("auto-round", "autoround-int4-g64-sym", "gptq"),
     ("auto-round", "autoround-int4-g64-asym", "gptq"),
 ]
-QUICK = {"llmcompressor": ["n_grid=4"], "auto-round": ["iters=4", "batch_size=4"]}
+QUICK = {"llmcompressor": ["n_grid=4"], "auto-round": ["iters=4", "batch_size=4", "lr=0.005"]}
 
 
 @pytest.fixture(scope="session")

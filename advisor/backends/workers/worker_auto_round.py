@@ -42,6 +42,7 @@ def quantize(job):
             scheme=scheme,
             dataset=dataset,
             iters=settings["iters"],
+            lr=settings["lr"] or None,
             nsamples=len(tokens),
             seqlen=len(tokens[0]),
             batch_size=settings["batch_size"],

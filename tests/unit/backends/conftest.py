@@ -39,11 +39,11 @@ def fake_backend(tmp_path, monkeypatch):
     lock = tmp_path / "fake.txt"
     lock.write_text("#: torch==2.13.0\n")
 
-    def make(**settings) -> FakeBackend:
+    def make(needs_text=True, **settings) -> FakeBackend:
         backend = FakeBackend(
             "fake",
             "fake",
-            (Makes("gptq", "gptq", ("int4",)),),
+            (Makes("gptq", "gptq", ("int4",), needs_text=needs_text),),
             "nothing",
             {"act": "succeed", "prepared": "", "prepared_mixture": ""} | settings,
             lock=lock,

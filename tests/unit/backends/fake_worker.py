@@ -57,7 +57,14 @@ def main():
     if act == "misfit":
         result["colour"] = "blue"
     Path(job["result"]).write_text(json.dumps(result))
+    if act == "linger":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(job["result"] + ".pids").write_text(f"{os.getpid()} {child.pid}")
     emit(event="result")
+    if act == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if act == "linger":
+        time.sleep(600)
 
 
 def round_to_gptq(job):

@@ -114,6 +114,18 @@ def test_too_long_is_ended_with_all_that_it_started(run, tmp_path):
     assert wait_until(lambda: not any(map(is_running, pids)))
 
 
+@pytest.mark.parametrize("act", ["crash", "linger"])
+def test_who_has_left_a_result_has_done_the_work(run, tmp_path, act, monkeypatch):
+    """torch and its threads may crash, or wait for each other, while an interpreter ends."""
+    monkeypatch.setattr("advisor.backends.running._GRACE_SECONDS", 2.0)
+    started = time.monotonic()
+    assert run(act).version == "9.9"
+    assert time.monotonic() - started < 60
+    if act == "linger":
+        pids = [int(pid) for pid in (tmp_path / "result.json.pids").read_text().split()]
+        assert wait_until(lambda: not any(map(is_running, pids)))
+
+
 def test_ctrl_c_ends_the_worker(run, tmp_path):
     def interrupt(stage, done, total):
         if stage == "Sleeping":

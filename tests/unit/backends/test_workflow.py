@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 
 import pytest
 
+from advisor.backends.environments import environment_of
+from advisor.backends.registry import get_backend
 from advisor.budgets import Budgets
-from advisor.errors import BackendError, InputError, VerificationError
+from advisor.errors import BackendError, InputError, VerificationError, split_errors
 from advisor.plan.files import load_plan, save_plan
 from advisor.workflows.applying import PLAN_NAME, apply
 from advisor.workflows.backend_runs import run_backend
 from advisor.workflows.comparing import compare
+from advisor.workflows.own_text import load_tokens, own_text_path, save_tokens
 from advisor.workflows.tuning import tune
 from advisor.workflows.verifying import verify
 
 SHORT = {"samples": 4, "sequence_length": 32, "evaluation_sequences": 4}
 TARGET = {"gpu": "cpu", "engine": "transformers"}
+
+
+def install_as(backend, *names):
+    """Mark libraries as installed."""
+    for name in names:
+        folder = environment_of(get_backend(name))
+        shutil.copytree(environment_of(backend), folder, symlinks=True)
 
 
 @pytest.fixture
@@ -85,6 +97,27 @@ def test_its_plan_names_the_library_and_can_be_applied_and_verified(run, tmp_pat
     assert {check.name for check in report.checks} >= {"schemes", "weights", "quality"}
 
 
+def test_the_models_own_text_is_taken_from_beside_the_plan(run, tmp_path):
+    run(calibration=["self"])
+    path = tmp_path / "out" / PLAN_NAME
+    plan = load_plan(path)
+    assert plan.calibration is not None
+    assert (plan.calibration.corpus, plan.calibration.sequences) == ("self", 4)
+    written = load_tokens(own_text_path(path), (4, 32))
+    assert written is not None
+    # Written anew it comes out otherwise elsewhere: what lies beside the plan is what counts.
+    save_tokens(own_text_path(path), written.flip(0))
+    with pytest.raises(InputError, match="is not the plan's"):
+        apply(path, tmp_path / "again")
+    save_tokens(own_text_path(path), written)
+    shutil.rmtree(tmp_path / "cache" / "texts")
+    apply(path, tmp_path / "again")
+    assert not (tmp_path / "cache" / "texts").exists()
+    beside = load_tokens(own_text_path(tmp_path / "again" / PLAN_NAME), (4, 32))
+    assert beside is not None
+    assert beside.tolist() == written.tolist()
+
+
 def test_another_lock_file_is_refused(run, tmp_path):
     run()
     path = tmp_path / "out" / PLAN_NAME
@@ -112,6 +145,41 @@ def test_a_failure_leaves_no_folder(fake_backend, random_llama_folder, tmp_path)
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_everything_that_is_wrong_is_told_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as caught:
+        run_backend(
+            "llmcompressor", tmp_path / "none", "awq-int3-g32-sym", tmp_path / "file",
+            settings=["n_grid=many", "grid=3"], device="tpu", timeout="3parsecs", gpu="rtx-5099",
+            engine="vlm", calibration=["nofile"], evaluation=["self"], samples=0, seed=-1,
+        )  # fmt: skip
+    words = [
+        "rtx-5099", "'vlm'", "n_grid", "'grid'", "int4 or int8, but int3", "'tpu'", "--timeout",
+        "--samples", "--seed", "the output must be a folder", "'nofile'", "'self'", "none",
+    ]  # fmt: skip
+    found = split_errors(str(caught.value))
+    assert len(found) == len(words)
+    assert [word for word, line in zip(words, found, strict=True) if word not in line] == []
+    with pytest.raises(InputError, match="unknown backend 'hq'") as caught:
+        run_backend("hq", tmp_path, "hqq-int9-g32-asym", tmp_path / "out", settings=["grid=3"])
+    assert len(split_errors(str(caught.value))) == 2, "settings are those of a library"
+
+
+@pytest.mark.parametrize("needs_text", [True, False])
+def test_text_that_is_not_looked_at_is_said_to_be_so(
+    fake_backend, prepared, random_llama_folder, tmp_path, needs_text
+):
+    fake_backend(needs_text, act="round", prepared=str(prepared("rtn-int4-g32-sym")))
+    found = run_backend(
+        "fake", random_llama_folder, "gptq-int4-g32-sym", tmp_path / "out",
+        calibration=["builtin:calibration"], **SHORT, **TARGET,
+    )  # fmt: skip
+    notes = found.to_dict()["notes"]
+    said = "gptq-int4-g32-sym is made without text: --calibration changes nothing"
+    assert (said in notes) != needs_text
+    assert (found.plan.calibration is not None) == needs_text
+
+
 def test_what_is_not_installed_is_said_before_any_work(random_llama_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("ADVISOR_BACKENDS", str(tmp_path / "none"))
     with pytest.raises(BackendError, match="Run: advisor backends install hqq"):
@@ -120,10 +188,32 @@ def test_what_is_not_installed_is_said_before_any_work(random_llama_folder, tmp_
         tune(random_llama_folder, backends=["hqq"], output=tmp_path / "plan.yaml", **TARGET)
 
 
+def test_a_library_that_makes_nothing_for_the_engine_is_refused_before_any_work(
+    fake_backend, random_llama_folder, llama_builder, tmp_path
+):
+    """HQQ's checkpoints are in 16 bits, and vLLM 0.32 reads none of bitsandbytes."""
+    install_as(fake_backend(), "hqq", "bitsandbytes")
+    path = tmp_path / "plan.yaml"
+    with pytest.raises(InputError) as caught:
+        tune(
+            random_llama_folder, backends=["hqq,bitsandbytes"], output=path, gpu="rtx-4090",
+            engine="vllm",
+        )  # fmt: skip
+    lines = split_errors(str(caught.value))
+    assert [line.partition(" ")[0] for line in lines] == ["hqq", "bitsandbytes"]
+    assert "makes nothing of this model that vllm runs on GeForce RTX 4090" in lines[0]
+    assert "Leave bitsandbytes out of --backends, or name another --engine" in lines[1]
+    odd = llama_builder(hidden_size=80, num_attention_heads=4, intermediate_size=176)
+    with pytest.raises(InputError, match=r"group_size=32 .*in_features=80 .*Leave hqq out"):
+        tune(odd, backends=["hqq"], output=path, **TARGET)
+    assert list(tmp_path.glob("plan*")) == []
+
+
 @pytest.fixture
 def tuned(fake_backend, prepared, random_llama_folder, tmp_path):
-    def go(scheme, act="round"):
-        fake_backend(act=act, prepared=str(prepared(scheme)))
+    def go(scheme, act="round", **options):
+        job = str(tmp_path / "job.json")
+        fake_backend(act=act, prepared=str(prepared(scheme)), keep=job)
         # Its one scheme that fits; 4 bits in groups of 32 or 64 are what ours have too.
         return tune(
             random_llama_folder,
@@ -135,6 +225,7 @@ def tuned(fake_backend, prepared, random_llama_folder, tmp_path):
             context=64,
             **SHORT,
             **TARGET,
+            **options,
         )
 
     return go
@@ -153,11 +244,33 @@ def test_it_is_a_finalist_and_loses_where_it_is_worse(tuned):
     assert sum("by fake" in reason for reason in reasons) == 1
 
 
+@pytest.mark.parametrize(("options", "theirs"), [({}, "auto"), ({"device": " CPU"}, "cpu")])
+def test_it_computes_where_the_search_was_told_to(tuned, tmp_path, options, theirs):
+    tuned("rtn-int4-g32-asym", **options)
+    assert json.loads((tmp_path / "job.json").read_text())["device"] == theirs
+
+
 def test_a_failure_is_a_row_of_the_result(tuned):
     document = tuned("rtn-int4-g32-asym", act="fail").to_dict()
     assert [row["backend"] for row in document["backends_failed"]] == ["fake"]
     assert "ValueError: the model is odd" in document["backends_failed"][0]["reason"]
     assert all(row["backend"] is None for row in document["finalists"])
+
+
+def test_what_is_too_slow_for_the_search_is_not_made(tuned, monkeypatch):
+    asked = []
+
+    def is_fast(task, offered, pace, assignment, carried):
+        asked.append(carried)
+        return False
+
+    monkeypatch.setattr("advisor.search.run.is_fast", is_fast)
+    document = tuned("rtn-int4-g32-asym", act="fail").to_dict()
+    (row,) = document["backends_failed"]
+    assert row["scheme"] == "none"
+    assert row["reason"].endswith("fits 165,000 bytes, and is as fast as was asked for")
+    assert "gptq" in asked
+    assert document["finalists"], "the search's own mixtures are fast by construction"
 
 
 def test_where_it_wins_its_plan_has_it_made_again(tuned, monkeypatch, tmp_path):
@@ -178,7 +291,9 @@ def test_where_it_wins_its_plan_has_it_made_again(tuned, monkeypatch, tmp_path):
     assert report.passed, report.to_dict()
 
 
-def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path):
+def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr("advisor.search.run.check_disk", lambda use: counted.append(use.outside))
     first = tuned("rtn-int4-g32-asym").to_dict()
     kept = list((tmp_path / "plan.yaml.search" / "backends").iterdir())
     assert [path.name.partition("-")[0] for path in kept] == ["fake"]
@@ -190,3 +305,5 @@ def test_a_search_that_goes_on_does_not_make_it_again(tuned, tmp_path):
     ).to_dict()  # fmt: skip
     assert (kept[0] / "marked").exists()
     assert again["finalists"] == first["finalists"]
+    written = sum(path.stat().st_size for path in kept[0].glob("*.safetensors"))
+    assert counted == [pytest.approx(written, abs=8000), 0]  # but for headers; then it is there

@@ -101,6 +101,22 @@ def test_room_for_references_is_what_the_rest_leaves():
     assert kept.left_for_references == 35
 
 
+def test_what_other_libraries_make_counts(run):
+    use = DiskUse(0, 10, 20, 30, outside=25, limit=100)
+    assert (use.peak, use.left_for_references) == (85, 35)
+    assert "55 B for candidates, 25 B of them other libraries'" in use.describe()
+
+    class Makers:
+        def predicted_bytes(self, max_bytes):
+            assert max_bytes == 100_000
+            return 10**7
+
+    with pytest.raises(InputError, match=r"10 MB of them .* --max-disk .* or fewer --backends\."):
+        run(
+            outsiders=Makers(), budgets=Budgets(max_size_bytes=100_000), max_disk_bytes=9 * 10**6,
+        )  # fmt: skip
+
+
 def test_codes_are_kept_only_where_there_is_plenty_of_room(run, monkeypatch):
     from advisor.search import run as search_run
 

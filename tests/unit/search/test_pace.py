@@ -22,7 +22,7 @@ from advisor.search.allocation import Option, allocate, allocate_for_score
 from advisor.search.finalists import excess_bytes
 from advisor.search.goal import Goal
 from advisor.search.limits import size_limits
-from advisor.search.pace import Pace, in_time, solve_in_time
+from advisor.search.pace import Pace, in_time, is_fast, solve_in_time
 
 SPEC = load_modelspec("meta-llama/Llama-3.1-8B")
 
@@ -195,6 +195,42 @@ def test_no_limit_on_time_where_all_options_keep_the_budget():
     kept, pace = in_time(task, offered, "balanced")
     assert pace is None
     assert not [s for s in kept.schemes if s.activation]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "batch", "prefer", "fast", "slow"),
+    [
+        # Bytes decide: whatever is small enough is fast.
+        ("rtx-4090", 1, "speed", ["gptq-int4-g128-sym", "rtn-fp8-gch-afp8"], []),
+        # Arithmetic decides, and nothing was said of speed.
+        ("h100-sxm", 2048, "balanced", ["gptq-int4-g128-sym", "rtn-fp8-gch-afp8"], []),
+        ("h100-sxm", 2048, "speed", ["rtn-fp8-gch-afp8"], ["gptq-int4-g128-sym", "rtn-fp8-gch"]),
+        # Ampere multiplies in INT8; FP8 checkpoints run there with their inputs in 16 bits.
+        (
+            "a100-sxm-80", 2048, "speed", ["smoothquant-int8-gch-sym-aint8"],
+            ["rtn-fp8-gch-afp8", "awq-int4-g128-asym"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_counts_as_fast_beside_the_mixtures(gpu, batch, prefer, fast, slow):
+    task, offered = task_of(gpu, batch)
+    kept, pace = in_time(task, offered, prefer)
+
+    def whole(name):
+        assignment = {linear.name: parse_scheme(name) for linear in SPEC.linears}
+        return is_fast(task, kept, pace, assignment, None)
+
+    assert [name for name in (*fast, *slow) if whole(name)] == fast
+
+
+def test_a_candidate_from_elsewhere_keeps_the_limit_on_time():
+    task, offered = task_of("b200", 1024, min_tokens_per_s=1e9)
+    kept, pace = in_time(task, offered, "balanced")
+    names = [linear.name for linear in SPEC.linears]
+    quick, slow = (parse_scheme(name) for name in ("nvfp4-anvfp4", "gptq-int4-g128-sym"))
+    assert is_fast(task, kept, pace, dict.fromkeys(names, quick), None)
+    assert not is_fast(task, kept, pace, dict.fromkeys(names, slow), "gptq")
+    assert not is_fast(task, kept, pace, dict.fromkeys(names, quick) | {names[0]: slow}, None)
 
 
 def test_a_candidate_that_is_too_slow_is_over_the_budget():

@@ -13,11 +13,13 @@ from advisor.modelspec import LinearSpec
 from advisor.predict.models import load_modelspec
 from advisor.predict.size import checkpoint_size
 from advisor.schemes import parse_scheme
+from advisor.search.outside import Wanted
 from advisor.workflows.backend_choices import (
     Server,
     best_mixture,
     best_uniform,
     possible_schemes,
+    worth_making,
 )
 
 
@@ -89,3 +91,31 @@ def test_whatever_is_chosen_at_that_average_fits(server):
 def test_where_there_is_nothing_to_mix_none_is_asked_for(server, engine, name, scheme, more):
     limit = None if more is None else size_of(server(), f"autoround-{scheme}-sym") + more
     assert mixture(server(engine), name, limit) is None
+
+
+def rounds_its_inputs(assignment, carried):
+    assert carried in ("gptq", "compressed-tensors")
+    return all(scheme.activation for scheme in assignment.values())
+
+
+def test_what_is_not_as_fast_as_was_asked_for_is_not_made(server):
+    vllm = server()
+    limit = size_of(vllm, "autoround-int4-g32-sym") + 20_000
+    quick, any_speed = Wanted(10**9, rounds_its_inputs), Wanted(limit, lambda *_: True)
+    found, why_not = worth_making(get_backend("llmcompressor"), vllm, quick)
+    assert [str(scheme) for scheme, _ in found] == ["rtn-fp8-gch-afp8"]
+    assert why_not == ""
+    # All that AutoRound makes multiplies in 16 bits: neither its uniform one nor its mixture.
+    assert len(worth_making(get_backend("auto-round"), vllm, any_speed)[0]) == 2
+    found, why_not = worth_making(get_backend("auto-round"), vllm, Wanted(limit, rounds_its_inputs))
+    assert found == []
+    assert why_not == (
+        f"nothing that it makes has a kernel in vllm and fits {limit:,} bytes, and is as fast as "
+        "was asked for"
+    )
+
+
+def test_where_nothing_fits_speed_is_not_blamed(server):
+    found, why_not = worth_making(get_backend("gptqmodel"), server(), Wanted(1000, lambda *_: True))
+    assert found == []
+    assert why_not == "nothing that it makes has a kernel in vllm and fits 1,000 bytes"
