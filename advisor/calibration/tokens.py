@@ -141,11 +141,8 @@ def draw_sequences(
             f"{sequence_length}."
         )
     leading = leading_tokens(tokenizer)
-    ids: list[int] = []
-    begins: list[int] = []
-    for document in corpus.documents:
-        begins.append(len(ids))
-        ids.extend(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
+    begins, found = _tokenized(corpus.documents, tokenizer)
+    ids = torch.from_numpy(found)
     width = sequence_length - len(leading)
     available = len(ids) // width
     if available < sequences:
@@ -154,10 +151,10 @@ def draw_sequences(
             f"of {sequence_length} tokens, but {sequences} were asked for. Give more text, fewer "
             "sequences or shorter ones."
         )
-    windows = torch.tensor(ids[: available * width], dtype=torch.int64).view(available, width)
+    windows = ids[: available * width].view(available, width)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
     chosen = order[: max(sequences, most or 0)]
-    tokens = windows[chosen]
+    tokens = windows[chosen].long()
     documents = np.searchsorted(begins, chosen.numpy() * width, side="right") - 1
     if leading:
         start = torch.tensor(leading, dtype=torch.int64).expand(len(tokens), -1)
@@ -171,6 +168,22 @@ def draw_sequences(
         sources=tuple(corpus.sources[i] for i in documents) if corpus.sources else (),
         characters_per_token=sum(map(len, corpus.documents)) / len(ids),
     )
+
+
+def _tokenized(
+    documents: Sequence[str], tokenizer: Any
+) -> tuple[list[int], np.ndarray[Any, np.dtype[np.int32]]]:
+    """Return where each document begins, and all tokens; Python's own numbers take ten times that.
+
+    A document of many characters is tokenized at once, as it always was: a cut would show.
+    """
+    begins, parts, count = [], [], 0
+    for document in documents:
+        begins.append(count)
+        ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        parts.append(np.array(ids, dtype=np.int32))
+        count += len(ids)
+    return begins, np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
 
 def share_out(count: int, weights: Sequence[float]) -> list[int]:
