@@ -74,7 +74,8 @@ def read_files(files: Sequence[Path], render: Render | None) -> list[str]:
     documents: list[str] = []
     problems = []
     most = max(_FEWEST_BYTES, MOST_BYTES // len(files))
-    for span in _spans(files):
+    spans = _spans(files)
+    for span in spans:
         try:
             documents += _read_span(span, render, most)
         except InputError as error:
@@ -83,7 +84,7 @@ def read_files(files: Sequence[Path], render: Render | None) -> list[str]:
             problems.append(f"'{span.file}' cannot be read: {error.strerror or error}.")
     if problems:
         raise InputError(join_errors(list(dict.fromkeys(problems)), most=_LISTED))
-    if not documents:
+    if not documents and any(span.start for span in spans):
         raise InputError(
             f"of more than {MOST_BYTES >> 20} MiB parts of {MOST_BYTES // PARTS >> 10} kiB are "
             f"read, but no whole line of '{files[0]}' lies in one. Give shorter records or less."

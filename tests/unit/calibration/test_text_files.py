@@ -84,6 +84,13 @@ def test_empty_lines_and_line_ends_of_every_kind(tmp_path, name):
     assert load_corpus(str(path)).documents == ("one\r\ntwo", "three")
 
 
+@pytest.mark.parametrize("content", ["", "\n \n", '{"text": " "}\n'])
+def test_json_lines_without_text_are_said_to_have_none(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(InputError, match="has no text: it is empty or blank"):
+        load_corpus(str(tmp_path / "a.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
