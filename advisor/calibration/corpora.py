@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import itertools
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+from advisor.calibration.text_files import decode, document_of, is_text_file, read_files
 from advisor.errors import InputError, did_you_mean, join_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from advisor.calibration.text_files import Render
 
 Part = Literal["calibration", "evaluation"]
 
@@ -41,7 +42,7 @@ OWN_TEXT = "self"
 _MOST_RECORDS = 20_000
 """Records read of a data set: more text than any calibration draws from."""
 TEXT_SUFFIXES = (
-    ".txt", ".md", ".rst", ".jsonl",
+    ".txt", ".md", ".rst", ".jsonl", ".ndjson",
     ".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".java", ".js", ".kt", ".php", ".rb",
     ".rs", ".scala", ".sh", ".sql", ".swift", ".ts", ".html", ".css", ".tex",
 )  # fmt: skip
@@ -98,7 +99,7 @@ def builtin_documents(name: str) -> dict[str, str]:
         parts = [builtin_documents(part) for part in GENERAL_SHARES]
         return {topic: text for part in parts for topic, text in part.items()}
     file = importlib.resources.files("advisor.calibration") / "texts" / f"{name}.txt"
-    marked = _decode(file.read_bytes()).split(_DOCUMENT_MARK)[1:]
+    marked = decode(file.read_bytes()).split(_DOCUMENT_MARK)[1:]
     return dict(document.split("\n", maxsplit=1) for document in marked)
 
 
@@ -111,19 +112,16 @@ def builtin_corpus(name: str) -> Corpus:
     return _corpus(BUILTIN_PREFIX + name, builtin_documents(name).values())
 
 
-Render = Callable[[list[Any]], str]
-"""Turns a conversation (a list of messages) into text, as the model's chat template does."""
-
-
 def load_corpus(sources: Sequence[str] | str, render: Render | None = None) -> Corpus:
     """Read text from one or several sources, in the order given.
 
     Args:
         sources: Each is a built-in text as ``"builtin:NAME"``, a text file (UTF-8,
             one document), a ``.jsonl`` file (one document per line: its ``"text"``, or its
-            ``"messages"``, a conversation), a folder of such files and of source
-            code (:data:`TEXT_SUFFIXES`, at any depth, by name), or a data set of the Hugging Face
-            hub as ``hf:NAME[:CONFIG[:SPLIT]]``.
+            ``"messages"``, a conversation), either compressed as ``.gz``, a folder of such files
+            and of source code (:data:`TEXT_SUFFIXES`, at any depth, by name), or a data set of the
+            Hugging Face hub as ``hf:NAME[:CONFIG[:SPLIT]]``. Of very large ones parts are read
+            (:func:`advisor.calibration.text_files.read_files`).
         render: Applies the model's chat template to conversations; without one they are refused.
 
     Raises:
@@ -174,8 +172,9 @@ def check_place(name: str) -> None:
 def _no_text_at(name: str) -> str:
     named = [*(BUILTIN_PREFIX + known for known in BUILTIN_NAMES), OWN_TEXT]
     return (
-        f"there is no text at {name!r}. Give a file, a folder or one of {', '.join(named)} (text "
-        f"that the model writes itself).{did_you_mean(name, named)}"
+        f"there is no text at {name!r}. Give a file, a folder, a data set of the Hugging Face hub "
+        f"({DATASET_PREFIX}NAME) or one of {', '.join(named)} (text that the model writes itself)."
+        f"{did_you_mean(name, named)}"
     )
 
 
@@ -189,7 +188,7 @@ def _read_source(name: str, render: Render | None) -> list[str]:
         files = [
             file
             for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).parts)
-            if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()
+            if is_text_file(file, TEXT_SUFFIXES)
         ]
         if not files:
             raise InputError(
@@ -200,59 +199,10 @@ def _read_source(name: str, render: Render | None) -> list[str]:
         files = [path]
     else:
         raise InputError(_no_text_at(name))
-    documents = [document for file in files for document in _read_file(file, render)]
+    documents = read_files(files, render)
     if not any(document.strip() for document in documents):
         raise InputError(f"{name!r} has no text: it is empty or blank.")
     return documents
-
-
-def _read_file(file: Path, render: Render | None) -> list[str]:
-    try:
-        text = _decode(file.read_bytes())
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"text must be UTF-8, but byte {error.start} of '{file}' is not. "
-            "Convert the file to UTF-8."
-        ) from error
-    except OSError as error:
-        raise InputError(f"'{file}' cannot be read: {error.strerror}.") from error
-    if "\0" in text:
-        raise InputError(f"text has no NUL characters, but '{file}' does: it is a binary file.")
-    return _read_jsonl(file, text, render) if file.suffix.lower() == ".jsonl" else [text]
-
-
-def _read_jsonl(file: Path, text: str, render: Render | None) -> list[str]:
-    documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"every line of a .jsonl file is one JSON object, but line {number} of '{file}' "
-                f"is not: {error.msg}."
-            ) from error
-        documents.append(_document(record, f"line {number} of '{file}'", render))
-    return documents
-
-
-def _document(record: Any, place: str, render: Render | None) -> str:
-    """Return the text of a record, or of its conversation."""
-    document = record.get("text") if isinstance(record, dict) else None
-    if isinstance(document, str):
-        return document
-    messages = record.get("messages") if isinstance(record, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f'a record needs a "text" string or a "messages" list; {place} has none.')
-    if render is None:
-        raise InputError(
-            f'{place} holds "messages", but the model has no chat template to apply: give "text".'
-        )
-    try:
-        return render(messages)
-    except Exception as error:  # a template is a program of the model's authors
-        raise InputError(f"the model's chat template refuses {place}: {error}.") from error
 
 
 def _read_dataset(name: str, render: Render | None) -> list[str]:
@@ -274,12 +224,7 @@ def _read_dataset(name: str, render: Render | None) -> list[str]:
     except Exception as error:  # the hub, the network and the data set's format each have theirs
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"the data set {name!r} cannot be read: {reason}") from error
-    return [_document(row, f"record {i} of {name!r}", render) for i, row in enumerate(taken)]
-
-
-def _decode(content: bytes) -> str:
-    # Line ends are made one kind, so that a checkout that rewrites them keeps the hash.
-    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    return [document_of(row, f"record {i} of {name!r}", render) for i, row in enumerate(taken)]
 
 
 def _corpus(name: str, documents: Iterable[str], origins: Sequence[str] = ()) -> Corpus:

@@ -9,7 +9,9 @@ device is good at that: which token is drawn needs no more. An accelerator with 
 gets them once, the host and others block by block for every token, as in every other pass.
 
 Which tokens are drawn depends on the last bits of logits, and so on the machine, its number of
-threads and versions. So they are kept: in the cache, and beside the plan that was made with them.
+threads and versions. So they are kept: in the cache, and beside the plan that was made with them;
+and what a stopped run wrote is kept with all that it takes to go on as if it had not been stopped
+(:mod:`advisor.calibration.drafts`).
 
 Reference: Williams, Chrysostomou and Aletras, "Self-calibration for Language Model Quantization and
 Pruning", arXiv:2410.17170. Differs from the paper: the temperature is 1 throughout (their schedule
@@ -23,16 +25,17 @@ import hashlib
 import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from advisor.calibration.corpora import OWN_TEXT
-from advisor.calibration.decoding import OneQuery, roomy_cache
+from advisor.calibration.decoding import pieced_cache
 from advisor.calibration.tokens import TokenSequences, hash_tokens, leading_tokens
-from advisor.models.blocks import BlockRunner
+from advisor.models.blocks import BlockRunner, rows_at_once
 from advisor.models.casting import casting_of
-from advisor.models.device import device_memory
+from advisor.models.device import device_memory, device_name
+from advisor.models.inspect import find_blocks
 from advisor.plan.hashing import sha256_json
 
 if TYPE_CHECKING:
@@ -40,9 +43,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from advisor.calibration.drafts import Draft
     from advisor.models.load import LoadedModel
 
-VERSION = 1
+VERSION = 2
 """Of everything here that decides which tokens are drawn."""
 _MOST_ROWS = 64
 """Sequences that are written at once: more of them make a token little cheaper."""
@@ -108,11 +112,12 @@ def write(
     sequence_length: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    draft: Draft | None = None,
 ) -> Tensor:
     """Let a model write sequences, at temperature 1.
 
-    Memory holds one block, embedding and head, and the keys and values of some sequences, at most
-    three quarters as large as the weights; and what torch's kernels keep, see :func:`roomy_cache`.
+    Memory holds one block, embedding and head; and the keys and values of some sequences, at most
+    three quarters as large as the weights, unless a draft keeps them in files.
 
     Args:
         loaded: The unquantized model.
@@ -120,33 +125,51 @@ def write(
         sequence_length: Tokens of each, a leading special token included.
         seed: Of what is drawn. A sequence's share of chance depends on its number alone.
         progress: Called with (tokens written, tokens in all) of all sequences.
+        draft: Keeps what is written, and has what a stopped run wrote of the same text: writing
+            goes on from there, and comes out as if it had not been stopped.
 
     Returns:
         int64 [sequences, sequence_length], the same on each run of one machine.
+
+    Raises:
+        InputError: The draft's folder cannot be written, or has too little room.
     """
     writing = writing_of(loaded)
     steps = sequence_length - writing.kept
     chance = uniforms(sequences, steps, seed)
-    parts = []
-    with _ready(loaded), torch.no_grad(), OneQuery():
-        most = _rows_at_once(loaded, writing, sequence_length)
-        rows = math.ceil(sequences / math.ceil(sequences / most))  # as many each time
-        for first in range(0, sequences, rows):
+    parts = [] if draft is None else draft.finished()
+    with _ready(loaded), torch.no_grad():
+        rows = None if draft is None else draft.rows
+        if rows is None:
+            most = _rows_at_once(loaded, writing, sequence_length)
+            rows = math.ceil(sequences / math.ceil(sequences / most))  # as many each time
+        for first in range(sum(map(len, parts)), sequences, rows):
             part = chance[first : first + rows]
 
             def report(step: int, first: int = first, count: int = len(part)) -> None:
                 if progress is not None:
                     progress(first * steps + step * count, sequences * steps)
 
-            parts.append(_continue(loaded, writing, part, report))
+            parts.append(_continue(loaded, writing, part, report, draft))
+            if draft is not None:
+                draft.finish(parts[-1], rows)
     return torch.cat(parts)
+
+
+def written_by(loaded: LoadedModel) -> dict[str, Any]:
+    """Return what decides the last bits of logits, and so how a text that was begun goes on."""
+    return {
+        "torch": torch.__version__, "device": device_name(loaded.device),
+        "threads": torch.get_num_threads(), "kernels": torch.backends.cpu.get_cpu_capability(),
+        "dtype": str(writing_dtype(loaded)),
+    }  # fmt: skip
 
 
 def uniforms(sequences: int, steps: int, seed: int) -> Tensor:
     """Return the numbers in [0, 1) that choose tokens, float64 [sequences, steps]."""
     rows = []
     for row in range(sequences):
-        digest = hashlib.sha256(f"{VERSION}:{seed}:{row}".encode()).digest()
+        digest = hashlib.sha256(f"1:{seed}:{row}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         rows.append(torch.rand(steps, generator=generator, dtype=torch.float64))
     return torch.stack(rows)
@@ -163,6 +186,12 @@ def pick(logits: Tensor, chance: Tensor, banned: Sequence[int]) -> Tensor:
     Returns:
         int64 [rows].
     """
+    rows = rows_at_once(logits.shape[1], logits.device)
+    parts = zip(torch.split(logits, rows), torch.split(chance, rows), strict=True)
+    return torch.cat([_pick_few(few, some, banned) for few, some in parts])
+
+
+def _pick_few(logits: Tensor, chance: Tensor, banned: Sequence[int]) -> Tensor:
     logits = logits.to(torch.float32, copy=True)
     logits[:, list(banned)] = -torch.inf
     reached = torch.cumsum(torch.softmax(logits, dim=-1), dim=-1, dtype=torch.float64)
@@ -174,19 +203,35 @@ def pick(logits: Tensor, chance: Tensor, banned: Sequence[int]) -> Tensor:
 
 
 def _continue(
-    loaded: LoadedModel, writing: Writing, chance: Tensor, report: Callable[[int], None]
+    loaded: LoadedModel,
+    writing: Writing,
+    chance: Tensor,
+    report: Callable[[int], None],
+    draft: Draft | None,
 ) -> Tensor:
-    """Write some sequences at once, int64 [rows, length]."""
-    model = loaded.model
-    cache = roomy_cache(len(writing.prompt) + chance.shape[1])
-    given = torch.tensor(writing.prompt, device=loaded.device).expand(len(chance), -1)
-    written = [given[:, : writing.kept]]
-    for step in range(chance.shape[1]):
+    """Write some sequences at once, or on, int64 [rows, length]."""
+    model, prompt = loaded.model, torch.tensor(writing.prompt, device=loaded.device)
+    kept, steps = writing.kept, chance.shape[1]
+    # One tensor for all tokens: each one's own would lie between large ones and part the heap.
+    written = prompt.new_empty(len(chance), kept + steps)
+    written[:, :kept] = prompt[:kept]
+    given, done, filled = prompt.expand(len(chance), -1), 0, 0
+    if draft is not None and draft.begun is not None:
+        done, filled = draft.begun.shape[1] - kept, draft.filled
+        written[:, : kept + done] = draft.begun.to(loaded.device)
+        given = written[:, kept + done - 1 : kept + done]
+    cache = pieced_cache(
+        len(find_blocks(model)), len(prompt) + steps, filled=filled,
+        room_of=None if draft is None else draft.room,
+    )  # fmt: skip
+    for place in range(kept + done, kept + steps):
         output = model(input_ids=given, past_key_values=cache, use_cache=True)
-        given = pick(output.logits[:, -1], chance[:, step], writing.banned)[:, None]
-        written.append(given)
-        report(step + 1)
-    return torch.cat(written, dim=1).cpu()
+        written[:, place] = pick(output.logits[:, -1], chance[:, place - kept], writing.banned)
+        given = written[:, place : place + 1]
+        if draft is not None and draft.due:
+            draft.save(written[:, : place + 1].cpu(), len(prompt) + place - kept, len(chance))
+        report(place - kept + 1)
+    return written.cpu()
 
 
 @contextmanager
@@ -235,7 +280,7 @@ def _has_room(loaded: LoadedModel) -> bool:
 
 def _rows_at_once(loaded: LoadedModel, writing: Writing, length: int) -> int:
     """Return how many sequences are written at once, after a look at what one token keeps."""
-    cache = roomy_cache(1)
+    cache = pieced_cache(len(find_blocks(loaded.model)), len(writing.prompt))
     prompt = torch.tensor([writing.prompt], device=loaded.device)
     output = loaded.model(input_ids=prompt, past_key_values=cache, use_cache=True)
     kept: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

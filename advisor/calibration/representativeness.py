@@ -6,7 +6,8 @@ most 32 sequences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +18,20 @@ from advisor.calibration.passes import BATCH_TOKENS
 from advisor.calibration.tapes import InputTape
 from advisor.models.blocks import BlockRunner, head_tokens, rows_at_once
 from advisor.models.inspect import block_linears
+from advisor.plan.files import write_atomically
+from advisor.plan.hashing import sha256_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import Tensor
 
     from advisor.calibration.tokens import TokenSequences
     from advisor.models.load import LoadedModel
 
+_VERSION = 1
+"""Of what is compared, and how."""
 _SEQUENCES = 16
 """Sequences of each text that are compared."""
 _FEWEST = 4
@@ -140,6 +146,42 @@ def representativeness(
         moment_distance=tuple(distances),
         moment_noise=tuple(noises),
     )
+
+
+def kept_representativeness(
+    loaded: LoadedModel,
+    calibration: TokenSequences,
+    evaluation: TokenSequences,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Representativeness | None:
+    """Return what :func:`representativeness` finds, from disk where it was found before.
+
+    Args:
+        loaded: The unquantized model.
+        calibration: What codes are fitted to.
+        evaluation: What answers are judged on.
+        folder: Folder of the cache; a file named by its content is made inside.
+        progress: Called with (blocks done, blocks in all) where it is found now.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    parts = [loaded.fingerprint, str(loaded.dtype), calibration.sha256, evaluation.sha256]
+    path = folder / "comparisons" / f"{sha256_json([_VERSION, _SEQUENCES, *parts])[:32]}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else float(value)
+            for name, value in kept.items()
+        }
+        return Representativeness(**values)
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass  # not there, or not whole
+    found = representativeness(loaded, calibration, evaluation, progress)
+    if found is not None:
+        write_atomically(path, json.dumps(asdict(found)))
+    return found
 
 
 def _compare(

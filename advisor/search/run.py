@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from advisor.calibration.representativeness import Representativeness, representativeness
+from advisor.calibration.representativeness import (
+    Representativeness,
+    kept_representativeness,
+)
 from advisor.calibration.sources import collect, open_statistics
 from advisor.formats.layouts import experts_as_one
 from advisor.plan.folders import cache_root
@@ -122,9 +125,9 @@ class Run:
         )
         try:
             collect(task.loaded, task.calibration, store, self._stage("Statistics"))
-            self.fit = representativeness(
+            self.fit = kept_representativeness(
                 task.loaded, task.calibration, task.judges.evaluation.first(task.judges.first),
-                self._stage("Comparing texts"),
+                cache_root(), self._stage("Comparing texts"),
             )  # fmt: skip
             self.study = study_name or name_of_study(
                 task, self.offered, space, goal, store.key,

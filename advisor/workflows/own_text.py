@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from advisor.calibration.corpora import OWN_TEXT
-from advisor.calibration.own_text import as_sequences, own_text_key, write
+from advisor.calibration.drafts import Draft
+from advisor.calibration.own_text import as_sequences, own_text_key, write, written_by
+from advisor.errors import InputError
 from advisor.plan.files import write_atomically
 from advisor.plan.folders import cache_root
 from advisor.workflows.progress import ProgressCallback, ignore_progress, stage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -51,12 +56,44 @@ class OwnText:
         kept = cache_root() / "texts" / f"{key}.npy"
         tokens = load_tokens(kept, shape)
         if tokens is None:
-            tokens = write(
-                self.loaded, sequences=sequences, sequence_length=sequence_length, seed=seed,
-                progress=stage(self.progress, "Writing text"),
-            )  # fmt: skip
-            save_tokens(kept, tokens)
+            with _alone(kept):
+                tokens = load_tokens(kept, shape)  # another process may have written it meanwhile
+                if tokens is None:
+                    tokens = self._written(kept, shape, seed)
         return as_sequences(tokens, seed)
+
+    def _written(self, kept: Path, shape: tuple[int, int], seed: int) -> Tensor:
+        """Let the model write, or write on what a stopped run left; keep it."""
+        draft = Draft(kept.with_suffix(".draft"), written_by(self.loaded))
+        tokens = write(
+            self.loaded, sequences=shape[0], sequence_length=shape[1], seed=seed,
+            progress=stage(self.progress, "Writing text"), draft=draft,
+        )  # fmt: skip
+        save_tokens(kept, tokens)
+        draft.delete()
+        return tokens
+
+
+@contextmanager
+def _alone(kept: Path) -> Iterator[None]:
+    """Wait until no other process writes the same text.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(kept.with_suffix(".lock"))
+        held.acquire()
+    except OSError as error:
+        raise InputError(
+            f"cannot write text to {kept.parent}: {error.strerror}. "
+            "Set ADVISOR_CACHE to a folder that can be written."
+        ) from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def own_text_path(plan_path: Path) -> Path:

@@ -26,6 +26,8 @@ from advisor.plan.schema import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from advisor.calibration.text_files import Render
+
     Writer = Callable[[int, int, int], TokenSequences]
 
 DEFAULT_TEXTS = {
@@ -94,7 +96,7 @@ def draw(
 def _draw_one(
     sources: list[str],
     tokenizer: Any,
-    render: Callable[[list[Any]], str] | None,
+    render: Render | None,
     *,
     role: str,
     sequences: int,
@@ -178,11 +180,12 @@ def check_sources(sources: Sequence[str], *, own: bool = True) -> None:
         _check_own(list(sources), None, "evaluation", None)
 
 
-def _chat_template(tokenizer: Any) -> Callable[[list[Any]], str] | None:
+def _chat_template(tokenizer: Any) -> Render | None:
     """Return what turns a conversation into text, or None where the model has no template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))
+    apply = tokenizer.apply_chat_template
+    return lambda messages, tools: str(apply(messages, tools=tools, tokenize=False))
 
 
 def _weights(sources: Sequence[str]) -> dict[str, float] | None:

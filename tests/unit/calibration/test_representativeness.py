@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advisor.calibration.representativeness import moment_distance, representativeness
+from advisor.calibration import representativeness as module
+from advisor.calibration.representativeness import (
+    kept_representativeness,
+    moment_distance,
+    representativeness,
+)
 from advisor.calibration.tokens import TokenSequences, hash_tokens
 
 
@@ -56,3 +61,40 @@ def test_distance_forgives_the_amount_of_text_and_the_size_of_channels():
 def test_too_little_text_says_nothing(random_llama):
     short = _sequences(2, 60, 1, count=3)
     assert representativeness(random_llama, short, short) is None
+
+
+def test_what_was_found_is_kept_by_model_and_texts(
+    random_llama, llama_builder, tmp_path, monkeypatch
+):
+    from advisor.models.load import load_model
+
+    texts = [_sequences(2, 60, seed, count=8) for seed in (1, 2, 3)]
+    found = kept_representativeness(random_llama, texts[0], texts[1], tmp_path)
+    assert found == representativeness(random_llama, texts[0], texts[1])
+    ran = []
+    monkeypatch.setattr(
+        module, "_compare", lambda *_: ran.append(1) or ([1.0], [1.0], torch.ones(16))
+    )
+    assert kept_representativeness(random_llama, texts[0], texts[1], tmp_path) == found
+    assert not ran
+    other = load_model(llama_builder(rope_theta=500.0))
+    for loaded, calibration, evaluation in (
+        (other, texts[0], texts[1]), (random_llama, texts[2], texts[1]),
+        (random_llama, texts[0], texts[2]), (random_llama, texts[0], texts[1].first(6)),
+    ):  # fmt: skip
+        before = len(ran)
+        kept_representativeness(loaded, calibration, evaluation, tmp_path)
+        assert len(ran) == before + 1, "something else was asked"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"token_coverage": 1.0}', "null"])
+def test_what_is_not_whole_is_found_again(random_llama, tmp_path, content):
+    texts = [_sequences(2, 60, seed, count=8) for seed in (1, 2)]
+    found = kept_representativeness(random_llama, *texts, tmp_path)
+    (path,) = (tmp_path / "comparisons").iterdir()
+    whole = path.read_text()
+    path.write_text(content)
+    assert kept_representativeness(random_llama, *texts, tmp_path) == found
+    assert path.read_text() == whole
+    short = _sequences(2, 60, 1, count=3)
+    assert kept_representativeness(random_llama, short, short, tmp_path) is None
