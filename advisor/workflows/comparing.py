@@ -251,7 +251,7 @@ def _module_errors(
     schemes: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Return the relative error of every linear that differs, largest first."""
-    from advisor.workflows.verifying import relative_error
+    from advisor.workflows.resemblance import relative_error
 
     rows: list[dict[str, Any]] = []
     for linear in loaded.linears:
