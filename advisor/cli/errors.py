@@ -29,6 +29,13 @@ _USAGE_ERROR = next(
 """What the parser of the command line raises; newer Typer brings its own copy of Click."""
 
 
+_REQUIRED = (
+    "torch", "transformers", "accelerate", "bitsandbytes", "compressed_tensors", "optuna",
+    "safetensors", "gguf", "tokenizers", "scipy",
+)  # fmt: skip
+"""Modules of Advisor's requirements whose absence commands that touch weights find out."""
+
+
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Turn exceptions of a command into an exit status and one message on stderr.
 
@@ -86,6 +93,13 @@ def _words(error: Exception) -> tuple[str, int, str]:
             2,
             "InputError",
         )
+    if isinstance(error, ModuleNotFoundError) and error.name in _REQUIRED:
+        return (
+            f"{error.name} is not installed, and this command needs it. Install it: pip install "
+            f"{error.name.replace('_', '-')}; `advisor doctor` says what else is missing.",
+            1,
+            kind,
+        )
     text = " ".join(str(error).split())
     return f"{kind}: {text} (run again with --debug for the traceback)", 1, kind
 
@@ -121,6 +135,9 @@ def _stop(label: str, message: str, exit_code: int, kind: str) -> SystemExit:
     if state.json:
         failure = {"type": kind, "message": message, "exit_code": exit_code}
         sys.stdout.write(json.dumps({"schema_version": 1, "error": failure}) + "\n")
-    typer.secho(f"{label}: ", fg="red", bold=True, nl=False, err=True)
+    if os.environ.get("NO_COLOR"):  # no-color.org: Rich keeps to it, Click does not
+        typer.echo(f"{label}: ", nl=False, err=True)
+    else:
+        typer.secho(f"{label}: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(message, err=True)
     return SystemExit(exit_code)

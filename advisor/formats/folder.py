@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -22,14 +23,16 @@ _NO_SPACE = ("os error 28", "No space left")
 
 
 @contextlib.contextmanager
-def atomic_folder(output: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
+def atomic_folder(output: Path, *, needed_bytes: int = 0, computes: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside the output, renamed to it at the end.
 
-    Whatever goes wrong, nothing of it stays behind, and the output is as it was.
+    Whatever goes wrong, nothing of it stays behind, and the output is as it was. An output that is
+    itself such a folder is one that more will be written to: messages name what it will be.
 
     Args:
         output: The folder to make; it may exist if it is empty.
         needed_bytes: What will be written, to say beforehand that the disk is too small.
+        computes: Whether more is done than to write there: what fails then is not the output's.
 
     Raises:
         InputError: The output exists and is not empty, cannot be written to, or the disk is full.
@@ -48,6 +51,8 @@ def atomic_folder(output: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
         partial.rename(output)
         _sync_folder(output.parent)
     except (OSError, SafetensorError) as error:
+        if computes:
+            raise
         raise _translated(error, output) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -93,6 +98,7 @@ def _check_space(output: Path, needed_bytes: int) -> None:
 
 def _translated(error: Exception, output: Path) -> Exception:
     """Return the error that a user can act on, or the error itself."""
+    output = _as_named(output)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or any(text in str(error) for text in _NO_SPACE):
         return InputError(
@@ -105,6 +111,12 @@ def _translated(error: Exception, output: Path) -> Exception:
             f"cannot write {output}: {reason}. Choose a folder that you may write to."
         )
     return error
+
+
+def _as_named(output: Path) -> Path:
+    """Return what a temporary folder will be called; another one is as it is."""
+    match = re.fullmatch(r"\.(.+)\.partial-\d+", output.name)
+    return output.with_name(match[1]) if match else output
 
 
 def write_text(path: Path, text: str) -> None:

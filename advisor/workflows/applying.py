@@ -108,7 +108,7 @@ def apply(
             the plan's engine could not load the checkpoint; all offenders are listed.
         BackendError: The plan's backend cannot run here, is not installed, or failed.
     """
-    from advisor.formats.folder import check_output, write_text
+    from advisor.formats.folder import atomic_folder, check_output, write_text
     from advisor.models.checkpoint import INDEX_FILE
     from advisor.models.device import computing
     from advisor.predict.models import load_modelspec
@@ -128,28 +128,32 @@ def apply(
     if content.unmet is not None:
         warnings += (f"the plan is not within its budgets, only nearest to them: {content.unmet}",)
     where: dict[str, Any] = {}
-    if content.backend is not None:
-        from advisor.workflows.backend_runs import make_planned
+    # The checkpoint, its plan and its card appear together or not at all.
+    with atomic_folder(target, computes=True) as whole:
+        if content.backend is not None:
+            from advisor.workflows.backend_runs import make_planned
 
-        files, modules = make_planned(content, content.backend, plan_path, folder, target, report)
-    else:
-        choice = device_of_plan(device, content, folder)
-        where = describe_device(choice)
-        warnings += device_warnings(content, choice.device)
-        with computing(choice.device):
-            files, modules = _make(
-                content, plan_path, folder, target, max_shard_bytes, choice.device, report
+            files, modules = make_planned(
+                content, content.backend, plan_path, folder, whole, report
             )
-    chosen = assignment_of(content, load_modelspec(str(folder)).linears)
-    written = ("config.json", INDEX_FILE)
-    hashes = files | {
-        name: sha256_file(target / name) for name in written if (target / name).is_file()
-    }
-    finished = content.model_copy(update={"outputs": hashes})
-    save_plan(finished, target / PLAN_NAME)
-    sizes = {name: (target / name).stat().st_size for name in files}
-    card = render_card(finished, {name: str(scheme) for name, scheme in chosen.items()}, sizes)
-    write_text(target / CARD_NAME, card)
+        else:
+            choice = device_of_plan(device, content, folder)
+            where = describe_device(choice)
+            warnings += device_warnings(content, choice.device)
+            with computing(choice.device):
+                files, modules = _make(
+                    content, plan_path, folder, whole, max_shard_bytes, choice.device, report
+                )
+        chosen = assignment_of(content, load_modelspec(str(folder)).linears)
+        written = ("config.json", INDEX_FILE)
+        hashes = files | {
+            name: sha256_file(whole / name) for name in written if (whole / name).is_file()
+        }
+        finished = content.model_copy(update={"outputs": hashes})
+        save_plan(finished, whole / PLAN_NAME)
+        sizes = {name: (whole / name).stat().st_size for name in files}
+        card = render_card(finished, {name: str(scheme) for name, scheme in chosen.items()}, sizes)
+        write_text(whole / CARD_NAME, card)
     try:
         save_plan(finished, plan_path)
     except InputError as error:

@@ -151,6 +151,27 @@ def test_a_plan_that_cannot_be_written_costs_no_finished_work(
     assert any("hashes are those of" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize("step", ["save_plan", "sha256_file"])
+def test_apply_that_is_stopped_after_the_weights_leaves_nothing(
+    journey: tuple[Path, Tuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Not a checkpoint without its plan and card, which the same command then refuses to touch."""
+    plan, _ = copy(journey, tmp_path)
+    before = plan.read_bytes()
+    with monkeypatch.context() as patched:
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(applying, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            workflows.apply(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+    assert plan.read_bytes() == before
+    assert workflows.apply(plan, tmp_path / "out").files
+
+
 def test_apply_refuses_an_existing_output(journey: tuple[Path, Tuning], tmp_path: Path) -> None:
     plan, folder = copy(journey, tmp_path)
     with pytest.raises(InputError, match="quantized"):

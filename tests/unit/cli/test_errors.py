@@ -108,3 +108,25 @@ def test_a_full_disk_is_recognized_behind_what_libraries_make_of_it(capsys):
     error.__cause__ = sqlite3.OperationalError("database or disk is full")
     assert fail_with(error) == 2
     assert "the disk is full. Free some room" in capsys.readouterr().err
+
+
+def test_a_library_that_is_missing_is_named_with_what_installs_it(capsys):
+    assert fail_with(ModuleNotFoundError("No module named 'optuna'", name="optuna")) == 1
+    assert "optuna is not installed, and this command needs it. Install it: pip install optuna" in (
+        capsys.readouterr().err
+    )
+    fail_with(ModuleNotFoundError("No module named 'x'", name="compressed_tensors"))
+    assert "pip install compressed-tensors;" in capsys.readouterr().err
+    fail_with(ModuleNotFoundError("No module named 'advisor.nope'", name="advisor.nope"))
+    assert "ModuleNotFoundError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("setting", "coloured"), [("", True), ("1", False)])
+def test_an_error_has_no_colour_where_none_is_wanted(monkeypatch, capsys, setting, coloured):
+    """On a terminal, which is what decides otherwise."""
+    monkeypatch.setenv("NO_COLOR", setting)
+    said = []
+    monkeypatch.setattr(typer, "secho", lambda text, **style: said.append((text, style["fg"])))
+    fail_with(InputError("bad"))
+    assert said == ([("error: ", "red")] if coloured else [])
+    assert capsys.readouterr().err == ("bad\n" if coloured else "error: bad\n")

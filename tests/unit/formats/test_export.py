@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from advisor.errors import InputError
 from advisor.formats import export, folder
 from advisor.formats.export import write_checkpoint
+from advisor.formats.folder import atomic_folder
 from advisor.formats.read import read_checkpoint
 from advisor.formats.registry import get_format, storage_scheme
 from advisor.methods.registry import quantize
@@ -300,3 +301,23 @@ def test_the_predicted_size_is_that_of_the_file(
     assert checkpoint_size(spec, parse_scheme("bf16"), "safetensors").weight_bytes == (
         2 * spec.parameters
     )
+
+
+def test_what_is_written_into_a_folder_to_be_is_named_as_it_will_be(tmp_path):
+    """Of two folders, one made in the other, nobody knows the temporary name."""
+
+    def full(output, *, computes=False):
+        with atomic_folder(output, computes=computes) as folder:
+            if computes:
+                full(folder)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match=r"nothing was written to \S*/out\. Free"):
+        full(tmp_path / "out", computes=True)
+    assert list(tmp_path.iterdir()) == []
+    # What only computes beside it may have filled another disk.
+    with (
+        pytest.raises(OSError, match="No space left"),
+        atomic_folder(tmp_path / "out", computes=True),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
