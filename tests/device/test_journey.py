@@ -15,7 +15,7 @@ from advisor.search.memory import needed_on_device
 
 SETTINGS = {
     "gpu": "cpu", "engine": "vllm", "context": 64, "samples": 8, "sequence_length": 32,
-    "evaluation_sequences": 4, "trials": 2, "budgets": Budgets(max_size_bytes=120_000),
+    "evaluation_sequences": 4, "trials": 2, "budgets": Budgets(max_size_bytes=130_000),
 }  # fmt: skip
 
 
