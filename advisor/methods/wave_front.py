@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advisor.methods.columns_in_turn import round_in_turn
-from advisor.methods.descent_steps import nearest_values
+from advisor.methods.descent_steps import ties_of
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.grids import choose_grid
 from advisor.methods.outputs import feedback_of, row_spans
@@ -142,18 +142,21 @@ class Front:
         return self._join(self._steps)
 
     def _split(self, columns: Tensor, fill: float = 0.0) -> Tensor:
-        """Return [columns, rows] as blocks of rows, each linear's filled up with a value."""
+        """Return [columns, rows] as blocks of rows, each linear's filled up with a value.
+
+        Rows of one block lie as far apart as can be: see :mod:`advisor.methods.outputs`.
+        """
         parts = []
         for part in torch.split(columns, self._heights, dim=1):
             padded = torch.nn.functional.pad(part, (0, -part.shape[1] % ROW_BLOCK), value=fill)
-            parts.append(padded.view(columns.shape[0], -1, ROW_BLOCK))
-        return torch.cat(parts, 1).transpose(0, 1).contiguous()
+            parts.append(padded.view(columns.shape[0], ROW_BLOCK, -1))
+        return torch.cat(parts, 2).permute(2, 0, 1).contiguous()
 
     def _join(self, blocks: Tensor) -> Tensor:
         """Undo :meth:`_split`."""
         counts = [-(-height // ROW_BLOCK) for height in self._heights]
         parts = [
-            part.transpose(0, 1).reshape(blocks.shape[1], -1)[:, :height]
+            part.permute(1, 2, 0).reshape(blocks.shape[1], -1)[:, :height]
             for part, height in zip(torch.split(blocks, counts), self._heights, strict=True)
         ]
         return torch.cat(parts, 1)
@@ -266,15 +269,17 @@ def _columns(
     low, high = -zero, levels - zero
     if round_in_turn(current, (scale, low, high), factor, values, (steps, errors)):
         return steps, errors
+    ties = None if values is None else ties_of(values)
     later = factor.permute(1, 2, 0).unsqueeze(3).contiguous()
     tensors = (current, scale, low, high, steps, errors)
     for column, rows in enumerate(zip(*(tensor.unbind() for tensor in tensors), strict=True)):
         value, unit, least, most, step, error = rows
         torch.div(value, unit, out=step)
-        if values is None:
+        if values is None or ties is None:
             torch.clamp(step.round_(), least, most, out=step)
         else:
-            step.copy_(values[nearest_values(step, values)])
+            flat = step.view(-1)
+            torch.index_select(values, 0, torch.bucketize(flat, ties), out=flat)
         torch.addcmul(value, step, unit, value=-1, out=error)
         current[column + 1 :].addcmul_(later[column, column + 1 :], error, value=-1)
     return steps, errors
@@ -285,6 +290,8 @@ def _feedback(metric: Tensor) -> Tensor:
     missing = -len(metric) % ROW_BLOCK
     padded = torch.nn.functional.pad(metric, (0, missing) * 2)
     padded.diagonal()[len(metric) :] = 1
+    order = torch.arange(len(padded), device=metric.device).view(ROW_BLOCK, -1).t().flatten()
+    padded = padded[order][:, order]
     found = metric.new_zeros(len(padded) // ROW_BLOCK, ROW_BLOCK, len(padded))
     for own, rows in zip(found, row_spans(len(padded), ROW_BLOCK), strict=True):
         own[:, : rows.start] = feedback_of(padded, rows)[:, : rows.start]
