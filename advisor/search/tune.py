@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchEvent", "TuneResult", "tune"]
 
-_DESCENT = 2
+_DESCENT = 3
 _OUTPUT_FEEDBACK = 0.7
 _SCALE_STEPS = 8
 """AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
