@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from advisor.methods.columns_in_turn import round_in_turn
-from advisor.methods.descent_steps import ties_of
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.grids import choose_grid
 from advisor.methods.outputs import feedback_of, row_spans
+from advisor.methods.wave_columns import round_columns
 from advisor.numerics.affine import grid_levels
 
 if TYPE_CHECKING:
@@ -107,7 +106,8 @@ class Front:
         size = _step(columns) if beforehand else width
         shape = (len(self._weight), columns // size, size, ROW_BLOCK)
         weight = self._weight[:, place].view(shape)
-        errors, change, taken = (torch.zeros_like(weight) for _ in range(3))
+        errors, taken = torch.zeros_like(weight), torch.zeros_like(weight)
+        change = weight.new_zeros(shape[1], size, shape[0] * ROW_BLOCK)
         groups = (place // width).view(-1, size)
         means = factor.t().view(-1, size, columns)
         places = torch.arange(len(means), device=factor.device)
@@ -125,9 +125,9 @@ class Front:
                 part.transpose(0, 1).contiguous() for part in (current, scale, zero)
             )
             near = inside[wave.steps]
-            steps, missed = _columns(current, scale, zero, self._levels, near, values_of_steps)
+            steps, missed = round_columns(current, scale, zero, self._levels, near, values_of_steps)
             taken[at], errors[at] = steps.transpose(0, 1), missed.transpose(0, 1)
-            change[at] = (steps * scale).transpose(0, 1) - wanted
+            _keep(wave, change, (steps * scale).transpose(0, 1) - wanted)
         self._steps[:, place] = taken.view_as(self._steps)
 
     def codes(self) -> ColumnCodes:
@@ -231,58 +231,34 @@ def _shift(wave: _Wave, change: Tensor) -> Tensor:
 
     Args:
         wave: Who works on what.
-        change: Quantized weights less the weights, [blocks, steps, columns of a step, rows]; zeros
-            where nothing was chosen yet.
+        change: Quantized weights less the weights, last step first, [steps, columns of a step,
+            rows of all blocks]; zeros where nothing was chosen yet.
 
     Returns:
         [blocks of the wave, columns of a step, rows].
     """
-    found, done = [], 0
-    for linear, first, last, _ in wave.parts:
-        steps = wave.steps[done : done + last - first]
-        above = change[linear.first : linear.first + last - 1][:, steps].permute(1, 2, 0, 3)
-        feedback = linear.feedback[first:last, :, : (last - 1) * ROW_BLOCK]
-        found.append(torch.bmm(above.flatten(2), feedback.transpose(1, 2)))
-        done += last - first
+    found = []
+    for linear, first, last, end in wave.parts:
+        own = slice(linear.first * ROW_BLOCK, (linear.first + last - 1) * ROW_BLOCK)
+        above = change[_steps_of(len(change), first, last, end), :, own]
+        feedback = linear.feedback[first:last, :, : own.stop - own.start]
+        found.append(torch.bmm(above, feedback.transpose(1, 2)))
     return torch.cat(found)
 
 
-def _columns(
-    current: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    levels: Tensor,
-    factor: Tensor,
-    values: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Quantize columns in turn, updating those to come; return codes minus zeros, and errors.
+def _keep(wave: _Wave, change: Tensor, found: Tensor) -> None:
+    """Take up what a wave has changed, [blocks of the wave, columns of a step, rows]."""
+    parts = torch.split(found, [last - first for _, first, last, _ in wave.parts])
+    for (linear, first, last, end), part in zip(wave.parts, parts, strict=True):
+        rows = slice((linear.first + first) * ROW_BLOCK, (linear.first + last) * ROW_BLOCK)
+        own = change[_steps_of(len(change), first, last, end), :, rows]
+        blocks = own.unflatten(2, (-1, ROW_BLOCK)).diagonal(0, 0, 2)
+        blocks.permute(2, 0, 1).copy_(part)
 
-    Args:
-        current: [columns, blocks, rows], may be overwritten.
-        scale: Shaped alike.
-        zero: Shaped alike.
-        levels: 2^bits - 1.
-        factor: Of each block's columns, [blocks, columns, columns].
-        values: Of the steps that there are, where they are not the whole numbers of a range.
-    """
-    steps, errors = torch.empty_like(current), torch.empty_like(current)
-    low, high = -zero, levels - zero
-    if round_in_turn(current, (scale, low, high), factor, values, (steps, errors)):
-        return steps, errors
-    ties = None if values is None else ties_of(values)
-    later = factor.permute(1, 2, 0).unsqueeze(3).contiguous()
-    tensors = (current, scale, low, high, steps, errors)
-    for column, rows in enumerate(zip(*(tensor.unbind() for tensor in tensors), strict=True)):
-        value, unit, least, most, step, error = rows
-        torch.div(value, unit, out=step)
-        if values is None or ties is None:
-            torch.clamp(step.round_(), least, most, out=step)
-        else:
-            flat = step.view(-1)
-            torch.index_select(values, 0, torch.bucketize(flat, ties), out=flat)
-        torch.addcmul(value, step, unit, value=-1, out=error)
-        current[column + 1 :].addcmul_(later[column, column + 1 :], error, value=-1)
-    return steps, errors
+
+def _steps_of(steps: int, first: int, last: int, end: int) -> slice:
+    """Return the steps that blocks are at, counted from the last one; they rise with the block."""
+    return slice(steps - end, steps - end + last - first)
 
 
 def _feedback(metric: Tensor) -> Tensor:
