@@ -183,11 +183,11 @@ def likeliest(values: Tensor) -> Tensor:
     width = values.shape[1] // _PARTS
     if width < _NARROWEST:
         return values.argmax(-1)
-    parts = values[:, : width * _PARTS].unflatten(1, (_PARTS, width))
+    parts = values[:, : width * _PARTS].view(len(values), _PARTS, width)
     best = parts.amax(-1)
     first = best.argmax(-1, keepdim=True)
     inside = parts.gather(1, first.unsqueeze(-1).expand(-1, -1, width))[:, 0]
-    place = first[:, 0] * width + inside.argmax(-1)
+    place: Tensor = first[:, 0] * width + inside.argmax(-1)
     left = values[:, width * _PARTS :]
     if left.shape[1]:
         last = left.max(-1)

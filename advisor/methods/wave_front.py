@@ -252,7 +252,7 @@ def _keep(wave: _Wave, change: Tensor, found: Tensor) -> None:
     for (linear, first, last, end), part in zip(wave.parts, parts, strict=True):
         rows = slice((linear.first + first) * ROW_BLOCK, (linear.first + last) * ROW_BLOCK)
         own = change[_steps_of(len(change), first, last, end), :, rows]
-        blocks = own.unflatten(2, (-1, ROW_BLOCK)).diagonal(0, 0, 2)
+        blocks = own.view(*own.shape[:2], -1, ROW_BLOCK).diagonal(0, 0, 2)
         blocks.permute(2, 0, 1).copy_(part)
 
 
