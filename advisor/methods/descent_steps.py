@@ -134,6 +134,7 @@ def choose_codes(
         span: Its columns.
     """
     low, high = state.low[group], state.high[group]
+    ties = None if state.values is None else ties_of(state.values)
     before = state.steps[span]
     work.distance.mul_(state.scales[group].reciprocal())
     for block, rows in zip(couplings.blocks, work.rows, strict=True):
@@ -147,10 +148,10 @@ def choose_codes(
         )
         for old, (distance, new, fallen, rest), later in columns:
             torch.add(old, distance, out=new)
-            if state.values is None:
+            if state.values is None or ties is None:
                 torch.clamp(new.round_(), low, high, out=new)
             else:
-                new.copy_(state.values[nearest_values(new, state.values)])
+                torch.index_select(state.values, 0, torch.bucketize(new, ties), out=new)
             torch.sub(old, new, out=fallen)
             rest.addcmul_(later, fallen)
         if place.stop < span.stop:
@@ -161,7 +162,12 @@ def choose_codes(
 
 def nearest_values(wanted: Tensor, values: Tensor) -> Tensor:
     """Return the index of the nearest of some rising values, int64, shaped as ``wanted``."""
-    return torch.bucketize(wanted, (values[1:] + values[:-1]) / 2)
+    return torch.bucketize(wanted, ties_of(values))
+
+
+def ties_of(values: Tensor) -> Tensor:
+    """Return what lies in the middle of each two neighbours of rising values."""
+    return (values[1:] + values[:-1]) / 2
 
 
 def rescale(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from advisor.methods.column_state import Rounding
     from advisor.methods.settings import QuantizationSettings
     from advisor.schemes import Scheme
+
+_LARGEST_CODE = 126
+"""Of E4M3: 448."""
 
 
 def quantize(
@@ -237,14 +241,17 @@ def _mx_scales(groups: Tensor, weight: str, settings: QuantizationSettings) -> l
 
 
 def _nvfp4_scales(groups: Tensor, global_: Tensor, settings: QuantizationSettings) -> list[Tensor]:
-    """Return scales to try, the definition's first."""
-    maxima = groups.abs().amax(-1)
-    shares = [1.0]
+    """Return scales to try, the definition's first: the values of E4M3 that the ranges come to.
+
+    A clip search has them all between ``clip_shrink`` of the range and the one above it: E4M3
+    rounds scales down as often as up. Eight values to the octave are fewer than ``clip_steps``.
+    """
+    first = encode_e4m3(local_scales(groups.abs().amax(-1), global_)).to(torch.int16)
+    shifts = [0]
     if not _whole_range(settings):
-        # Ranges a little larger too: E4M3 rounds scales down as often as up.
-        shares = [1.0, 1.06, 1.125]
-        shares += torch.linspace(1.0, settings.clip_shrink, settings.clip_steps).tolist()[1:]
-    return [local_scales(maxima * share, global_) / global_ for share in shares]
+        shifts += [1, *range(-1, math.floor(8 * math.log2(settings.clip_shrink)) - 1, -1)]
+    codes = ((first + shift).clamp_(1, _LARGEST_CODE).to(torch.uint8) for shift in shifts)
+    return [decode_e4m3(code) / global_ for code in codes]
 
 
 def _whole_range(settings: QuantizationSettings) -> bool:

@@ -60,6 +60,19 @@ def feedback_of(metric: Tensor, rows: slice) -> Tensor:
     return feedback
 
 
+def far_apart(rows: int, count: int) -> list[slice]:
+    """Cut rows into blocks of every so many-th row.
+
+    Rows of one block do not make up for each other, and neighbours, of one head, have the most to
+    make up for. A block of SmolLM2-135M, ½ tr(G ΔW H ΔWᵀ) of its linears in 1e-3 nats (32x256
+    calibration tokens, three passes of descent in 3 to 8 blocks of neighbours, in 4 of every fourth
+    row, and those with the wave front's blocks cut alike): int4 g32 asym 0.776, 0.676, 0.666, nvfp4
+    0.850, 0.740, 0.737. KL of the whole model in int4 g32 asym on 32x256 held-out tokens 0.0388
+    before, 0.0374 with both.
+    """
+    return [slice(first, rows, count) for first in range(count)]
+
+
 def row_spans(rows: int, size: int) -> list[slice]:
     """Cut rows into blocks."""
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]

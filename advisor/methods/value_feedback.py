@@ -56,6 +56,8 @@ _BLOCK = 32
 """Columns of the loop whose updates go one by one."""
 _WEIGHTS_AT_ONCE = 1 << 21
 """Of which the codes are chosen together, where rows are independent."""
+_SEARCHED_AT_ONCE = 1 << 15
+"""Weights whose scales are searched together: few enough for a core's cache."""
 
 
 class FixedScales:
@@ -144,9 +146,21 @@ def least_error(
         rounded: From weights over their scale to the nearest values of the table.
         importance: Weight of each input's squared error, float32 [groups, width]; or None.
     """
-    best = candidates[0]
     if len(candidates) == 1:
-        return best
+        return candidates[0]
+    rows = max(1, _SEARCHED_AT_ONCE // groups[0].numel())
+    parts = zip(torch.split(groups, rows), *(torch.split(c, rows) for c in candidates), strict=True)
+    return torch.cat([_least_error(part, own, rounded, importance) for part, *own in parts])
+
+
+def _least_error(
+    groups: Tensor,
+    candidates: Sequence[Tensor],
+    rounded: Callable[[Tensor], Tensor],
+    importance: Tensor | None,
+) -> Tensor:
+    """Do so for a few rows."""
+    best = candidates[0]
     least: Tensor | None = None
     for scales in candidates:
         spread = scales.unsqueeze(-1)

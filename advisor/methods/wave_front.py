@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from advisor.methods.columns_in_turn import round_in_turn
-from advisor.methods.descent_steps import nearest_values
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.grids import choose_grid
 from advisor.methods.outputs import feedback_of, row_spans
+from advisor.methods.wave_columns import round_columns
 from advisor.numerics.affine import grid_levels
 
 if TYPE_CHECKING:
@@ -107,7 +106,8 @@ class Front:
         size = _step(columns) if beforehand else width
         shape = (len(self._weight), columns // size, size, ROW_BLOCK)
         weight = self._weight[:, place].view(shape)
-        errors, change, taken = (torch.zeros_like(weight) for _ in range(3))
+        errors, taken = torch.zeros_like(weight), torch.zeros_like(weight)
+        change = weight.new_zeros(shape[1], size, shape[0] * ROW_BLOCK)
         groups = (place // width).view(-1, size)
         means = factor.t().view(-1, size, columns)
         places = torch.arange(len(means), device=factor.device)
@@ -125,9 +125,9 @@ class Front:
                 part.transpose(0, 1).contiguous() for part in (current, scale, zero)
             )
             near = inside[wave.steps]
-            steps, missed = _columns(current, scale, zero, self._levels, near, values_of_steps)
+            steps, missed = round_columns(current, scale, zero, self._levels, near, values_of_steps)
             taken[at], errors[at] = steps.transpose(0, 1), missed.transpose(0, 1)
-            change[at] = (steps * scale).transpose(0, 1) - wanted
+            _keep(wave, change, (steps * scale).transpose(0, 1) - wanted)
         self._steps[:, place] = taken.view_as(self._steps)
 
     def codes(self) -> ColumnCodes:
@@ -142,18 +142,21 @@ class Front:
         return self._join(self._steps)
 
     def _split(self, columns: Tensor, fill: float = 0.0) -> Tensor:
-        """Return [columns, rows] as blocks of rows, each linear's filled up with a value."""
+        """Return [columns, rows] as blocks of rows, each linear's filled up with a value.
+
+        Rows of one block lie as far apart as can be: see :mod:`advisor.methods.outputs`.
+        """
         parts = []
         for part in torch.split(columns, self._heights, dim=1):
             padded = torch.nn.functional.pad(part, (0, -part.shape[1] % ROW_BLOCK), value=fill)
-            parts.append(padded.view(columns.shape[0], -1, ROW_BLOCK))
-        return torch.cat(parts, 1).transpose(0, 1).contiguous()
+            parts.append(padded.view(columns.shape[0], ROW_BLOCK, -1))
+        return torch.cat(parts, 2).permute(2, 0, 1).contiguous()
 
     def _join(self, blocks: Tensor) -> Tensor:
         """Undo :meth:`_split`."""
         counts = [-(-height // ROW_BLOCK) for height in self._heights]
         parts = [
-            part.transpose(0, 1).reshape(blocks.shape[1], -1)[:, :height]
+            part.permute(1, 2, 0).reshape(blocks.shape[1], -1)[:, :height]
             for part, height in zip(torch.split(blocks, counts), self._heights, strict=True)
         ]
         return torch.cat(parts, 1)
@@ -228,56 +231,34 @@ def _shift(wave: _Wave, change: Tensor) -> Tensor:
 
     Args:
         wave: Who works on what.
-        change: Quantized weights less the weights, [blocks, steps, columns of a step, rows]; zeros
-            where nothing was chosen yet.
+        change: Quantized weights less the weights, last step first, [steps, columns of a step,
+            rows of all blocks]; zeros where nothing was chosen yet.
 
     Returns:
         [blocks of the wave, columns of a step, rows].
     """
-    found, done = [], 0
-    for linear, first, last, _ in wave.parts:
-        steps = wave.steps[done : done + last - first]
-        above = change[linear.first : linear.first + last - 1][:, steps].permute(1, 2, 0, 3)
-        feedback = linear.feedback[first:last, :, : (last - 1) * ROW_BLOCK]
-        found.append(torch.bmm(above.flatten(2), feedback.transpose(1, 2)))
-        done += last - first
+    found = []
+    for linear, first, last, end in wave.parts:
+        own = slice(linear.first * ROW_BLOCK, (linear.first + last - 1) * ROW_BLOCK)
+        above = change[_steps_of(len(change), first, last, end), :, own]
+        feedback = linear.feedback[first:last, :, : own.stop - own.start]
+        found.append(torch.bmm(above, feedback.transpose(1, 2)))
     return torch.cat(found)
 
 
-def _columns(
-    current: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    levels: Tensor,
-    factor: Tensor,
-    values: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Quantize columns in turn, updating those to come; return codes minus zeros, and errors.
+def _keep(wave: _Wave, change: Tensor, found: Tensor) -> None:
+    """Take up what a wave has changed, [blocks of the wave, columns of a step, rows]."""
+    parts = torch.split(found, [last - first for _, first, last, _ in wave.parts])
+    for (linear, first, last, end), part in zip(wave.parts, parts, strict=True):
+        rows = slice((linear.first + first) * ROW_BLOCK, (linear.first + last) * ROW_BLOCK)
+        own = change[_steps_of(len(change), first, last, end), :, rows]
+        blocks = own.view(*own.shape[:2], -1, ROW_BLOCK).diagonal(0, 0, 2)
+        blocks.permute(2, 0, 1).copy_(part)
 
-    Args:
-        current: [columns, blocks, rows], may be overwritten.
-        scale: Shaped alike.
-        zero: Shaped alike.
-        levels: 2^bits - 1.
-        factor: Of each block's columns, [blocks, columns, columns].
-        values: Of the steps that there are, where they are not the whole numbers of a range.
-    """
-    steps, errors = torch.empty_like(current), torch.empty_like(current)
-    low, high = -zero, levels - zero
-    if round_in_turn(current, (scale, low, high), factor, values, (steps, errors)):
-        return steps, errors
-    later = factor.permute(1, 2, 0).unsqueeze(3).contiguous()
-    tensors = (current, scale, low, high, steps, errors)
-    for column, rows in enumerate(zip(*(tensor.unbind() for tensor in tensors), strict=True)):
-        value, unit, least, most, step, error = rows
-        torch.div(value, unit, out=step)
-        if values is None:
-            torch.clamp(step.round_(), least, most, out=step)
-        else:
-            step.copy_(values[nearest_values(step, values)])
-        torch.addcmul(value, step, unit, value=-1, out=error)
-        current[column + 1 :].addcmul_(later[column, column + 1 :], error, value=-1)
-    return steps, errors
+
+def _steps_of(steps: int, first: int, last: int, end: int) -> slice:
+    """Return the steps that blocks are at, counted from the last one; they rise with the block."""
+    return slice(steps - end, steps - end + last - first)
 
 
 def _feedback(metric: Tensor) -> Tensor:
@@ -285,6 +266,8 @@ def _feedback(metric: Tensor) -> Tensor:
     missing = -len(metric) % ROW_BLOCK
     padded = torch.nn.functional.pad(metric, (0, missing) * 2)
     padded.diagonal()[len(metric) :] = 1
+    order = torch.arange(len(padded), device=metric.device).view(ROW_BLOCK, -1).t().flatten()
+    padded = padded[order][:, order]
     found = metric.new_zeros(len(padded) // ROW_BLOCK, ROW_BLOCK, len(padded))
     for own, rows in zip(found, row_spans(len(padded), ROW_BLOCK), strict=True):
         own[:, : rows.start] = feedback_of(padded, rows)[:, : rows.start]

@@ -45,12 +45,18 @@ def encode_e2m1(values: Tensor) -> Tensor:
 def round_e2m1(values: Tensor) -> Tensor:
     """Return the E2M1 value nearest to each: what :func:`encode_e2m1`'s patterns stand for.
 
-    Neighbours lie 0.5 apart below 2, 1 below 4 and 2 from there on, and an even pattern is an even
-    multiple of that.
+    Neighbours lie 0.5 apart below 2, 1 below 4 and 2 from there on: each part of a value is rounded
+    by itself, in place as far as can be. At ties it is the even pattern, an even multiple of that.
     """
-    magnitude = values.abs().clamp_(max=E2M1_LARGEST)
-    steps = torch.where(magnitude < 2.0, 0.5, torch.where(magnitude < 4.0, 1.0, 2.0))
-    return torch.copysign((magnitude / steps).round_().mul_(steps), values)
+    rest = values.clamp(-E2M1_LARGEST, E2M1_LARGEST)
+    found = rest.clamp(-2.0, 2.0)
+    rest -= found
+    found.mul_(2.0).round_().mul_(0.5)
+    middle = rest.clamp(-2.0, 2.0)
+    rest -= middle
+    found += middle.round_()
+    found.add_(rest.mul_(0.5).round_(), alpha=2.0)
+    return found.copysign_(values)  # zeros too
 
 
 def e2m1_codebook(device: torch.device | str = "cpu") -> Tensor:

@@ -72,7 +72,7 @@ class Composer:
         self.settings = settings
         self._unfit = {kernel_view(scheme): names for scheme, names in offered.unfit.items()}
         self._prices = Prices(spec, offered.format, self.linears)
-        self._book = book
+        self.book = book
         self._outer = outer
         self._pace = pace
         self.outer = () if outer is None else outer.modules
@@ -97,7 +97,7 @@ class Composer:
 
     def is_scored(self, family: Family) -> bool:
         """Whether the family's scores are known already."""
-        return not self._book.missing(
+        return not self.book.missing(
             self.schemes(family), family.settings(self.settings), family.samples
         )
 
@@ -122,16 +122,14 @@ class Composer:
             schemes += [
                 scheme
                 for scheme in self.schemes(family)
-                if self._book.is_same(scheme, settings, lead.samples, own)
+                if self.book.is_same(scheme, settings, lead.samples, own)
             ]
-        self._book.scores(tuple(dict.fromkeys(schemes)), settings, lead.samples, progress)
+        self.book.scores(tuple(dict.fromkeys(schemes)), settings, lead.samples, progress)
 
     def groups(self, family: Family, progress: Callable[[int, int], None] | None = None) -> Groups:
         """Return the knapsack's groups, scoring the family where it is not known yet."""
         schemes = self.schemes(family)
-        scores = self._book.scores(
-            schemes, family.settings(self.settings), family.samples, progress
-        )
+        scores = self.book.scores(schemes, family.settings(self.settings), family.samples, progress)
         result: dict[str, list[Option]] = {}
         for key, members in self._ties(family).items():
             options = []
@@ -267,7 +265,7 @@ class Composer:
         return self._prices.extremes(modules, ends)
 
     def _uniform(self, family: Family, scheme: Scheme) -> Mixture:
-        scores = self._book.scores([scheme], family.settings(self.settings), family.samples)
+        scores = self.book.scores([scheme], family.settings(self.settings), family.samples)
         assignment = {linear.name: scheme for linear in self.linears}
         size = self.size(assignment)
         predicted = sum(scores[scheme][linear.name].kl for linear in self.linears)

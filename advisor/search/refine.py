@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from advisor.errors import InfeasibleError
 from advisor.search.bisection import next_target
 from advisor.search.finalists import Finalist, choose, excess_bytes, strain
+from advisor.search.hopeless import FAR_BEHIND, known_kl, not_far_behind
 from advisor.search.offers import beaten_already, worth_measuring
 from advisor.search.sequential import can_be_sequential
 
@@ -33,13 +34,6 @@ MOST_GROWTHS = 6
 """Times that an undecided candidate is measured on more text."""
 _WITHIN_REACH = 1.3
 """How many times the answer's KL sequential codes may start from: they gain about a seventh."""
-_FAR_BEHIND = 2.0
-"""Scores of one method err by up to 1.5 times more than another's (see ``scores``): a mixture whose
-score is this many times the best one's is not measured."""
-_ALIKE = 0.4
-"""Share of the modules whose schemes, method and all, two mixtures have in common: from there on a
-second method's mixture says little that the first one's measurement does not. Integers of two
-methods are never alike; NVFP4 and the like are the same beside any."""
 _GOOD_ENOUGH = 0.9
 
 
@@ -74,7 +68,8 @@ class Refiner:
     def measure_offers(self, offers: Sequence[Mixture]) -> None:
         """Measure uniform candidates without scores: see :func:`worth_measuring`.
 
-        Where the smallest is wanted, those smaller than what passes already, smallest first.
+        Where the smallest is wanted, those smaller than what passes already, smallest first; else
+        those that scores, where they have any, do not rule out.
 
         Args:
             offers: Least published loss first.
@@ -88,6 +83,9 @@ class Refiner:
             chosen.sort(key=lambda mixture: mixture.size_bytes)
         for mixture in chosen:
             if beaten_already(mixture, self.measurer.finalists):
+                continue
+            predicted = known_kl(self.composer, mixture)
+            if predicted is not None and self._is_hopeless(mixture.family, predicted):
                 continue
             finalist = self._measure(mixture)
             if finalist is None or (self.goal.smallest and finalist.passes):
@@ -167,7 +165,7 @@ class Refiner:
         """Measure the mixtures of each method at the edge of the size budget, then uniform ones."""
         limit = self._limit()
         mixtures = self._at_size(limit)
-        for mixture in _not_far_behind(mixtures, mixtures[:1])[:MOST_MIXTURES]:
+        for mixture in not_far_behind(mixtures, mixtures[:1])[:MOST_MIXTURES]:
             self._measure(mixture)
         # Measured mixtures say how far each method's scores are off, here of all places.
         self._measure_uniform([m for m in self._uniforms() if m.size_bytes <= limit], most=2)
@@ -178,7 +176,7 @@ class Refiner:
         if first is None:
             return
         others = self._at_size(first.size_bytes, without=first.family.method)
-        started = [first, *_not_far_behind(others, [first])]
+        started = [first, *not_far_behind(others, [first])]
         measured = [self._measure(mixture) for mixture in started[:MOST_MIXTURES]]
         known = [finalist for finalist in measured if finalist is not None]
         if not known:
@@ -219,6 +217,8 @@ class Refiner:
         for mixture in sorted(uniforms, key=self._expected_kl):
             if mixture.family.method in done or len(done) >= most:
                 continue
+            if done and self._is_hopeless(mixture.family, mixture.predicted_kl):
+                continue
             done.add(mixture.family.method)
             if self._measure(mixture) is None:
                 return
@@ -234,13 +234,21 @@ class Refiner:
             self._ratios.setdefault(mixture.family.method, []).append(ratio)
         return finalist
 
+    def _is_hopeless(self, family: Family, predicted: float) -> bool:
+        """Whether a candidate's score says that it cannot be the answer, least KL being wanted."""
+        best = min((f.measured_kl for f in self.measurer.finalists), default=math.inf)
+        return not self.goal.smallest and self._scaled(family, predicted) > FAR_BEHIND * best
+
     def _expected_kl(self, mixture: Mixture) -> float:
-        """Return the predicted KL, scaled by what measuring has shown of the method's scores."""
-        known = self._ratios.get(mixture.family.method)
+        return self._scaled(mixture.family, mixture.predicted_kl)
+
+    def _scaled(self, family: Family, predicted: float) -> float:
+        """Return a predicted KL, scaled by what measuring has shown of the method's scores."""
+        known = self._ratios.get(family.method)
         if not known:
             known = [ratio for ratios in self._ratios.values() for ratio in ratios]
         scale = math.exp(sum(known) / len(known)) if known else 1.0
-        return mixture.predicted_kl * scale
+        return predicted * scale
 
     def _limit(self) -> int:
         """Return the size budget, or the smallest size there is where that is larger."""
@@ -273,20 +281,3 @@ class Refiner:
 
     def _uniforms(self) -> list[Mixture]:
         return [mixture for family in self.families for mixture in self.composer.uniforms(family)]
-
-
-def _not_far_behind(mixtures: Sequence[Mixture], leaders: Sequence[Mixture]) -> list[Mixture]:
-    """Return the mixtures whose scores come near the leaders', and that are not much like them."""
-    least = min((mixture.predicted_kl for mixture in leaders), default=0.0)
-    near = [mixture for mixture in mixtures if mixture.predicted_kl <= _FAR_BEHIND * least]
-    return [m for m in near if all(m is first or not _are_alike(m, first) for first in leaders)]
-
-
-def _are_alike(one: Mixture, other: Mixture) -> bool:
-    """Whether many modules have the same scheme in both."""
-    same = [
-        name
-        for name, scheme in one.assignment.items()
-        if scheme.is_quantized and other.assignment.get(name) == scheme
-    ]
-    return len(same) >= _ALIKE * len(one.assignment)

@@ -61,7 +61,7 @@ from advisor.models.rotation import rotation_of
 from advisor.numerics.microscaling import MICROSCALED_WIDTHS
 from advisor.plan.hashing import sha256_json
 from advisor.predict.gguf_types import base_type, stored_type
-from advisor.search.families import TABLE_METHODS, bare, relevant_settings, scored_with
+from advisor.search.families import bare, relevant_settings, scored_with
 from advisor.search.halves import Halves
 from advisor.search.input_noise import noise_terms
 from advisor.search.score import ModuleScores, Score, score_change
@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
     from advisor.search.input_noise import InputNoise
 
-_VERSION = 5
+_VERSION = 6
 """Part of every cache key: raised when scores mean something else."""
 _CLIP_STEPS = 10
 """Ranges tried in a clip search for scores; final codes try all of the settings'."""
@@ -210,7 +210,6 @@ class ScoreBook:
         # Both lower all scores by about the same share, and would be most of their cost.
         steps = min(settings.clip_steps, _CLIP_STEPS)
         settings = replace(settings, descent=0, output_feedback=0.0, clip_steps=steps)
-        independent = ("gptq", "gguf", *TABLE_METHODS)
         stored = {scheme: bare(scheme) for scheme in schemes}
         for method in dict.fromkeys(scheme.method for scheme in schemes):
             batch = list(dict.fromkeys(s for s in stored.values() if s.method == method))
@@ -221,9 +220,7 @@ class ScoreBook:
                 alike = [own for own in schemes if stored[own] == scheme]
                 for index, linear in enumerate(members):
                     delta = result.dequantize(index) - weights[index]
-                    score = score_change(
-                        delta, judges[index], independent_rows=method in independent
-                    )
+                    score = score_change(delta, judges[index])
                     for own in alike:
                         found[own][linear.name] = score
         for weight, linear, judge in zip(weights, members, judges, strict=True):

@@ -127,8 +127,10 @@ def test_rows_make_up_for_the_rows_above(monkeypatch, weight, statistics, name):
     moment, exact = _damped(statistics.second_moment, DAMPING), weight.double().numpy()
     scales, minimums = _fields(found, name)
     change, codes = np.zeros_like(exact), np.zeros(exact.shape, dtype=int)
-    for first in range(0, ROWS, 4):
-        rows, above = np.arange(first, min(first + 4, ROWS)), np.arange(first)
+    blocks = -(-ROWS // 4)
+    for first in range(blocks):
+        rows = np.arange(first, ROWS, blocks)
+        above = np.array([row for row in range(ROWS) if row % blocks < first], dtype=int)
         pull = metric[np.ix_(rows, above)] @ change[above]
         target = exact[rows] - np.linalg.inv(metric[np.ix_(rows, rows)]) @ pull
         codes[rows] = _obs(target, moment, scales[rows], minimums[rows], grid)

@@ -91,8 +91,10 @@ def test_rows_make_up_for_the_rows_above(monkeypatch, weight, statistics, name):
     metric = output_metric(statistics, settings, ROWS).double().numpy()
     moment, exact = _damped(statistics.second_moment), weight.double().numpy()
     scales, change = _spread(found), np.zeros(weight.shape)
-    for first in range(0, ROWS, 4):
-        rows, above = np.arange(first, min(first + 4, ROWS)), np.arange(first)
+    blocks = -(-ROWS // 4)
+    for first in range(blocks):
+        rows = np.arange(first, ROWS, blocks)
+        above = np.array([row for row in range(ROWS) if row % blocks < first], dtype=int)
         pull = metric[np.ix_(rows, above)] @ change[above]
         target = exact[rows] - np.linalg.inv(metric[np.ix_(rows, rows)]) @ pull
         change[rows] = oracle.brain_surgery(target, moment, scales[rows], _grid(name)) - exact[rows]

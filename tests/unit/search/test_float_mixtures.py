@@ -120,7 +120,7 @@ def test_families_share_the_scores_of_what_is_not_theirs(composer):
     for family in (
         replace(GPTQ, damping=0.4), replace(GPTQ, clip="mse"), replace(GPTQ, static_groups=False)
     ):  # fmt: skip
-        missing = composer._book.missing(
+        missing = composer.book.missing(
             composer.schemes(family), family.settings(composer.settings), family.samples
         )
         assert missing, "its integers are its own"

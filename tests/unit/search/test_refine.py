@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import ClassVar
+
 import pytest
 
+from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
 from advisor.search.families import Family
+from advisor.search.goal import Goal
+from advisor.search.hopeless import known_kl, not_far_behind
 from advisor.search.mixture import Mixture
-from advisor.search.refine import _not_far_behind
+from advisor.search.refine import Refiner
+from advisor.search.score import Score
 
 
 def mixture(method, score, names):
@@ -32,5 +40,50 @@ LEADER = mixture("gptq", 0.04, ["nvfp4"] * 4 + ["gptq-int4-g32-sym"] * 4 + ["bf1
 )
 def test_others_are_measured_where_they_may_be_the_answer(score, names, measured):
     other = mixture("awq", score, names)
-    assert (other in _not_far_behind([LEADER, other], [LEADER])) is measured
-    assert LEADER in _not_far_behind([LEADER, other], [LEADER])
+    assert (other in not_far_behind([LEADER, other], [LEADER])) is measured
+    assert LEADER in not_far_behind([LEADER, other], [LEADER])
+
+
+class _Book:
+    """Scores of two schemes, 0.01 and 0.03 for every module."""
+
+    known: ClassVar = {parse_scheme("nvfp4"): 0.01, parse_scheme("mxfp4"): 0.03}
+
+    def missing(self, schemes, settings, samples):
+        return [scheme for scheme in schemes if scheme not in self.known]
+
+    def scores(self, schemes, settings, samples):
+        return {s: {f"m{i}": Score(self.known[s], 1.0) for i in range(10)} for s in schemes}
+
+
+def offer(name):
+    assignment = {f"m{index}": parse_scheme(name) for index in range(10)}
+    return Mixture(name, Family(name, True), assignment, 900, 4.5, 0.0, published_loss=0.01)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "measured"),
+    # Measured KL is half of what scores say: mxfp4 would have 0.15, twice 0.05 and more; of
+    # bnb-nf4 nothing is known.
+    [(False, ["nvfp4", "bnb-nf4"]), (True, ["nvfp4", "mxfp4", "bnb-nf4"])],
+)
+def test_uniform_candidates_that_scores_rule_out_are_not_measured(smallest, measured):
+    composer = SimpleNamespace(book=_Book(), settings=QuantizationSettings(), outer=())
+    assert known_kl(composer, offer("mxfp4")) == pytest.approx(0.3)
+    assert known_kl(composer, offer("bnb-nf4")) is None
+    seen = []
+
+    class Measurer:
+        finalists: ClassVar = []
+
+        def measure(self, candidate, progress):
+            seen.append(candidate.name)
+            found = SimpleNamespace(mixture=candidate, measured_kl=0.05, passes=False)
+            self.finalists.append(found)
+            return found
+
+    goal = Goal(1000, None, 0.1, smallest)
+    refiner = Refiner(composer, Measurer(), goal, [], lambda: False, lambda mixture: None)
+    refiner._ratios["gptq"] = [math.log(0.5)]
+    refiner.measure_offers([offer("nvfp4"), offer("mxfp4"), offer("bnb-nf4")])
+    assert seen == measured
