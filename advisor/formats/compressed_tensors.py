@@ -29,6 +29,7 @@ from advisor.formats.compressed_tensors_config import (
     PACKED,
     asymmetric_inputs,
     build_config,
+    fused_names,
     resolve_module,
     scheme_format,
 )
@@ -188,6 +189,7 @@ def find_modules(config: Mapping[str, Any], stored: Stored) -> Found:
     for group in (config.get("config_groups") or {}).values():
         targets.update(target for target in group.get("targets") or () if "." in target)
     named = {target for target in targets if not target.startswith("re:")}
+    named -= set(fused_names(named)) - quantized
     for name in sorted(quantized | named):
         try:
             resolved = resolve_module(name, config)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from advisor.formats.base import HEAD
+from advisor.formats.base import FUSED_ALIASES, HEAD
 from advisor.formats.layouts import expert_paths, is_side_linear
 from advisor.schemes import Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 PACKED = "pack-quantized"
 INT = "int-quantized"
@@ -44,8 +44,11 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
 
     Loaders look a module's own name up before its class. Where all linears but the head have one
     scheme, the target is the class ``Linear``, as everybody writes it; otherwise each module is
-    named, since expressions that cover a fused module partly are what makes loaders fail. The
-    experts of a layer are one module to loaders, and a single expression covers them.
+    named, since expressions that cover a fused module partly are what makes loaders fail, and so is
+    what engines fuse: SGLang knows the parts of few models' fused modules (of Llama's, Qwen2's and
+    Mixtral's not, release 0.5.23) and looks up ``qkv_proj`` itself. The experts of a layer are one
+    module to loaders, and a single expression covers them; of experts in 16 bits they ask for the
+    first one by names that not all files use.
 
     Args:
         schemes: Scheme of every quantized module.
@@ -71,7 +74,10 @@ def build_config(schemes: Mapping[str, Scheme], unquantized: Sequence[str]) -> d
         "config_groups": groups,
         "format": formats.pop() if len(formats) == 1 else _MIXED,
         "global_compression_ratio": None,
-        "ignore": sorted({*unquantized, *({HEAD} - schemes.keys())}),
+        "ignore": sorted(
+            {*unquantized, *fused_names(unquantized), *_first_experts(unquantized, schemes)}
+            | ({HEAD} - schemes.keys())
+        ),
         "kv_cache_scheme": None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
@@ -90,12 +96,38 @@ def _targets(names: Sequence[str], members: Mapping[str, Sequence[str]]) -> list
     foreign = {
         path for group in members.values() if group is not names for path in expert_paths(group)[1]
     }
+    others = [*others, *fused_names(others)]
     shared = [path for path in paths if path not in foreign]
     if not shared:
-        return sorted(names)
+        return sorted({*names, *others})
     split = [name for name in names if name.partition(".experts.")[0] + ".experts" in foreign]
     escaped = "|".join(re.escape(path) for path in shared)
     return [*sorted(others + split), rf"re:(?:{escaped})\.\d+\."]
+
+
+def fused_names(names: Iterable[str]) -> list[str]:
+    """Return what engines call the products of modules whose parts are all among these."""
+    parents: dict[str, set[str]] = {}
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        parents.setdefault(parent, set()).add(leaf)
+    return [
+        f"{parent}.{alias}"
+        for parent, leaves in parents.items()
+        for alias, parts in FUSED_ALIASES
+        if parts <= leaves
+    ]
+
+
+def _first_experts(unquantized: Sequence[str], schemes: Mapping[str, Scheme]) -> list[str]:
+    """Return the names by which loaders ask whether the experts of a layer stay in 16 bits."""
+    quantized = set(expert_paths(schemes)[1])
+    return [
+        f"{path}.0.{leaf}"
+        for path in expert_paths(unquantized)[1]
+        if path not in quantized
+        for leaf in ("gate_proj", "up_proj", "down_proj")
+    ]
 
 
 def _weight_arguments(scheme: Scheme) -> dict[str, Any]:

@@ -109,6 +109,17 @@ def narrow_weights_under_8_bit_inputs(checkpoint: PlannedCheckpoint) -> list[str
     )
 
 
+def blocks_of_all(checkpoint: PlannedCheckpoint) -> list[str]:
+    """The size of FP8 blocks is read from the group of all linears, which must be the only one."""
+    uneven = len(set(checkpoint.schemes.values())) > 1
+    uneven |= len(checkpoint.quantized) < len(checkpoint.linears)
+    return _say(
+        checkpoint,
+        lambda scheme, _: uneven and scheme.granularity == "block",
+        "it finds the size of FP8 blocks where all linears share one scheme",
+    )
+
+
 def scales_per_token(checkpoint: PlannedCheckpoint) -> list[str]:
     """Inputs of FP8 weights find their scales at run time."""
     return _say(

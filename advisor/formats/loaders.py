@@ -95,6 +95,13 @@ RULES: tuple[LoaderRule, ...] = (
     ),
     LoaderRule(
         ("sglang",),
+        ("compressed-tensors",),
+        checks.blocks_of_all,
+        f"{_SGLANG}/layers/quantization/compressed_tensors/compressed_tensors.py "
+        "(weight_block_size: the target Linear), layers/linear.py (_load_qkv_block_scale)",
+    ),
+    LoaderRule(
+        ("sglang",),
         ("gptq",),
         checks.gptq_types,
         f"{_SGLANG}/layers/quantization/gptq/gptq.py (GPTQMarlinConfig.TYPE_MAP); "
