@@ -205,7 +205,7 @@ def _smaller_and_looser(
     workload: Workload,
 ) -> list[Relaxation]:
     """Less context or fewer sequences and more loss, for candidates that fail on both."""
-    free = replace(budgets, **dict.fromkeys(_QUALITY), task=None)  # type: ignore[arg-type]
+    free = replace(budgets, **dict.fromkeys(_QUALITY), task=None)
     best: dict[str, Relaxation] = {}
     for candidate in candidates:
         loss = [entry for entry in candidate.violations if entry.budget in _QUALITY]
