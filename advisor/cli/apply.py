@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,10 +47,10 @@ def command(
             plan, out, model=model or None, max_shard_bytes=shard, device=device,
             progress=callback,
         )  # fmt: skip
-    output.show(result.to_dict(), _render)
+    output.show(result.to_dict(), functools.partial(_render, model=model))
 
 
-def _render(console: Any, document: dict[str, Any]) -> None:
+def _render(console: Any, document: dict[str, Any], *, model: str) -> None:
     for warning in document["warnings"]:
         console.print(f"[yellow]warning:[/] {warning}")
     console.print(
@@ -58,7 +59,8 @@ def _render(console: Any, document: dict[str, Any]) -> None:
         f"{document['quantized_modules']} modules quantized"
     )
     output.computed_on(console, document["computed_on"])
-    command = shlex.join(["advisor", "verify", document["plan"], document["output"]])
+    where = ["--model", model] if model else []
+    command = shlex.join(["advisor", "verify", document["plan"], document["output"], *where])
     console.print(f"[bold]Verify[/] {command}", soft_wrap=True)
     if document["serve"]:
         console.print(f"[bold]Serve[/]  {document['serve']}", soft_wrap=True)

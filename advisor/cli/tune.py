@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from advisor.cli import options as opt
 from advisor.cli import output
 from advisor.cli.errors import guarded
 from advisor.cli.progress import progress
+from advisor.plan.hashing import is_hub_id
 
 
 @guarded
@@ -74,7 +76,7 @@ def command(
             quantize_embedding=quantize_embedding, device=device, progress=callback,
         )  # fmt: skip
     document = result.to_dict()
-    output.show(document, render)
+    output.show(document, functools.partial(render, model=model))
     raise typer.Exit(0 if document["feasible"] else 3)
 
 
@@ -83,8 +85,28 @@ _DROPPED = ("bits", "top-1")
 """Columns that a narrow terminal goes without, in this order."""
 
 
-def render(console: Any, document: dict[str, Any]) -> None:
-    """Draw the measured finalists, the answer and the next command."""
+def apply_command(document: dict[str, Any], model: str) -> str:
+    """Return the command that follows.
+
+    Args:
+        document: What ``tune --json`` prints.
+        model: What was named. A folder that the plan calls by its Hugging Face id may be a
+            download outside of the usual cache, where the id alone does not find it again.
+    """
+    parts = ["advisor", "apply", document["plan_path"], "-o", "quantized/"]
+    if model and Path(model).is_dir() and is_hub_id(document["plan"]["model"]["id"]):
+        parts += ["--model", model]
+    return shlex.join(parts)
+
+
+def render(console: Any, document: dict[str, Any], *, model: str = "") -> None:
+    """Draw the measured finalists, the answer and the next command.
+
+    Args:
+        console: Where to.
+        document: What ``tune --json`` prints.
+        model: The folder that was named, which the plan may call by its Hugging Face id.
+    """
     _finalists(console, document["finalists"], document["plan"]["budgets"]["max_size_bytes"])
     _judged_apart(console, document["finalists"])
     for failure in document["backends_failed"]:
@@ -113,9 +135,8 @@ def render(console: Any, document: dict[str, Any]) -> None:
         console.print(line, soft_wrap=True)
     if document["feasible"]:
         console.print(f"\n[bold]{document['chosen']}[/] is {document['why']}.", soft_wrap=True)
-        command = shlex.join(["advisor", "apply", document["plan_path"], "-o", "quantized/"])
         console.print(f"[bold]Plan[/]   {document['plan_path']}", soft_wrap=True)
-        console.print(f"[bold]Apply[/]  {command}", soft_wrap=True)
+        console.print(f"[bold]Apply[/]  {apply_command(document, model)}", soft_wrap=True)
         return
     console.print(
         "[bold red]Nothing measured meets these budgets.[/] The smallest changes that would do:"

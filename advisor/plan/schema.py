@@ -61,6 +61,8 @@ class Kernel(Strict):
     name: str | None = None
     reason: str
     source: str | None = None
+    dtype: str | None = None
+    """16-bit data type to serve with, where the kernel allows one only."""
 
 
 class Engine(Strict):

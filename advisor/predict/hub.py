@@ -60,7 +60,7 @@ def fetch_modelspec(model: str, hint: str = "") -> ModelSpec:
         raise InputError(
             f"the Hugging Face hub did not answer for {model!r}: {error}.{hint} {_OFFLINE}"
         ) from error
-    except _network_errors() as error:
+    except network_errors() as error:
         known = try_to_load_from_cache(model, "config.json")
         if not isinstance(known, str):
             raise InputError(_unreachable(model, hint)) from error
@@ -78,7 +78,7 @@ def _unreachable(model: str, hint: str) -> str:
     )
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
+def network_errors() -> tuple[type[Exception], ...]:
     """Return what a missing connection raises: of its own library since huggingface_hub 1.0."""
     try:
         from httpx import HTTPError
@@ -93,7 +93,7 @@ def _headers(api: Any, model: str) -> dict[str, StoredTensor]:
 
     try:
         metadata = api.get_safetensors_metadata(model)
-    except (NotASafetensorsRepoError, HfHubHTTPError, *_network_errors()):
+    except (NotASafetensorsRepoError, HfHubHTTPError, *network_errors()):
         # config.json alone gives every shape; ModelSpec.source says which of the two it was.
         return {}
     return {

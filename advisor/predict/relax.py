@@ -85,6 +85,9 @@ def relaxations(
     found = _budget_changes(runnable, budgets, hardware)
     found += _smaller_workloads(spec, runnable, hardware, engine, budgets, workload)
     found += _other_gpus(spec, runnable, hardware, engine, budgets, workload)
+    if not any(entry.text.startswith("--") and entry.budget != "gpu" for entry in found):
+        # Neither a budget nor the workload alone: both together, before a larger device.
+        found += _smaller_and_looser(spec, runnable, hardware, engine, budgets, workload)
     if not found:
         found = _two_budgets(runnable, budgets, hardware)
     found = [entry for entry in found if entry.ask <= _LARGEST_ASK]
@@ -188,6 +191,36 @@ def _smaller_workloads(
         if best is not None:
             found.append(best)
     return found
+
+
+_QUALITY = ("max_loss", "max_kl", "max_accuracy_drop")
+
+
+def _smaller_and_looser(
+    spec: ModelSpec,
+    candidates: Sequence[Candidate],
+    hardware: HardwareProfile,
+    engine: str,
+    budgets: Budgets,
+    workload: Workload,
+) -> list[Relaxation]:
+    """Less context or fewer sequences and more loss, for candidates that fail on both."""
+    free = replace(budgets, **dict.fromkeys(_QUALITY), task=None)
+    best: dict[str, Relaxation] = {}
+    for candidate in candidates:
+        loss = [entry for entry in candidate.violations if entry.budget in _QUALITY]
+        heavy = tuple(entry for entry in candidate.violations if entry.budget not in _QUALITY)
+        if not loss or not heavy or any(entry.value is None for entry in loss):
+            continue
+        small = [replace(candidate, violations=heavy)]
+        more = sum(_ask(entry) for entry in loss)
+        words = _in_words(candidate.name, loss, budgets, hardware)
+        for entry in _smaller_workloads(spec, small, hardware, engine, free, workload):
+            alone = entry.text.removesuffix(f", with {candidate.name}")
+            both = replace(entry, ask=entry.ask + more, text=f"{alone} and {words}")
+            if entry.budget not in best or both.ask < best[entry.budget].ask:
+                best[entry.budget] = both
+    return list(best.values())
 
 
 def _other_gpus(

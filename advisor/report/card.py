@@ -152,7 +152,7 @@ def serve_plan(plan: Plan, path: str) -> str:
     """
     return serve_command(
         plan.engine.name, path, plan.serving.context, plan.serving.batch,
-        devices=plan.hardware.count,
+        devices=plan.hardware.count, dtype=plan.engine.kernel.dtype,
     )  # fmt: skip
 
 

@@ -230,14 +230,24 @@ def _kernel(task: Task, chosen: Mixture) -> Kernel:
     counted = Counter(scheme for scheme in chosen.assignment.values() if scheme.is_quantized)
     if not counted:
         return Kernel(support="native", name=None, reason="every module stays in 16 bits")
-    found = verdict(
-        task.engine,
-        counted.most_common(1)[0][0],
-        task.hardware,
-        task.spec.linears,
-        checkpoint_format=task.format_name,
+    found = [
+        verdict(
+            task.engine,
+            scheme,
+            task.hardware,
+            task.spec.linears,
+            checkpoint_format=task.format_name,
+        )
+        for scheme, _ in counted.most_common()
+    ]
+    first, narrow = found[0], [each.dtype for each in found if each.dtype is not None]
+    return Kernel(
+        support=first.support,
+        name=first.name,
+        reason=first.reason,
+        source=first.source,
+        dtype=narrow[0] if narrow else None,
     )
-    return Kernel(support=found.support, name=found.name, reason=found.reason, source=found.source)
 
 
 def _text(sequences: TokenSequences, overlap: float | None) -> Text:

@@ -130,13 +130,17 @@ def resolve_model_folder(model: str | Path, revision: str | None = None) -> Path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from advisor.predict.hub import network_errors
+
     try:
         path = snapshot_download(
             text,
             revision=revision,
             allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (
+        HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, *network_errors(),
+    ) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[0].rstrip(". ") + "."
         raise InputError(
             f"{text} is neither a folder here nor a model that can be downloaded: {reason} "

@@ -136,6 +136,26 @@ def test_a_relaxation_does_as_it_is_written(llama, gpu, given):
     assert tried
 
 
+@pytest.mark.parametrize("given", [{"max_loss": "2%"}, {"max_loss": "2%", "max_kl": "0.01"}])
+def test_less_context_and_more_loss_together_where_neither_is_enough(given):
+    """32B on a 24 GB card: what an expert would say first, and it does as it is written."""
+    spec, gpu = load_modelspec("Qwen/Qwen3-32B"), find_profile("rtx4090")
+
+    def ask(context, **typed):
+        return recommend(spec, gpu, "vllm", Budgets.from_text(**typed), context=context)
+
+    found = ask(32768, **given).relaxation
+    entry = next(entry for entry in found if entry.budget == "context")
+    options = dict(re.findall(r"--([a-z-]+) (\S+)", entry.text))
+    assert {"context", *(name.replace("_", "-") for name in given)} == set(options)
+    context = int(options.pop("context"))
+    assert 8192 <= context < 32768
+    typed = {name.replace("-", "_"): value for name, value in options.items()}
+    assert ask(context, **typed).recommended.name == entry.candidate
+    assert ask(context, **given).recommended is None
+    assert ask(32768, **typed).recommended is None
+
+
 def test_more_cards_of_the_same_are_a_way_out_where_the_engine_shares_a_model():
     spec = load_modelspec("meta-llama/Llama-3.1-70B")
 

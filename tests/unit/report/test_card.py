@@ -75,3 +75,11 @@ def test_the_card_says_where_budgets_are_not_met():
     text = card(unmet="KL 0.0500 (0.0400 to 0.0600) exceeds 0.01")
     assert "only nearest to them: KL 0.0500 (0.0400 to 0.0600) exceeds 0.01.\n" in text
     assert text.index("Not within the budgets") < text.index("## Figures")
+
+
+def test_a_server_is_told_the_type_that_the_kernel_is_bound_to():
+    engine = load_plan(PLAN).engine
+    narrow = engine.kernel.model_copy(update={"dtype": "float16"})
+    served = card(engine=engine.model_copy(update={"name": "vllm", "kernel": narrow}))
+    assert " --dtype half\n" in served
+    assert "--dtype" not in card(engine=engine.model_copy(update={"name": "vllm"}))

@@ -83,6 +83,19 @@ def test_a_download_that_fails_says_why(monkeypatch):
         resolve_model_folder("someone/model")
 
 
+def test_no_network_is_said_as_every_failed_download_is(monkeypatch):
+    """httpx, which huggingface_hub uses since 1.0, raises what is no OSError."""
+    import httpx
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise httpx.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(InputError, match=r"neither .* Name or service not known\. Check"):
+        resolve_model_folder("someone/model", "c0ffee")
+
+
 def test_every_workflow_of_the_documentation_exists():
     for name in (
         "profile", "recommend", "tune", "apply", "verify", "report", "predict", "inspect",
