@@ -35,9 +35,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from advisor.calibration.mixing import sequence_weights
 from advisor.calibration.passes import BATCH_TOKENS
 from advisor.calibration.spill import Spill
 from advisor.calibration.tapes import LatestInputs
+from advisor.errors import InputError
 from advisor.evaluation.runtime import quantized_model
 from advisor.models.allocator import drop_pages
 from advisor.models.blocks import BlockRunner
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from advisor.calibration.mixing import Statistics
+    from advisor.calibration.tokens import TokenSequences
     from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.models.rotation import Rotation
@@ -218,3 +222,54 @@ class QuantizedPrefix:
                 hidden = self._quantized[part].to(loaded.device)
                 self._quantized[part] = self._runner.run(self._block, hidden)
                 drop_pages(self._quantized[part])
+
+
+def prefix_of(
+    loaded: LoadedModel,
+    chosen: Mapping[str, Scheme],
+    settings: QuantizationSettings,
+    store: Statistics | None,
+    samples: int | None,
+    calibration: TokenSequences | None,
+    rotation: Rotation | None,
+) -> QuantizedPrefix | None:
+    """Return the walk over quantized blocks, where the settings ask for it.
+
+    Args:
+        loaded: The 16-bit model.
+        chosen: Module path to quantized scheme.
+        settings: ``sequential``, the mix, and those of the fit.
+        store: Statistics, which say how much tokens weigh.
+        samples: Prefix of the calibration sequences to use; None for all.
+        calibration: The sequences.
+        rotation: Of the model that is quantized.
+
+    Raises:
+        InputError: Codes cannot be sequential, or what they need is missing.
+    """
+    if not settings.sequential:
+        return None
+    if not can_be_sequential(chosen):
+        methods = sorted({scheme.method for scheme in chosen.values()})
+        raise InputError(
+            "sequential=True needs a method that looks at its inputs in some module "
+            f"({', '.join(sorted(SEQUENTIAL_METHODS))}) and smoothquant in none, "
+            f"but got {', '.join(methods)}."
+        )
+    if calibration is None or store is None:
+        raise InputError("sequential=True needs the calibration text and its statistics.")
+    used = calibration if samples is None else calibration.first(samples)
+    shares = sequence_weights(used, settings.calibration_mix)
+    kept = shares > 0
+
+    def weights(linear: LinearSpec) -> Tensor:
+        """Weigh a token by its sequence's share in the mix and by its gradients."""
+        own = store.weights(linear)
+        rows = shares[:, None].expand(used.tokens.shape)
+        if own is not None:
+            rows = rows * own.reshape(-1, rows.shape[1])[: len(rows)]
+        return rows[kept]
+
+    return QuantizedPrefix(
+        loaded, used.tokens[kept], store.work_folder, settings, weights, rotation
+    )

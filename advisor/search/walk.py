@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from advisor.calibration.coverage import FittedStatistics
-from advisor.calibration.mixing import of_mix, sequence_weights
+from advisor.calibration.mixing import of_mix
 from advisor.calibration.rotating import rotated
 from advisor.calibration.statistics import LayerStatistics, scale_inputs
 from advisor.errors import InputError
@@ -24,11 +24,7 @@ from advisor.search.families import couples_outputs, own_settings
 from advisor.search.outer_codes import quantize_outer
 from advisor.search.scaling import SCALING_METHODS, Folded, find_scales, stored_dtype
 from advisor.search.scores import module_weight
-from advisor.search.sequential import (
-    SEQUENTIAL_METHODS,
-    QuantizedPrefix,
-    can_be_sequential,
-)
+from advisor.search.sequential import QuantizedPrefix, prefix_of
 from advisor.search.stacking import is_stackable, quantize_group
 
 if TYPE_CHECKING:
@@ -83,7 +79,9 @@ class Walk:
         if store is not None:
             self._known = partial(FittedStatistics(store, loaded.linears).layer, samples=samples)
         self._rotation = self._rotate()
-        self._prefix = self._follow(calibration)
+        self._prefix = prefix_of(
+            loaded, self._chosen, settings, store, samples, calibration, self._rotation
+        )
         self._scales: dict[str, Tensor] = {}
         if self._prefix is None:
             weight_of = partial(module_weight, loaded)
@@ -283,36 +281,6 @@ class Walk:
                 f"safetensors checkpoints, but got {', '.join(sorted(unfit))}."
             )
         return rotation
-
-    def _follow(self, calibration: TokenSequences | None) -> QuantizedPrefix | None:
-        """Return the walk over quantized blocks, where the settings ask for it."""
-        settings, store = self._settings, self._store
-        if not settings.sequential:
-            return None
-        if not can_be_sequential(self._chosen):
-            methods = sorted({scheme.method for scheme in self._chosen.values()})
-            raise InputError(
-                "sequential=True needs a method that looks at its inputs in some module "
-                f"({', '.join(sorted(SEQUENTIAL_METHODS))}) and smoothquant in none, "
-                f"but got {', '.join(methods)}."
-            )
-        if calibration is None or store is None:
-            raise InputError("sequential=True needs the calibration text and its statistics.")
-        used = calibration if self._samples is None else calibration.first(self._samples)
-        shares = sequence_weights(used, settings.calibration_mix)
-        kept = shares > 0
-
-        def weights(linear: LinearSpec) -> Tensor:
-            """Weigh a token by its sequence's share in the mix and by its gradients."""
-            own = store.weights(linear)
-            rows = shares[:, None].expand(used.tokens.shape)
-            if own is not None:
-                rows = rows * own.reshape(-1, rows.shape[1])[: len(rows)]
-            return rows[kept]
-
-        return QuantizedPrefix(
-            self._loaded, used.tokens[kept], store.work_folder, settings, weights, self._rotation
-        )
 
 
 def _names(linears: Sequence[LinearSpec]) -> list[str]:
