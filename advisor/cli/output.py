@@ -113,6 +113,15 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
+def count(value: float) -> str:
+    """Return a number of parameters in three digits: ``8.03 B``, ``135 M``, ``336 K``."""
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        # What would round to 1000 of a unit is 1.00 of the next.
+        if value >= 0.9995 * factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f}"
+
+
 def percent(value: float | None) -> str:
     """Return a fraction as a percentage: ``3.1%``."""
     if value is None:

@@ -118,7 +118,7 @@ def render(console: Any, document: dict[str, Any], *, everything: bool = False) 
     ruled_out = [row for row in document["candidates"] if not row["feasible"]]
     model, hardware = document["model"], document["hardware"]
     console.print(
-        f"[bold]{model['id']}[/] ({model['parameters'] / 1e9:.3g} B parameters) on "
+        f"[bold]{model['id']}[/] ({output.count(model['parameters'])} parameters) on "
         f"[bold]{output.device(hardware)}[/], served by [bold]{document['engine']}[/]\n"
     )
     output.print_notes(console, document)

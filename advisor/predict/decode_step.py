@@ -9,6 +9,7 @@ from advisor.predict.speed_data import coefficients_of
 
 if TYPE_CHECKING:
     from advisor.engines.verdict import Verdict
+    from advisor.hardware.capabilities import Capabilities
     from advisor.hardware.profile import HardwareProfile
     from advisor.modelspec import ModelSpec
     from advisor.predict.speed_data import EngineSpeed, KernelSpeed
@@ -192,6 +193,18 @@ def step_of(
     return Step(memory, compute, overhead, adds_up=coefficients.combine == "sum")
 
 
+def _int8_gain(able: Capabilities) -> float:
+    """Return how many INT8 products a CPU does in the time of one of float32 (of AMX: bfloat16).
+
+    Dot-product instructions (VNNI, NEON's SDOT) take four where float32 takes one, AVX2's
+    VPMADDUBSW two: GGUF's kernels use them, so that fewer bits are never slower for the products.
+    """
+    if able.amx_bf16:
+        return 2.0
+    dot = able.avx512_vnni or able.avx_vnni or able.neon_dotprod or able.neon_i8mm
+    return 4.0 if dot else 2.0 if able.avx2 else 1.0
+
+
 def _generation(coefficients: EngineSpeed, hardware: HardwareProfile) -> float:
     return (coefficients.generations or {}).get(hardware.sm or 0, 1.0)
 
@@ -214,5 +227,6 @@ def compute_rate(hardware: HardwareProfile, compute: str) -> float | None:
         able = hardware.capabilities
         gain = 8.0 if able.amx_bf16 else 2.0 if able.avx512 else 1.0
         sixteen = _CPU_TFLOPS_GUESS * gain
+        rates["int8"] = sixteen * _int8_gain(able)
     rate = rates.get(compute) or sixteen
     return None if rate is None else rate * 1e12

@@ -152,3 +152,12 @@ def test_profile_draws_what_was_measured(capsys, monkeypatch, failed):
     assert text.count("no kernel" if failed else "123") >= 4
     assert ("GB/s" in text) is not failed
     assert workflows.profile("cpu").measurements is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(8_030_261_248, "8.03 B"), (134_515_008, "135 M"), (335_936, "336 K"), (999_900_000, "1 B"),
+     (671_026_419_200, "671 B"), (7, "7")],
+)  # fmt: skip
+def test_parameters_in_the_unit_that_people_say(value, text):
+    assert output.count(value) == text
