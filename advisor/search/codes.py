@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
 
+_VERSION = 2
+"""Part of every key: raised when the same settings make other codes."""
+
 
 class CandidateCodes(Mapping[str, "QuantizedWeight"]):
     """One candidate's quantized weights by module path, read from disk one at a time."""
@@ -137,7 +140,8 @@ def codes_key(
         samples: Prefix of the calibration sequences; None for all.
     """
     relevant = relevant_settings(scheme, settings, samples)
-    return sha256_json([list(names), str(scheme), relevant, finishing_settings(scheme, settings)])
+    finishing = finishing_settings(scheme, settings)
+    return sha256_json([_VERSION, list(names), str(scheme), relevant, finishing])
 
 
 def twin_keys(

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
     from advisor.search.mixture import Mixture
 
-_VERSION = 1
+_VERSION = 2
+"""Part of every key: raised when the same candidate is measured on other codes."""
 _ARRAYS = ("sequence_kl", "sequence_nll", "sequence_reference_nll", "sequence_agreement")
 _SCORES = "scores"
 _logger = logging.getLogger(__name__)

@@ -195,8 +195,8 @@ def test_budgets_that_cannot_be_met_say_what_would(run):
     assert max(f.mixture.size_bytes for f in needed) > 0.99 * alone.needed
     # Nothing is as small as 20 kB: the quality must give way too, by as little as was measured.
     smaller = [f for f in needed if not f.passes]
-    asked = [f.mixture.size_bytes / 20_000 * f.measured_kl / 1e-4 for f in smaller]
-    nearest = smaller[asked.index(min(asked))]
+    asked = [f.mixture.size_bytes / 20_000 * f.kl_high / 1e-4 for f in smaller if f.in_full]
+    nearest = [f for f in smaller if f.in_full][asked.index(min(asked))]
     assert both.candidate == nearest.name
     assert both.needed == loosened("max_size", nearest.mixture.size_bytes)
     size = f"--max-size {both.needed / 1000:g}kB instead of 20 kB"
