@@ -186,8 +186,8 @@ def _again(plan: Plan) -> str:
 
 def _interval(value: Interval, *, percent: bool = False) -> str:
     factor, unit = (100.0, "%") if percent else (1.0, "")
-    digits = 2 if percent else 4
-    numbers = (f"{factor * part:.{digits}f}" for part in (value.value, value.low, value.high))
+    form = ".2f" if percent else ".3g"
+    numbers = (f"{factor * part:{form}}" for part in (value.value, value.low, value.high))
     middle, low, high = numbers
     return f"{middle}{unit} [{low}, {high}]"
 

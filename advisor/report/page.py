@@ -11,6 +11,7 @@ from advisor.report.scatter import Scored, best_by_trial, scores_against_measure
 from advisor.report.sections import (
     judged_apart,
     kernel_rows,
+    kl_text,
     percent_text,
     provenance,
     section,
@@ -106,7 +107,7 @@ def _figures(plan: Plan) -> str:
         ("bits a weight", f"{expected.bits_per_weight:.2f}"),
     ]
     if expected.kl is not None:
-        cards.append(("KL per token, nats", f"{expected.kl.value:.4f}"))
+        cards.append(("KL per token, nats", kl_text(expected.kl.value)))
     if expected.loss is not None:
         cards.append(("perplexity increase", f"{expected.loss.value * 100:.2f}%"))
     if expected.top1_agreement is not None:
@@ -182,7 +183,7 @@ def _candidates(plan: Plan) -> str:
         (
             f"<code>{escape(row.name)}</code>",
             size_text(row.size_bytes),
-            "" if row.kl is None else f"{row.kl.value:.4f}",
+            "" if row.kl is None else kl_text(row.kl.value),
             "" if row.loss is None else percent_text(row.loss),
             escape(row.basis),
             escape(row.reason),

@@ -66,7 +66,7 @@ def scores_against_measured(points: Sequence[Scored]) -> str:
     parts += [
         f'<circle class="{"chosen" if point.chosen else "point"}" cx="{x(point.predicted):.1f}" '
         f'cy="{y(point.measured):.1f}" r="{6 if point.chosen else 4}"><title>{escape(point.name)}: '
-        f"predicted {point.predicted:.4f}, measured {point.measured:.4f}</title></circle>"
+        f"predicted {point.predicted:.3g}, measured {point.measured:.3g}</title></circle>"
         for point in points
     ]
     return draw_svg("".join(parts), "Predicted and measured KL")

@@ -17,7 +17,7 @@ def judged_apart(plan: Plan) -> str:
     rows = [
         (
             escape(name),
-            f"{row.kl.value:.4f}",
+            kl_text(row.kl.value),
             percent_text(row.loss),
             f"{row.top1_agreement.value:.1%}",
         )
@@ -137,6 +137,11 @@ def size_text(value: int) -> str:
             digits = 3 if value < 10 * factor else 2 if value < 100 * factor else 1
             return f"{value / factor:.{digits}f} {unit}"
     return f"{value / 1e3:.1f} kB"
+
+
+def kl_text(value: float) -> str:
+    """Return nats in three figures; the smallest are powers of ten, and not nothing."""
+    return f"{value:.3g}"
 
 
 def percent_text(value: Interval) -> str:

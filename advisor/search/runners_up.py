@@ -68,4 +68,4 @@ def _why(goal: Goal, winner: Finalist | None, other: Finalist) -> str:
         return f"{more:,} bytes larger"
     if is_tie(other, winner):
         return f"a tie in KL, and {more:,} bytes larger" if more > 0 else "a tie in KL"
-    return f"KL {other.measured_kl:.4f} against {winner.measured_kl:.4f}"
+    return f"KL {other.measured_kl:.3g} against {winner.measured_kl:.3g}"
