@@ -75,6 +75,8 @@ class Composer:
         self.book = book
         self._outer = outer
         self._pace = pace
+        self._groups: dict[Family, Groups] = {}
+        self._ends: tuple[SizeEstimate, SizeEstimate] | None = None
         self.outer = () if outer is None else outer.modules
 
     def size(self, assignment: Mapping[str, Scheme]) -> SizeEstimate:
@@ -128,6 +130,12 @@ class Composer:
 
     def groups(self, family: Family, progress: Callable[[int, int], None] | None = None) -> Groups:
         """Return the knapsack's groups, scoring the family where it is not known yet."""
+        if family not in self._groups:
+            self._groups[family] = self._group(family, progress)
+        return self._groups[family]
+
+    def _group(self, family: Family, progress: Callable[[int, int], None] | None) -> Groups:
+        """Make a family's groups."""
         schemes = self.schemes(family)
         scores = self.book.scores(schemes, family.settings(self.settings), family.samples, progress)
         result: dict[str, list[Option]] = {}
@@ -225,14 +233,6 @@ class Composer:
             return None
         return min(candidates, key=lambda candidate: candidate.predicted_kl)
 
-    def uniform_size(self, family: Family, storage: str) -> int | None:
-        """Return the bytes of a uniform candidate without scoring it; None where it fits not."""
-        for scheme in self.schemes(family):
-            if storage_name(scheme) == storage and self.takes(scheme, self.linears):
-                assignment = dict.fromkeys((linear.name for linear in self.linears), scheme)
-                return self.size(assignment).total_bytes
-        return None
-
     def bytes_at(self, bits_per_weight: float) -> int:
         """Return the bytes of a checkpoint whose quantizable weights take that many bits."""
         smallest, _ = self.smallest_and_largest()
@@ -256,13 +256,16 @@ class Composer:
 
     def smallest_and_largest(self) -> tuple[SizeEstimate, SizeEstimate]:
         """Return the sizes of the smallest checkpoint, and of the largest quantized one."""
+        if self._ends is not None:
+            return self._ends
         schemes = [s for s in self.options if s.is_quantized]
         modules = [
             (members, [s for s in schemes if self.takes(s, members)] or [BF16])
             for members in self._ties(Family(BEST)).values()
         ]
         ends = [(m, self._outer_schemes(m, Family(BEST)) or [BF16]) for m in self.outer]
-        return self._prices.extremes(modules, ends)
+        self._ends = self._prices.extremes(modules, ends)
+        return self._ends
 
     def _uniform(self, family: Family, scheme: Scheme) -> Mixture:
         scores = self.book.scores([scheme], family.settings(self.settings), family.samples)

@@ -10,7 +10,7 @@ from advisor.errors import InputError
 from advisor.search.families import TABLE_METHODS, Family, schemes_of
 from advisor.search.mixture import Mixture
 from advisor.search.outcomes import Outcome, TrialRecord
-from advisor.search.space import Proposal, Space, Suggester, suggest
+from advisor.search.space import Proposal, Space, Suggester, storage_name, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -139,7 +139,7 @@ class Scorer:
             return None
         if proposal.family.method == "best":
             return "a uniform candidate has one method, not the best of several"
-        size = self.composer.uniform_size(proposal.family, proposal.uniform)
+        size = _uniform_size(self.composer, proposal.family, proposal.uniform)
         if size is None:
             return f"{proposal.uniform} fits not all modules"
         if self.goal.max_bytes is not None and size > self.goal.max_bytes:
@@ -255,3 +255,12 @@ def unmeasured_answer(scorer: Scorer) -> tuple[Mixture, bool]:
     if rounded is None:
         raise InputError("the engine offers no scheme that fits all modules of this model.")
     return rounded, False
+
+
+def _uniform_size(composer: Composer, family: Family, storage: str) -> int | None:
+    """Return the bytes of a uniform candidate without scoring it; None where it fits not."""
+    for scheme in composer.schemes(family):
+        if storage_name(scheme) == storage and composer.takes(scheme, composer.linears):
+            assignment = dict.fromkeys((linear.name for linear in composer.linears), scheme)
+            return composer.size(assignment).total_bytes
+    return None
