@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from advisor.search.goal import Goal
     from advisor.search.mixture import Mixture
 
+_TOO_LARGE = "{:,} bytes more than the budgets on size, memory and speed leave"
+
 
 def runners_up(
     goal: Goal, chosen: Mixture, winner: Finalist | None, finalists: Sequence[Finalist]
@@ -51,14 +53,14 @@ def unmet(goal: Goal, chosen: Mixture, winner: Finalist | None) -> str | None:
     What was not measured yet, as the search was stopped, breaks none that is known of.
     """
     if (over := excess_bytes(chosen, goal)) > 0:
-        return f"{over:,} bytes more than the budgets on size, memory and speed leave"
+        return _TOO_LARGE.format(over)
     return None if winner is None or winner.passes else winner.decision.reason
 
 
 def _why(goal: Goal, winner: Finalist | None, other: Finalist) -> str:
     """Return why a measured candidate is not the answer."""
     if (over := excess_bytes(other.mixture, goal)) > 0:
-        return f"{over:,} bytes over the size budget"
+        return _TOO_LARGE.format(over)
     if not other.passes:
         return other.decision.reason
     if winner is None:

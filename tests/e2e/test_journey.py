@@ -206,7 +206,7 @@ def test_the_model_card_is_the_plans(journey: tuple[Path, Tuning], tmp_path: Pat
     card = (folder / "README.md").read_text()
     expected = load_plan(plan).expected
     assert expected.kl is not None
-    assert f"{expected.kl.value:.4f} [{expected.kl.low:.4f}, {expected.kl.high:.4f}]" in card
+    assert f"{expected.kl.value:.3g} [{expected.kl.low:.3g}, {expected.kl.high:.3g}]" in card
     assert "base_model: tiny-llama" in card
     workflows.apply(plan, tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_text() == card
