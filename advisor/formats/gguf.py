@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError
 from advisor.formats.base import HEAD, Found, Stored, list_some
+from advisor.formats.read_only import companions as companions
+from advisor.formats.read_only import quantization_config as quantization_config
 from advisor.methods.gguf import assemble, quantize_blocks
 from advisor.numerics.gguf_blocks import BLOCK_TYPES, get_block_type, unpack_blocks
 from advisor.predict.gguf_types import base_type, commonest_type, outer_type
 from advisor.schemes import Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     import torch
     from torch import Tensor
@@ -43,20 +45,6 @@ def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
 def storage_scheme(scheme: Scheme) -> Scheme:
     """Return the block type of a scheme; a file type's own one."""
     return Scheme("gguf", base_type(scheme.weight))
-
-
-def quantization_config(
-    weights: Mapping[str, QuantizedWeight], unquantized: Sequence[str]
-) -> dict[str, Any]:
-    """Return an empty configuration: the file says itself what it holds."""
-    del weights, unquantized
-    return {}
-
-
-def companions(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return none: every loader reads config.json."""
-    del config
-    return {}
 
 
 def pack(

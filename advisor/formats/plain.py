@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError
 from advisor.formats.base import Found, Stored, list_some
+from advisor.formats.read_only import companions as companions
+from advisor.formats.read_only import quantization_config as quantization_config
+from advisor.formats.read_only import storage_scheme as storage_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import torch
     from torch import Tensor
@@ -29,25 +32,6 @@ def problems(weights: Mapping[str, QuantizedWeight | Planned]) -> list[str]:
         f"format 'safetensors' holds 16-bit weights only, but got {list_some(list(weights))} "
         "quantized. Use gptq, awq, compressed-tensors or bitsandbytes."
     ]
-
-
-def storage_scheme(scheme: Scheme) -> Scheme:
-    """Return the scheme itself."""
-    return scheme
-
-
-def quantization_config(
-    weights: Mapping[str, QuantizedWeight], unquantized: Sequence[str]
-) -> dict[str, Any]:
-    """Return an empty configuration: nothing is quantized."""
-    del weights, unquantized
-    return {}
-
-
-def companions(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return none: every loader reads config.json."""
-    del config
-    return {}
 
 
 def pack(

@@ -1,7 +1,8 @@
 """What formats that Advisor reads, but does not write, answer to a writer.
 
 vLLM, SGLang and TensorRT-LLM read the same numbers from compressed-tensors or have them made by
-their own tools.
+their own tools. Formats that are written otherwise than module by module (GGUF, 16-bit files) take
+from here the answers that are as empty for them.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ def storage_scheme(scheme: Scheme) -> Scheme:
 def quantization_config(
     weights: Mapping[str, QuantizedWeight], unquantized: Sequence[str]
 ) -> dict[str, Any]:
-    """Never called with weights: :func:`problems` refuses every one."""
+    """Return an empty configuration: config.json is not what says how weights are stored."""
     del weights, unquantized
     return {}
 
 
 def companions(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return none."""
+    """Return none: there is no further file of settings."""
     del config
     return {}
 
