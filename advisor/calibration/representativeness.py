@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 """Of what is compared, and how."""
-_SEQUENCES = 16
-"""Sequences of each text that are compared."""
+SEQUENCES = 16
+"""Sequences of each text that are compared, where a caller does not say."""
 _FEWEST = 4
 _LOW_COVERAGE = 0.75
 _HIGH_GAP = 0.5
@@ -112,6 +112,7 @@ def representativeness(
     calibration: TokenSequences,
     evaluation: TokenSequences,
     progress: Callable[[int, int], None] | None = None,
+    sequences: int = SEQUENCES,
 ) -> Representativeness | None:
     """Compare two texts by a forward pass over some of their sequences, block by block.
 
@@ -123,11 +124,12 @@ def representativeness(
         calibration: What codes are fitted to.
         evaluation: What answers are judged on.
         progress: Called with (blocks done, blocks in all).
+        sequences: Of each text, at most.
 
     Returns:
         None where a text has fewer than four sequences: chance would decide.
     """
-    count = min(_SEQUENCES, calibration.sequences, evaluation.sequences)
+    count = min(sequences, calibration.sequences, evaluation.sequences)
     if count < _FEWEST:
         return None
     half = count // 2
@@ -154,6 +156,7 @@ def kept_representativeness(
     evaluation: TokenSequences,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
+    sequences: int = SEQUENCES,
 ) -> Representativeness | None:
     """Return what :func:`representativeness` finds, from disk where it was found before.
 
@@ -163,12 +166,13 @@ def kept_representativeness(
         evaluation: What answers are judged on.
         folder: Folder of the cache; a file named by its content is made inside.
         progress: Called with (blocks done, blocks in all) where it is found now.
+        sequences: Of each text, at most.
 
     Raises:
         InputError: The folder cannot be written.
     """
     parts = [loaded.fingerprint, str(loaded.dtype), calibration.sha256, evaluation.sha256]
-    path = folder / "comparisons" / f"{sha256_json([_VERSION, _SEQUENCES, *parts])[:32]}.json"
+    path = folder / "comparisons" / f"{sha256_json([_VERSION, sequences, *parts])[:32]}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         values: dict[str, Any] = {
@@ -178,7 +182,7 @@ def kept_representativeness(
         return Representativeness(**values)
     except (OSError, ValueError, TypeError, AttributeError):
         pass  # not there, or not whole
-    found = representativeness(loaded, calibration, evaluation, progress)
+    found = representativeness(loaded, calibration, evaluation, progress, sequences)
     if found is not None:
         write_atomically(path, json.dumps(asdict(found)))
     return found

@@ -172,6 +172,12 @@ SequenceLength = Annotated[
     int,
     typer.Option("--sequence-length", min=16, rich_help_panel=_TEXTS, help="Tokens a sequence."),
 ]
+TuneEvaluationSequences = Annotated[
+    int | None,
+    typer.Option("--evaluation-sequences", min=4, rich_help_panel=_TEXTS,
+                 help="Held-out sequences to measure on; up to eight times as many where these "
+                 "leave a budget undecided.", show_default="32, of a quick search 16"),
+]  # fmt: skip
 EvaluationSequences = Annotated[
     int,
     typer.Option("--evaluation-sequences", min=4, rich_help_panel=_TEXTS,
@@ -219,6 +225,13 @@ Device = Annotated[
     typer.Option("--device", rich_help_panel=_COMPUTE, metavar="NAME",
                  help="Where this command computes: auto (an accelerator of this machine with "
                  "room for a block, else the CPU), cpu, cuda or cuda:1."),
+]  # fmt: skip
+Effort = Annotated[
+    str,
+    typer.Option("--effort", rich_help_panel=_SEARCH, metavar="NAME",
+                 help="What the search spends: full, or quick (about a third of the time: GPTQ's "
+                 "codes alone and without descent, one mixture and one uniform candidate "
+                 "measured, on 16 sequences)."),
 ]  # fmt: skip
 Sequential = Annotated[
     bool,

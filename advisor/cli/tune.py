@@ -37,12 +37,13 @@ def command(
     slices: opt.Slices = [],  # noqa: B006
     samples: opt.TuneSamples = None,
     sequence_length: opt.SequenceLength = 256,
-    evaluation_sequences: opt.EvaluationSequences = 32,
+    evaluation_sequences: opt.TuneEvaluationSequences = None,
     trials: opt.Trials = 60,
     time_budget: opt.TimeBudget = None,
     seed: opt.Seed = 0,
     storage: opt.Storage = None,
     sampler: opt.Sampler = "tpe",
+    effort: opt.Effort = "full",
     sequential: opt.Sequential = True,
     backends: opt.Backends = [],  # noqa: B006
     max_disk: opt.MaxDisk = None,
@@ -71,7 +72,7 @@ def command(
             prefer=prefer, output=out, calibration=calibration, evaluation=evaluation,
             slices=slices, samples=samples, sequence_length=sequence_length,
             evaluation_sequences=evaluation_sequences, trials=trials, time_budget=time_budget,
-            seed=seed, storage=storage, sequential=sequential, sampler=sampler,
+            seed=seed, storage=storage, sequential=sequential, sampler=sampler, effort=effort,
             backends=backends, max_disk=max_disk, quantize_head=quantize_head,
             quantize_embedding=quantize_embedding, device=device, progress=callback,
         )  # fmt: skip

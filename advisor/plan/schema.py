@@ -223,6 +223,8 @@ class Search(Strict):
     study: str
     trials: int
     sampler: str
+    effort: Literal["quick", "full"] = "full"
+    """What the search spent: ``quick`` measures fewer candidates, whose codes are made faster."""
     seed: int
     stopped: Literal["completed", "interrupted", "time budget"] = "completed"
     best: tuple[tuple[int, float], ...] = ()

@@ -85,7 +85,9 @@ def texts_and_search(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("calibration against evaluation", "; ".join([line, *fit.warnings])))
     if plan.search is not None:
         search = plan.search
-        rows.append(("search", f"{search.trials} trials, {search.sampler}, seed {search.seed}"))
+        effort = "" if search.effort == "full" else f", {search.effort} effort"
+        line = f"{search.trials} trials, {search.sampler}, seed {search.seed}{effort}"
+        rows.append(("search", line))
         if search.score_spearman is not None:
             rows.append(
                 ("rank correlation", f"{search.score_spearman:.2f} of predicted and measured KL")

@@ -9,6 +9,7 @@ from advisor.calibration.mixing import mixes
 from advisor.calibration.settings import default_prefixes
 from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
+from advisor.search.effort import FULL, Effort
 from advisor.search.goal import Goal, goal_of
 from advisor.search.limits import SizeLimit, size_limits
 from advisor.search.space import Space, build_space
@@ -33,6 +34,7 @@ def aim(
     *,
     prefer: str,
     pace: Pace | None,
+    methods: Sequence[str] = FULL.methods,
 ) -> tuple[tuple[SizeLimit, ...], Goal, Space]:
     """Return the limits on size, what is wanted within them, and where to look for it.
 
@@ -43,6 +45,7 @@ def aim(
         outer: Embedding and head, where they are to be quantized.
         prefer: What breaks ties.
         pace: A limit on time.
+        methods: Families of integers that may be tried.
     """
     smallest, largest = composer.smallest_and_largest()
     limits = size_limits(
@@ -61,7 +64,7 @@ def aim(
     space = build_space(
         composer.options, default_prefixes(task.calibration.sequences),
         low_bits=low, high_bits=max(low, high), mixes=mixes(task.calibration),
-        rotations=_rotations(task, offered, outer),
+        rotations=_rotations(task, offered, outer), methods=methods,
     )  # fmt: skip
     return tuple(limits), goal, space
 
@@ -89,6 +92,7 @@ def name_of_study(
     seed: int,
     sampler: str,
     outer: Sequence[OuterModule],
+    effort: Effort = FULL,
 ) -> str:
     """Return a name that differs whenever a trial could come out differently.
 
@@ -101,6 +105,7 @@ def name_of_study(
         seed: Of the sampler.
         sampler: Which one.
         outer: Embedding and head, where they are to be quantized.
+        effort: What the search spends.
     """
     content: dict[str, Any] = {
         "statistics": statistics,
@@ -113,6 +118,8 @@ def name_of_study(
     }
     if sampler != "tpe":
         content["sampler"] = sampler
+    if effort != FULL:
+        content["effort"] = effort.name
     if outer:
         content["outer"] = [module.name for module in outer]
     return f"advisor-{sha256_json(content)[:16]}"

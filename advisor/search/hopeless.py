@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from advisor.search.compose import Composer
+    from advisor.search.families import Family
     from advisor.search.mixture import Mixture
 
 FAR_BEHIND = 2.0
@@ -36,6 +37,28 @@ def known_kl(composer: Composer, mixture: Mixture) -> float | None:
     if any(name not in scores[scheme] for name, scheme in found):
         return None
     return sum(scores[scheme][name].kl for name, scheme in found)
+
+
+def best_by_score(
+    composer: Composer,
+    candidates: Sequence[Mixture],
+    scaled: Callable[[Family, float], float],
+) -> Mixture | None:
+    """Return the candidate of least predicted KL; one without a score only where none has any.
+
+    Args:
+        composer: Knows the scores.
+        candidates: Scored ones, and some that were proposed without, least published loss first.
+        scaled: Corrects a predicted KL by what measuring has shown of its family's scores.
+    """
+    known: list[tuple[float, int, Mixture]] = []
+    for order, mixture in enumerate(candidates):
+        predicted = mixture.predicted_kl or known_kl(composer, mixture)
+        if predicted is not None:
+            known.append((scaled(mixture.family, predicted), order, mixture))
+    if known:
+        return min(known)[2]
+    return next(iter(candidates), None)
 
 
 def not_far_behind(mixtures: Sequence[Mixture], leaders: Sequence[Mixture]) -> list[Mixture]:

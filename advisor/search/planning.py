@@ -34,6 +34,7 @@ from advisor.plan.schema import (
     Text,
 )
 from advisor.search.assignment import plan_settings, scheme_choice
+from advisor.search.effort import FULL, Effort
 from advisor.search.limits import memory_bytes
 from advisor.search.runners_up import rounded_score, runners_up, unmet
 from advisor.search.study import SAMPLERS
@@ -94,6 +95,7 @@ def build_plan(
     coverage: ExpertCoverage | None = None,
     fallbacks: Sequence[Fallback] = (),
     sampler: str = "tpe",
+    effort: Effort = FULL,
     best: Sequence[tuple[int, float]] = (),
 ) -> Plan:
     """Return the complete plan, but for the hashes of outputs.
@@ -114,6 +116,7 @@ def build_plan(
         coverage: Calibration tokens that the experts of a mixture saw.
         fallbacks: Modules that could not take what the others took.
         sampler: Which one proposed the trials.
+        effort: What the search spent.
         best: (trial, best objective from then on).
     """
     hashes = hash_model(task.loaded.folder)
@@ -160,6 +163,7 @@ def build_plan(
             study=study,
             trials=trials,
             sampler=SAMPLERS[sampler],
+            effort=effort.name,
             seed=seed,
             stopped=stopped,
             best=tuple(best),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from advisor.errors import InfeasibleError
 from advisor.search.bisection import next_target
 from advisor.search.finalists import Finalist, choose, excess_bytes, strain
-from advisor.search.hopeless import FAR_BEHIND, known_kl, not_far_behind
+from advisor.search.hopeless import FAR_BEHIND, best_by_score, known_kl, not_far_behind
 from advisor.search.offers import beaten_already, worth_measuring
 from advisor.search.sequential import can_be_sequential
 
@@ -47,7 +47,9 @@ class Refiner:
         goal: What is wanted.
         families: Scored families, the most promising of each method first.
         stop: Asked before each measurement; True ends the refinement.
-        on_start: Told each candidate before it is measured, with its number.
+        progress: Makes what is told of a candidate's measurement.
+        every_uniform: Whether the best uniform candidate of each method and format is measured, or
+            only the one that scores say is best of all.
     """
 
     composer: Composer
@@ -56,6 +58,7 @@ class Refiner:
     families: Sequence[Family]
     stop: Callable[[], bool]
     progress: Callable[[Mixture], Callable[[int, int], None]]
+    every_uniform: bool = True
     _ratios: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -75,6 +78,9 @@ class Refiner:
             offers: Least published loss first.
         """
         limit = self._limit() if self.goal.max_bytes is None else self.goal.max_bytes
+        if not self.every_uniform:
+            self._measure_likeliest([m for m in offers if m.size_bytes <= limit], limit)
+            return
         if self.goal.smallest:
             passing = [f.mixture.size_bytes for f in self.measurer.finalists if f.passes]
             limit = min([limit, *(size - 1 for size in passing)])
@@ -167,8 +173,9 @@ class Refiner:
         mixtures = self._at_size(limit)
         for mixture in not_far_behind(mixtures, mixtures[:1])[:MOST_MIXTURES]:
             self._measure(mixture)
-        # Measured mixtures say how far each method's scores are off, here of all places.
-        self._measure_uniform([m for m in self._uniforms() if m.size_bytes <= limit], most=2)
+        if self.every_uniform:
+            # Measured mixtures say how far each method's scores are off, here of all places.
+            self._measure_uniform([m for m in self._uniforms() if m.size_bytes <= limit], most=2)
 
     def _search_smallest(self) -> None:
         """Bisect over the frontier of mixtures for the smallest that meets the quality budget."""
@@ -210,6 +217,15 @@ class Refiner:
             finalist = self._measure(mixture)
             if finalist is None or finalist.passes:
                 return
+
+    def _measure_likeliest(self, offers: Sequence[Mixture], limit: int) -> None:
+        """Measure the one uniform candidate that scores say is best, unless one was measured."""
+        if any(f.mixture.is_uniform for f in self.measurer.finalists):
+            return
+        candidates = [m for m in self._uniforms() if m.size_bytes <= limit]
+        best = best_by_score(self.composer, [*candidates, *offers], self._scaled)
+        if best is not None:
+            self._measure(best)
 
     def _measure_uniform(self, uniforms: Sequence[Mixture], most: int) -> None:
         """Measure the most promising uniform candidates, of different methods."""

@@ -18,6 +18,7 @@ from advisor.search.aim import aim, name_of_study
 from advisor.search.closing import complete_nearest, fill_gap
 from advisor.search.compose import Composer
 from advisor.search.disk import DiskUse, check_disk, predict_disk
+from advisor.search.effort import FULL, Effort
 from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
 from advisor.search.input_noise import InputNoise
@@ -76,6 +77,7 @@ class Run:
     finalists: list[Finalist] = field(default_factory=list)
     sequential: bool = True
     sampler: str = "tpe"
+    effort: Effort = FULL
     fit: Representativeness | None = None
     relaxed: tuple[Relaxation, ...] = ()
     limits: tuple[SizeLimit, ...] = ()
@@ -112,26 +114,25 @@ class Run:
             experts_as_one=experts_as_one(task.engine, self.offered.format),
         )  # fmt: skip
         self.limits, goal, space = aim(
-            task, self.offered, composer, self.outer, prefer=prefer, pace=pace
-        )
-        scorer = Scorer(
-            composer,
-            space,
-            goal,
-            scoring_allowance(
+            task, self.offered, composer, self.outer, prefer=prefer, pace=pace,
+            methods=self.effort.methods,
+        )  # fmt: skip
+        allowance = 0
+        if self.effort.explores:
+            allowance = scoring_allowance(
                 task.spec.quantizable_parameters, len(space.mixes) + len(space.rotations) - 2
-            ),
-            self._scoring,
-        )
+            )
+        scorer = Scorer(composer, space, goal, allowance, self._scoring)
         try:
             collect(task.loaded, task.calibration, store, self._stage("Statistics"))
             self.fit = kept_representativeness(
                 task.loaded, task.calibration, task.judges.evaluation.first(task.judges.first),
                 cache_root(), self._stage("Comparing texts"),
+                sequences=self.effort.compared_sequences,
             )  # fmt: skip
             self.study = study_name or name_of_study(
                 task, self.offered, space, goal, store.key,
-                seed=seed, sampler=self.sampler, outer=self.outer,
+                seed=seed, sampler=self.sampler, outer=self.outer, effort=self.effort,
             )  # fmt: skip
             self._trials(scorer, space, url, trials, seed)
             self._measure(scorer, store, goal, disk)
@@ -186,8 +187,9 @@ class Run:
                     smallest.total_bytes)  # fmt: skip
         families = promising_families(scorer.scored, composer, limit)
         refiner = Refiner(
-            composer, measurer, goal, families, self._may_not_measure, self._measuring
-        )
+            composer, measurer, goal, families, self._may_not_measure, self._measuring,
+            every_uniform=self.effort.every_uniform,
+        )  # fmt: skip
         refiner.run()
         offers = uniform_offers(
             task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
@@ -230,7 +232,7 @@ class Run:
         plan = build_plan(
             self.task, goal, chosen, self.finalists, study=self.study, trials=len(self.records),
             seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
-            scored=scored, fit=self.fit, sampler=self.sampler,
+            scored=scored, fit=self.fit, sampler=self.sampler, effort=self.effort,
             coverage=coverage_row(task.loaded, task.calibration, chosen.family.samples),
             fallbacks=shape_fallbacks(
                 task.engine, task.hardware, task.loaded.linears, self.offered,

@@ -136,8 +136,9 @@ def build_space(
         for symmetric, names in storages.items()
     }
     if not searchable:
-        methods = ("gptq", "rtn") if any(o.method in WEIGHT_METHODS for o in own) else ("rtn",)
-        methods = ("gguf",) if any(option.method == "gguf" for option in own) else methods
+        known = ("gptq", "rtn") if any(o.method in WEIGHT_METHODS for o in own) else ("rtn",)
+        known = ("gguf",) if any(option.method == "gguf" for option in own) else known
+        methods = tuple(method for method in known if method in methods) or known
     return Space(
         methods=tuple(methods),
         storages=storages,

@@ -10,11 +10,10 @@ from advisor.errors import InputError, join_errors
 from advisor.formats.gguf_write import gguf_problems
 from advisor.formats.layouts import engine_problems
 from advisor.formats.stored import open_stored
-from advisor.methods.settings import QuantizationSettings
 from advisor.models.config_file import read_config
 from advisor.modelspec.outer import outer_modules
 from advisor.search.clock import Clock
-from advisor.search.families import USUAL_DAMPING
+from advisor.search.effort import FULL, Effort
 from advisor.search.judges import Judges
 from advisor.search.planning import Task
 from advisor.search.results import SearchEvent, TuneResult
@@ -30,24 +29,12 @@ if TYPE_CHECKING:
     from advisor.calibration.tokens import TokenSequences
     from advisor.engines.options import MixtureOptions
     from advisor.hardware.profile import HardwareProfile
+    from advisor.methods.settings import QuantizationSettings
     from advisor.models.load import LoadedModel
     from advisor.modelspec import ModelSpec
     from advisor.search.outside import Outsiders
 
 __all__ = ["SearchEvent", "TuneResult", "tune"]
-
-_DESCENT = 3
-_OUTPUT_FEEDBACK = 0.7
-_SCALE_STEPS = 8
-"""AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
-
-
-def usual_settings() -> QuantizationSettings:
-    """Return the methods' settings that families refine, where a caller gives none."""
-    return QuantizationSettings(
-        scale_steps=_SCALE_STEPS, descent=_DESCENT, descent_damping=USUAL_DAMPING,
-        output_feedback=_OUTPUT_FEEDBACK,
-    )  # fmt: skip
 
 
 def tune(
@@ -72,6 +59,7 @@ def tune(
     settings: QuantizationSettings | None = None,
     sequential: bool = True,
     sampler: str = "tpe",
+    effort: Effort = FULL,
     outsiders: Outsiders | None = None,
     max_disk_bytes: int | None = None,
     quantize_head: bool = False,
@@ -102,9 +90,10 @@ def tune(
         batch: Sequences at once when serving.
         prefer: ``accuracy``, ``size``, ``speed`` or ``balanced``.
         options: What one checkpoint may mix; by default what the engine does on the hardware.
-        settings: The methods' settings that the search refines.
+        settings: The methods' settings that the search refines; by default the effort's.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
+        effort: What the search spends.
         outsiders: Makes candidates of other libraries, small and fast enough.
         max_disk_bytes: The most that statistics, references and candidates may add to the disk.
         quantize_head: Let the head take fewer bits too.
@@ -137,7 +126,7 @@ def tune(
     if problems := problems + outer_problems(engine, offered.format, ends):
         raise InputError(join_errors(problems))
     offered, ends = with_ends(engine, hardware, offered, ends)
-    base = settings or usual_settings()
+    base = settings or effort.settings
     task = Task(
         loaded, spec, hardware, engine, budgets, calibration, judges,
         context, batch, offered.format, base,
@@ -145,9 +134,9 @@ def tune(
     clock = Clock(time_budget_s, stop or (lambda: False))
     report = progress or (lambda event: None)
     run = Run(
-        task, offered, workdir, report, clock, overlap, sequential=sequential, sampler=sampler,
-        outsiders=outsiders,
-        max_disk_bytes=max_disk_bytes, outer=ends,
+        task, offered, workdir, report, clock, overlap,
+        sequential=sequential and effort.sequential, sampler=sampler, effort=effort,
+        outsiders=outsiders, max_disk_bytes=max_disk_bytes, outer=ends,
     )  # fmt: skip
     return run.search(
         trials=trials, seed=seed, storage=storage, study_name=study_name, prefer=prefer

@@ -76,6 +76,7 @@ class Tuning:
                 "stopped": plan.search.stopped if plan.search else "completed",
                 "score_spearman": result.quality.spearman,
                 "score_ratio": result.quality.ratio,
+                "effort": plan.search.effort if plan.search else None,
             },
             "computed_on": self.computed_on,
             "weights": {"mapped": not self.not_mapped, "reason": self.not_mapped or None},
@@ -103,13 +104,14 @@ def tune(
     slices: Sequence[str] = (),
     samples: int | None = None,
     sequence_length: int = 256,
-    evaluation_sequences: int = 32,
+    evaluation_sequences: int | None = None,
     trials: int = 60,
     time_budget: str | float | None = None,
     seed: int = 0,
     storage: str | None = None,
     sequential: bool = True,
     sampler: str = "tpe",
+    effort: str = "full",
     backends: Sequence[str] = (),
     max_disk: str | int | None = None,
     quantize_head: bool = False,
@@ -136,16 +138,19 @@ def tune(
         evaluation: Text to judge on, disjoint from the calibration; the built-in one by default.
         slices: Further texts as ``name=source``, each of which must meet the budgets on its own.
         samples: Calibration sequences; by default 32, and on an accelerator, where a pass over them
-            costs little, up to 128 of a text that is long enough.
+            costs little, up to 128 of a text that is long enough (not of a quick search).
         sequence_length: Tokens of a sequence.
-        evaluation_sequences: Sequences that finalists are measured on; up to eight times as many,
-            if the text has them, where these leave a budget undecided.
+        evaluation_sequences: Sequences that finalists are measured on, by default 32, or 16 of a
+            quick search; up to eight times as many, if the text has them, where these leave a
+            budget undecided.
         trials: Candidates scored.
         time_budget: Seconds, or text such as ``10m``, after which nothing new is started.
         seed: Of every random choice.
         storage: RDB URL of the study.
         sequential: Also measure the answer with each block fitted to the quantized ones before it.
         sampler: ``tpe``, ``nsga2`` (over the frontier of size and KL) or ``random``.
+        effort: ``full``, or ``quick``: about a third of the time for codes that are a little worse,
+            of one mixture and one uniform candidate (:mod:`advisor.search.effort`).
         backends: Other libraries, whose best uniform candidates, and own mixtures, are measured
             with the finalists.
         max_disk: The most that the search may add to the disk: ``20GB``, or bytes.
@@ -159,6 +164,7 @@ def tune(
         InputError: A value breaks its rule; nothing is written then.
         BackendError: A named library is not installed, or cannot work here.
     """
+    from advisor.search.effort import QUICK, effort_named
     from advisor.search.study import check_sampler
     from advisor.workflows.backend_offers import check_backend_names
     from advisor.workflows.texts import check_sources, parse_slices
@@ -176,6 +182,7 @@ def tune(
             lambda: disk_bytes_of(max_disk),
             lambda: check_output(target),
             lambda: check_sampler(sampler),
+            lambda: effort_named(effort),
             lambda: check_sources(calibration),
             lambda: check_backend_names(backends),
             lambda: check_device_name(device),
@@ -188,7 +195,7 @@ def tune(
     )  # fmt: skip
     hardware, engine_name, budgets = request.hardware, request.engine, request.budgets
     max_disk_bytes, seconds = disk_bytes_of(max_disk), seconds_of(time_budget)
-    folder = resolve_model_folder(model)
+    spent, folder = effort_named(effort), resolve_model_folder(model)
 
     from advisor.models.device import computing
     from advisor.models.load import check_model_folder, load_model
@@ -209,7 +216,7 @@ def tune(
     theirs = "cpu" if device.strip().lower() == "cpu" else "auto"
     chosen = named_backends(backends, Server(spec, hardware, engine_name), theirs)
     few = samples or _SAMPLES
-    many = samples or _SAMPLES_ON_ACCELERATOR
+    many = few if spent == QUICK else samples or _SAMPLES_ON_ACCELERATOR
     choice = device_for(device, spec, length=sequence_length, sequences=many)
     loaded = load_model(folder, device=choice.device)
     with computing(choice.device):
@@ -224,7 +231,8 @@ def tune(
         theirs,
     )  # fmt: skip
     judges = draw_judges(
-        evaluation, slices, budgets, loaded.tokenizer, sequences=evaluation_sequences,
+        evaluation, slices, budgets, loaded.tokenizer,
+        sequences=evaluation_sequences or spent.evaluation_sequences,
         sequence_length=sequence_length, seed=seed,
     )  # fmt: skip
     with computing(choice.device):
@@ -246,6 +254,7 @@ def tune(
             prefer=prefer,
             sequential=sequential,
             sampler=sampler,
+            effort=spent,
             outsiders=offers if chosen else None,
             max_disk_bytes=max_disk_bytes,
             quantize_head=quantize_head,

@@ -56,9 +56,9 @@ def _stages(given: argparse.Namespace, folder: Path) -> None:
     from advisor.models.load import load_model
     from advisor.schemes import parse_scheme
     from advisor.search.codes import CodePool
+    from advisor.search.effort import FULL
     from advisor.search.realise import realise
     from advisor.search.scores import ScoreBook
-    from advisor.search.tune import usual_settings
 
     chosen = choose_device(given.device)
     on_gpu = chosen.device.type == "cuda"
@@ -89,7 +89,7 @@ def _stages(given: argparse.Namespace, folder: Path) -> None:
     judged = TokenSequences(few, "random", "", 0, hash_tokens(few))
     store = open_store(loaded, calibration, root=folder)
     stage("statistics", lambda: collect_statistics(loaded, calibration, store))
-    settings = usual_settings()
+    settings = FULL.settings
     book = ScoreBook(loaded, store, folder / "scores")
     options = [parse_scheme(f"gptq-int{bits}-{group}-sym")
                for bits in (4, 8) for group in ("g32", "g64", "g128", "gch")]  # fmt: skip

@@ -91,9 +91,9 @@ def _measure(blocks: int, hidden: int, tokens: int, options: int) -> dict[str, A
     from advisor.evaluation.runtime import quantized_model
     from advisor.models.load import load_model
     from advisor.search.codes import CodePool
+    from advisor.search.effort import FULL
     from advisor.search.realise import realise
     from advisor.search.scores import ScoreBook
-    from advisor.search.tune import usual_settings
 
     found: dict[str, tuple[float, int]] = {}
 
@@ -116,7 +116,7 @@ def _measure(blocks: int, hidden: int, tokens: int, options: int) -> dict[str, A
         stage("statistics", lambda: collect_statistics(loaded, calibration, store))
         schemes = _schemes()[:options]
         book = ScoreBook(loaded, store, folder / "scores")
-        settings = usual_settings()
+        settings = FULL.settings
         stage("scoring", lambda: book.scores(schemes, settings, None))
         seconds, peak = found["scoring"]
         found["scoring, per option"] = (seconds / options, peak)

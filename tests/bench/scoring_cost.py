@@ -96,9 +96,9 @@ def _score(
 ) -> None:
     """Print what scoring a method's options of one grid costs."""
     from advisor.engines.options import mixture_options
+    from advisor.search.effort import FULL
     from advisor.search.families import Family, schemes_of
     from advisor.search.scores import ScoreBook
-    from advisor.search.tune import usual_settings
     from advisor.workflows.resolve import resolve_hardware
 
     offered = mixture_options(given.engine, resolve_hardware(given.gpu), loaded.linears).schemes
@@ -107,7 +107,7 @@ def _score(
     own = [s for s in own if s.is_integer and s.activation is None]
     if not own:
         return
-    settings = family.settings(usual_settings())
+    settings = family.settings(FULL.settings)
     seconds = []
     for _ in range(given.repeat):
         with tempfile.TemporaryDirectory() as folder:

@@ -58,12 +58,12 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     from advisor.search.aim import aim
     from advisor.search.clock import Clock
     from advisor.search.compose import Composer
+    from advisor.search.effort import FULL
     from advisor.search.judges import Judges
     from advisor.search.planning import Task
     from advisor.search.run import Run
     from advisor.search.scores import ScoreBook
     from advisor.search.trials import Scorer, scoring_allowance
-    from advisor.search.tune import usual_settings
     from advisor.search.workers import storage_url
     from advisor.workflows.resolve import resolve_hardware
     from advisor.workflows.texts import draw
@@ -76,7 +76,7 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
         for role in ("calibration", "evaluation")
     }  # fmt: skip
     offered = mixture_options(given.engine, hardware, spec.linears)
-    settings = usual_settings()
+    settings = FULL.settings
     judges = Judges(texts["evaluation"], given.samples)
     task = Task(loaded, spec, hardware, given.engine, Budgets.from_text(max_size=given.max_size),
                 texts["calibration"], judges, 2048, 1, offered.format, settings)  # fmt: skip

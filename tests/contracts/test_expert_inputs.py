@@ -14,10 +14,10 @@ from advisor.models.load import load_model
 from advisor.predict.models import load_modelspec
 from advisor.schemes import parse_scheme
 from advisor.search.compose import Composer
+from advisor.search.effort import FULL
 from advisor.search.families import Family
 from advisor.search.input_noise import InputNoise, noise_terms
 from advisor.search.scores import ScoreBook
-from advisor.search.tune import usual_settings
 
 FP8 = parse_scheme("gptq-fp8-gch-afp8")
 
@@ -77,7 +77,7 @@ def test_mixtures_may_hold_experts_under_rounded_inputs(moe, tmp_path):
     spec = load_modelspec(folder)
     offered = mixture_options("vllm", find_profile("b200"), spec.linears)
     book = ScoreBook(loaded, store, tmp_path, noise=noise)
-    composer = Composer(spec, spec.linears, offered, book, usual_settings())
+    composer = Composer(spec, spec.linears, offered, book, FULL.settings)
     groups = composer.groups(Family("gptq", None, static_groups=True))
     experts = {key: options for key, options in groups.items() if "experts" in key}
     assert experts

@@ -1,0 +1,79 @@
+"""How much a search spends on its answer: what it scores, how codes are made, what it measures.
+
+Measured on SmolLM2-135M (32×256 calibration tokens, RTX 4090 profile, vLLM, 118 MB): see README,
+"What it costs".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from advisor.errors import InputError, did_you_mean
+from advisor.methods.settings import QuantizationSettings
+from advisor.search.families import BEST, USUAL_DAMPING, WEIGHT_METHODS
+
+_SCALE_STEPS = 8
+"""AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
+_OUTPUT_FEEDBACK = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """One level.
+
+    Attributes:
+        name: As ``--effort`` takes it.
+        methods: Families of integers that are scored.
+        explores: Whether trials may have further settings scored (dampings, clip searches, numbers
+            of samples, mixes, rotations), or choose among what is scored already.
+        descent: Passes of coordinate descent over the codes.
+        sequential: Whether the answer is also fitted to the quantized blocks before each.
+        every_uniform: Whether the best uniform candidate of each method and format is measured, or
+            only the one that scores say is best.
+        evaluation_sequences: Held-out sequences by default.
+        compared_sequences: Of each text, to see how far the calibration stands for the evaluation.
+    """
+
+    name: Literal["quick", "full"]
+    methods: tuple[str, ...]
+    explores: bool
+    descent: int
+    sequential: bool
+    every_uniform: bool
+    evaluation_sequences: int
+    compared_sequences: int
+
+    @property
+    def settings(self) -> QuantizationSettings:
+        """The methods' settings that families refine."""
+        return QuantizationSettings(
+            scale_steps=_SCALE_STEPS, descent=self.descent, descent_damping=USUAL_DAMPING,
+            output_feedback=_OUTPUT_FEEDBACK,
+        )  # fmt: skip
+
+
+FULL = Effort(
+    "full", (*WEIGHT_METHODS, BEST), explores=True, descent=3, sequential=True, every_uniform=True,
+    evaluation_sequences=32, compared_sequences=16,
+)  # fmt: skip
+QUICK = Effort(
+    "quick", ("gptq",), explores=False, descent=0, sequential=False, every_uniform=False,
+    evaluation_sequences=16, compared_sequences=8,
+)  # fmt: skip
+EFFORTS = (QUICK, FULL)
+
+
+def effort_named(name: str) -> Effort:
+    """Return a level.
+
+    Raises:
+        InputError: There is no such level.
+    """
+    for effort in EFFORTS:
+        if effort.name == name:
+            return effort
+    names = [effort.name for effort in EFFORTS]
+    raise InputError(
+        f"--effort must be one of {', '.join(names)}, but got {name!r}.{did_you_mean(name, names)}"
+    )
