@@ -23,7 +23,7 @@ from advisor.calibration.spill import Spill
 from advisor.calibration.store import gradients_file, inputs_file
 from advisor.calibration.tapes import GradientTape, InputTape
 from advisor.errors import InputError
-from advisor.models.allocator import drop_pages, give_back
+from advisor.models.allocator import drop_pages
 from advisor.models.blocks import BlockRunner
 from advisor.models.inspect import block_linears, outer_specs
 
@@ -254,7 +254,6 @@ class Collector:
                 tape.end_batch()
                 del output, gradient, hidden, arriving
                 drop_pages(inputs[start:stop], upstream[start:stop], downstream[start:stop])
-                give_back()
                 if ends_prefix:
                     found = tape.take_inputs()
                     tensors.update({f"{prefix}/{name}": value for name, value in found.items()})

@@ -12,6 +12,7 @@ from advisor.methods.columns_in_turn import (
     move_in_turn,
     visit_group,
 )
+from advisor.numerics.nearest import ties_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,16 +159,6 @@ def choose_codes(
             far = slice(place.stop, span.stop)
             work.distance[block.stop :].addmm_(couplings.shares[far, place], work.fallen[block])
     state.steps[span] = work.after
-
-
-def nearest_values(wanted: Tensor, values: Tensor) -> Tensor:
-    """Return the index of the nearest of some rising values, int64, shaped as ``wanted``."""
-    return torch.bucketize(wanted, ties_of(values))
-
-
-def ties_of(values: Tensor) -> Tensor:
-    """Return what lies in the middle of each two neighbours of rising values."""
-    return (values[1:] + values[:-1]) / 2
 
 
 def rescale(

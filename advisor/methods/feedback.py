@@ -8,9 +8,9 @@ import torch
 
 from advisor.methods.checks import require_statistics
 from advisor.methods.descent import damped_moment
-from advisor.methods.gptq import activation_order, check_settings
+from advisor.methods.gptq import check_settings
+from advisor.methods.ordering import ordered_factor
 from advisor.methods.outputs import output_metric
-from advisor.numerics.linear_algebra import inverse_cholesky
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,9 +58,8 @@ class Feedback:
         self.settings = settings
         moment = found.second_moment.to(device=weights[0].device, dtype=torch.float32)
         self.importance = moment.diagonal()
-        self.order = activation_order(moment)
-        ordered = moment[self.order][:, self.order]
-        self.factor = inverse_cholesky(ordered, settings.damping).factor
+        made = ordered_factor(moment, settings.damping, by_activation=True)
+        self.order, self.factor = made.order, made.inverse.factor
         self.damped = damped_moment(moment, settings)
         metrics = [
             output_metric(own, settings, len(weight))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from advisor.numerics.nearest import Nearest
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -214,7 +216,7 @@ def _codes(scaled: Tensor, grid: Tensor) -> Tensor:
         first = float(grid[0])
         last = float(grid[-1])
         return (torch.round(scaled).clamp_(first, last) - first).to(torch.uint8)
-    return torch.bucketize(scaled, (grid[1:] + grid[:-1]) / 2).to(torch.uint8)
+    return Nearest(grid).indices(scaled).to(torch.uint8)
 
 
 def _is_even(grid: Tensor) -> bool:

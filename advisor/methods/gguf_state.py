@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.methods.column_state import ColumnState
-from advisor.methods.descent_steps import nearest_values
 from advisor.methods.gptq_float import quantize_in_turn
 from advisor.numerics.gguf_blocks import BlockType, code_values, get_block_type
+from advisor.numerics.nearest import Nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +94,7 @@ class BlockState:
         """Return the codes as a file stores them, uint8 [out, in]."""
         steps = self.codes.steps.t()
         if self.codes.values is not None:
-            return nearest_values(steps.contiguous(), self.codes.values).to(torch.uint8)
+            return Nearest(self.codes.values).indices(steps.contiguous()).to(torch.uint8)
         return (steps - self.codes.low[0, 0]).to(torch.uint8).contiguous()
 
     def minimums(self) -> Tensor | None:
@@ -160,7 +160,7 @@ def choose_in_order(
     low = torch.cat([state.codes.low[0] for state in states])
     high = torch.cat([state.codes.high[0] for state in states])
     uneven = [
-        (slice(place * rows, (place + 1) * rows), state.codes.values)
+        (slice(place * rows, (place + 1) * rows), state.codes.values, Nearest(state.codes.values))
         for place, state in enumerate(states)
         if state.codes.values is not None
     ]
@@ -169,8 +169,8 @@ def choose_in_order(
         wanted = column / scales[index]
         steps = wanted.round().clamp_(low, high)
         codes = steps - low
-        for part, values in uneven:
-            chosen = nearest_values(wanted[part], values)
+        for part, values, table in uneven:
+            chosen = table.indices(wanted[part])
             steps[part], codes[part] = values[chosen], chosen.float()
         return codes, steps * scales[index]
 

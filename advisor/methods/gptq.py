@@ -15,8 +15,8 @@ from advisor.methods.descent import improve
 from advisor.methods.gptq_columns import ColumnCodes, ColumnGrid
 from advisor.methods.gptq_loops import loop_in_parts
 from advisor.methods.grids import check_scales
+from advisor.methods.ordering import ordered_factor
 from advisor.methods.outputs import output_metric
-from advisor.numerics.linear_algebra import InverseCholesky, inverse_cholesky
 from advisor.numerics.quantized_weight import QuantizedWeight, split_rows
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from advisor.calibration.statistics import LayerStatistics
     from advisor.methods.settings import QuantizationSettings
+    from advisor.numerics.linear_algebra import InverseCholesky
     from advisor.schemes import Scheme
 
 
@@ -130,11 +131,6 @@ def quantize_each(
     return list(split_rows(result, [len(weight) for weight in weights]))
 
 
-def activation_order(second_moment: Tensor) -> Tensor:
-    """Return the columns by falling diagonal of H, int64 [in]; equal ones keep their order."""
-    return torch.argsort(second_moment.diagonal(), descending=True, stable=True)
-
-
 def _quantize_in_order(
     values: Tensor,
     second_moment: Tensor,
@@ -151,23 +147,19 @@ def _quantize_in_order(
     grids = [
         ColumnGrid(int(s.bits), group_width(s, in_features), bool(s.symmetric)) for s in schemes
     ]
-    order: Tensor | None = None
-    unordered = second_moment
     by_channel = all(grid.width == in_features for grid in grids)
-    if schemes[0].activation_order or settings.static_groups:
-        order = activation_order(second_moment)
-        second_moment = second_moment[order][:, order]
-    factor = inverse_cholesky(second_moment, settings.damping)
-    columns = values.t().contiguous()
-    importance = second_moment.diagonal()
+    ordered = schemes[0].activation_order or settings.static_groups
+    made = ordered_factor(second_moment, settings.damping, by_activation=ordered)
+    factor = made.inverse
+    columns, moment = values.t().contiguous(), second_moment
     static_order: Tensor | None = None
-    if order is not None and (by_channel or not schemes[0].activation_order):
-        static_order = order
-        importance = importance[torch.argsort(order)]
-    elif order is not None:
-        columns = columns[order]
-    permutation = order if static_order is None else None
-    moment = second_moment if permutation is not None else unordered
+    permutation: Tensor | None = None
+    if ordered and (by_channel or not schemes[0].activation_order):
+        static_order = made.order
+    elif ordered:
+        permutation = made.order
+        columns, moment = columns[permutation], moment[permutation][:, permutation]
+    importance = moment.diagonal()
     if not metrics:
         codes = loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
         if settings.descent:

@@ -10,9 +10,8 @@ from torch import Tensor
 from advisor.errors import InputError
 from advisor.methods import rtn
 from advisor.methods.checks import prepare_weight, require_statistics
-from advisor.methods.gptq import activation_order
+from advisor.methods.ordering import ordered_factor
 from advisor.numerics.codebooks import decode_e4m3, encode_e4m3
-from advisor.numerics.linear_algebra import inverse_cholesky
 from advisor.numerics.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -53,11 +52,9 @@ def quantize(
         raise InputError(f"column_block must be at least 1, but got {settings.column_block}.")
     rounded = rtn.round_fp8(values, scheme, settings)
     second_moment = found.second_moment.to(device=values.device, dtype=torch.float32)
-    order = torch.arange(values.shape[1], device=values.device)
-    if scheme.activation_order or settings.static_groups:
-        order = activation_order(second_moment)
-        second_moment = second_moment[order][:, order]
-    factor = inverse_cholesky(second_moment, settings.damping)
+    by_activation = scheme.activation_order or settings.static_groups
+    made = ordered_factor(second_moment, settings.damping, by_activation=by_activation)
+    order, factor = made.order, made.inverse
     scales = rtn.spread_scales(rounded.scales, scheme, (values.shape[0], values.shape[1]))
     ordered = scales[:, order].t().contiguous()
 

@@ -8,9 +8,9 @@ import torch
 
 from advisor.errors import InputError
 from advisor.methods.checks import prepare_weight
-from advisor.methods.descent_steps import nearest_values
 from advisor.methods.value_feedback import FixedScales, ValueFeedback, least_error
 from advisor.numerics.codebooks import codebook
+from advisor.numerics.nearest import Nearest
 from advisor.numerics.packing import unpack_nibbles
 from advisor.numerics.quantized_weight import QuantizedWeight
 
@@ -204,7 +204,7 @@ def _scales(
     return least_error(
         groups,
         [absmax * share for share in shares],
-        lambda part: table[nearest_values(part, table)],
+        Nearest(table).values,
         importance,
     )
 

@@ -41,9 +41,10 @@ from advisor.methods.column_state import ColumnState
 from advisor.methods.coupled import choose_coupled
 from advisor.methods.coupled_descent import take_turns
 from advisor.methods.descent import descend
-from advisor.methods.descent_steps import Couplings, nearest_values
+from advisor.methods.descent_steps import Couplings
 from advisor.methods.feedback import Feedback
 from advisor.methods.gptq_float import quantize_in_turn
+from advisor.numerics.nearest import Nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,10 +87,11 @@ class ValueFeedback(Feedback):
             Indices into the table, uint8 [out, in], and scales, float32 [out, groups].
         """
         rows = len(values) if self.couples else max(1, _WEIGHTS_AT_ONCE // values.shape[1])
+        nearest = Nearest(table)
         indices, found = [], []
         for part, own in zip(torch.split(values, rows), torch.split(scales, rows), strict=True):
             state = self._choose(part.t().contiguous(), own.t().contiguous(), table, rounding)
-            indices.append(nearest_values(state.steps.t().contiguous(), table).to(torch.uint8))
+            indices.append(nearest.indices(state.steps.t().contiguous()).to(torch.uint8))
             found.append(state.scales.t())
         return torch.cat(indices), torch.cat(found).contiguous()
 
@@ -123,9 +125,10 @@ def _in_order(
 ) -> Tensor:
     """Return the steps that GPTQ's column loop chooses, float32 [columns, rows]."""
     scales = state.scales[order // (len(columns) // len(state.scales))]
+    places = Nearest(table)
 
     def nearest(column: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        chosen = nearest_values(column / scales[index], table)
+        chosen = places.indices(column / scales[index])
         return chosen.to(torch.uint8), table[chosen] * scales[index]
 
     found = quantize_in_turn(columns[order], nearest, factor, _BLOCK)

@@ -11,9 +11,9 @@ import torch
 
 from advisor.errors import InputError
 from advisor.methods.checks import prepare_weight, refuse_lost, require_statistics
-from advisor.methods.gptq import activation_order
 from advisor.methods.gptq_float import quantize_in_turn
 from advisor.methods.grids import check_scales
+from advisor.methods.ordering import ordered_factor
 from advisor.numerics.int4_fp8 import (
     SMALLEST_CHANNEL_SCALE,
     ZERO_POINT,
@@ -22,7 +22,6 @@ from advisor.numerics.int4_fp8 import (
     nearest_codes,
     products,
 )
-from advisor.numerics.linear_algebra import inverse_cholesky
 from advisor.numerics.quantized_weight import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -146,11 +145,8 @@ def _gptq(
         channel: Scale of each channel, [out, 1].
         settings: Of GPTQ.
     """
-    order = torch.arange(values.shape[1], device=values.device)
-    if settings.static_groups:
-        order = activation_order(moment)
-        moment = moment[order][:, order]
-    factor = inverse_cholesky(moment, settings.damping)
+    made = ordered_factor(moment, settings.damping, by_activation=settings.static_groups)
+    order, factor = made.order, made.inverse
     ordered, channels = scales[:, order].t().contiguous(), channel[:, 0]
 
     def nearest(column: Tensor, index: int) -> tuple[Tensor, Tensor]:

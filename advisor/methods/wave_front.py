@@ -13,6 +13,7 @@ from advisor.methods.grids import choose_grid
 from advisor.methods.outputs import feedback_of, row_spans
 from advisor.methods.wave_columns import round_columns
 from advisor.numerics.affine import grid_levels
+from advisor.numerics.nearest import Nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -101,7 +102,8 @@ class Front:
         beforehand = order is not None or width == columns
         if beforehand and self._known is None:
             self._choose_all()
-        values_of_steps = None if self._known is None else self._known.values
+        values = None if self._known is None else self._known.values
+        table = None if values is None else Nearest(values)
         place = torch.arange(columns, device=factor.device) if order is None else order
         size = _step(columns) if beforehand else width
         shape = (len(self._weight), columns // size, size, ROW_BLOCK)
@@ -125,7 +127,7 @@ class Front:
                 part.transpose(0, 1).contiguous() for part in (current, scale, zero)
             )
             near = inside[wave.steps]
-            steps, missed = round_columns(current, scale, zero, self._levels, near, values_of_steps)
+            steps, missed = round_columns(current, scale, zero, self._levels, near, table)
             taken[at], errors[at] = steps.transpose(0, 1), missed.transpose(0, 1)
             _keep(wave, change, (steps * scale).transpose(0, 1) - wanted)
         self._steps[:, place] = taken.view_as(self._steps)

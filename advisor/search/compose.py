@@ -104,7 +104,11 @@ class Composer:
         )
 
     def score_together(
-        self, families: Sequence[Family], progress: Callable[[int, int], None] | None = None
+        self,
+        families: Sequence[Family],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        sampled: bool = False,
     ) -> None:
         """Score families in one walk over the model, as far as they are alike.
 
@@ -115,6 +119,7 @@ class Composer:
             families: Of the first all schemes are scored, of the others those whose scores the
                 first one's settings give as well.
             progress: Called with (input groups done, in all).
+            sampled: As :meth:`advisor.search.scores.ScoreBook.scores` takes it.
         """
         lead = families[0]
         settings = lead.settings(self.settings)
@@ -126,7 +131,7 @@ class Composer:
                 for scheme in self.schemes(family)
                 if self.book.is_same(scheme, settings, lead.samples, own)
             ]
-        self.book.scores(tuple(dict.fromkeys(schemes)), settings, lead.samples, progress)
+        self.book.scores(schemes, settings, lead.samples, progress, sampled=sampled)
 
     def groups(self, family: Family, progress: Callable[[int, int], None] | None = None) -> Groups:
         """Return the knapsack's groups, scoring the family where it is not known yet."""
@@ -145,7 +150,8 @@ class Composer:
                 known = all(linear.name in scores[scheme] for linear in members)
                 if not known or not self.takes(scheme, members):
                     continue
-                if self._must_be_quantized(members) and not expert_scheme_fits(scheme):
+                must = self._experts_as_one and members[0].is_expert
+                if must and not expert_scheme_fits(scheme):
                     continue
                 cost = sum(self._prices.module(linear, scheme) for linear in members)
                 score = sum(scores[scheme][linear.name].kl for linear in members)
@@ -229,9 +235,7 @@ class Composer:
         found = [s for s in schemes if self.takes(s, self.linears)]
         candidates = [self._uniform(family, scheme) for scheme in found]
         candidates = [c for c in candidates if self._pace is None or self._pace.keeps(c.assignment)]
-        if not candidates:
-            return None
-        return min(candidates, key=lambda candidate: candidate.predicted_kl)
+        return min(candidates, key=lambda candidate: candidate.predicted_kl, default=None)
 
     def bytes_at(self, bits_per_weight: float) -> int:
         """Return the bytes of a checkpoint whose quantizable weights take that many bits."""
@@ -295,6 +299,3 @@ class Composer:
 
     def _ties(self, family: Family) -> dict[str, list[LinearSpec]]:
         return tied_modules(self.linears, family, experts_as_one=self._experts_as_one)
-
-    def _must_be_quantized(self, members: Sequence[LinearSpec]) -> bool:
-        return self._experts_as_one and members[0].is_expert

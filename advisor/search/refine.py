@@ -61,12 +61,17 @@ class Refiner:
     every_uniform: bool = True
     _ratios: dict[str, list[float]] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Measure finalists for the goal; they are the measurer's."""
+    def run(self, offers: Sequence[Mixture] = ()) -> None:
+        """Measure finalists for the goal; they are the measurer's.
+
+        Args:
+            offers: Uniform candidates of no family; the one that scores say is best of all uniform
+                candidates is measured before others, so that their measurements can end early.
+        """
         if self.goal.smallest:
             self._search_smallest()
         else:
-            self._search_within()
+            self._search_within(offers)
 
     def measure_offers(self, offers: Sequence[Mixture]) -> None:
         """Measure uniform candidates without scores: see :func:`worth_measuring`.
@@ -79,7 +84,6 @@ class Refiner:
         """
         limit = self._limit() if self.goal.max_bytes is None else self.goal.max_bytes
         if not self.every_uniform:
-            self._measure_likeliest([m for m in offers if m.size_bytes <= limit], limit)
             return
         if self.goal.smallest:
             passing = [f.mixture.size_bytes for f in self.measurer.finalists if f.passes]
@@ -167,15 +171,18 @@ class Refiner:
                 return
             points.append(finalist)
 
-    def _search_within(self) -> None:
+    def _search_within(self, offers: Sequence[Mixture]) -> None:
         """Measure the mixtures of each method at the edge of the size budget, then uniform ones."""
         limit = self._limit()
         mixtures = self._at_size(limit)
         for mixture in not_far_behind(mixtures, mixtures[:1])[:MOST_MIXTURES]:
             self._measure(mixture)
-        if self.every_uniform:
-            # Measured mixtures say how far each method's scores are off, here of all places.
-            self._measure_uniform([m for m in self._uniforms() if m.size_bytes <= limit], most=2)
+        # Measured mixtures say how far each method's scores are off, here of all places.
+        uniforms = [m for m in self._uniforms() if m.size_bytes <= limit]
+        beside = [m for m in offers if m.size_bytes <= limit]
+        best = best_by_score(self.composer, [*uniforms, *beside], self._scaled)
+        if best is not None and self._measure(best) is not None and self.every_uniform:
+            self._measure_uniform(uniforms, most=2)
 
     def _search_smallest(self) -> None:
         """Bisect over the frontier of mixtures for the smallest that meets the quality budget."""
@@ -217,15 +224,6 @@ class Refiner:
             finalist = self._measure(mixture)
             if finalist is None or finalist.passes:
                 return
-
-    def _measure_likeliest(self, offers: Sequence[Mixture], limit: int) -> None:
-        """Measure the one uniform candidate that scores say is best, unless one was measured."""
-        if any(f.mixture.is_uniform for f in self.measurer.finalists):
-            return
-        candidates = [m for m in self._uniforms() if m.size_bytes <= limit]
-        best = best_by_score(self.composer, [*candidates, *offers], self._scaled)
-        if best is not None:
-            self._measure(best)
 
     def _measure_uniform(self, uniforms: Sequence[Mixture], most: int) -> None:
         """Measure the most promising uniform candidates, of different methods."""

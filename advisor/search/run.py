@@ -190,12 +190,16 @@ class Run:
             composer, measurer, goal, families, self._may_not_measure, self._measuring,
             every_uniform=self.effort.every_uniform,
         )  # fmt: skip
-        refiner.run()
-        offers = uniform_offers(
-            task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
-        )
         fast = partial(is_fast, task, self.offered, goal.pace)
-        refiner.measure_offers([o for o in offers if fast(o.assignment, o.format_name)])
+        offers = [
+            offer
+            for offer in uniform_offers(
+                task.spec, task.loaded.linears, task.hardware, task.engine, self.offered, self.outer
+            )
+            if fast(offer.assignment, offer.format_name)
+        ]
+        refiner.run(offers)
+        refiner.measure_offers(offers)
         refiner.settle()
         if self.sequential:
             refiner.refine_sequentially()

@@ -66,6 +66,7 @@ from advisor.search.halves import Halves
 from advisor.search.input_noise import noise_terms
 from advisor.search.score import ModuleScores, Score, score_change
 from advisor.search.score_pages import ScorePages
+from advisor.search.sifting import sample_of
 from advisor.search.stacking import quantize_group
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class ScoreBook:
         self._noise = noise
         self._pages = ScorePages(folder)
         self._halves = Halves(store, loaded.linears)
+        self._sample = sample_of(loaded.linears)
         self._foldable = {folding.input_group for folding in foldable_groups(loaded.model)}
 
     @property
@@ -153,6 +155,8 @@ class ScoreBook:
         settings: QuantizationSettings,
         samples: int | None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        sampled: bool = False,
     ) -> dict[Scheme, ModuleScores]:
         """Return the scores of every scheme, computing those that are missing in one pass.
 
@@ -163,23 +167,31 @@ class ScoreBook:
             settings: The methods' settings.
             samples: Prefix of the calibration sequences that codes are fitted to; None for all.
             progress: Called with (input groups done, in all).
+            sampled: Score the modules of some blocks alone (:mod:`advisor.search.sifting`).
         """
-        missing = self.missing(schemes, settings, samples)
-        found: dict[Scheme, dict[str, Score]] = {scheme: {} for scheme in missing}
+        wanted = dict.fromkeys(schemes)
+        missing = [s for s in wanted if self._find(s, settings, samples, sampled) is None]
+        found: dict[Scheme, dict[str, Score]] = {
+            scheme: dict(self._find(scheme, settings, samples, sampled=True) or {})
+            for scheme in missing
+        }
         groups = self._groups() if any(s.is_quantized for s in missing) else []
+        if sampled:
+            groups = [members for members in groups if members[0].block in self._sample]
         together: dict[tuple[QuantizationSettings, int | None], list[Scheme]] = {}
         for scheme in missing:
             together.setdefault(scored_with(scheme, settings, samples), []).append(scheme)
         for done, members in enumerate(groups):
             for own, alike in together.items():
-                self._score_group(members, {s: found[s] for s in alike}, *own)
+                left = {s: found[s] for s in alike if members[0].name not in found[s]}
+                self._score_group(members, left, *own)
             if progress is not None:
                 progress(done + 1, len(groups))
         for scheme in missing:
             if not scheme.is_quantized:
                 found[scheme] = {linear.name: Score(0, 0) for linear in self._loaded.linears}
-            self._keep(scheme, settings, samples, found[scheme])
-        return {s: self._find(s, settings, samples) or {} for s in schemes}
+            self._pages.keep(self._key(scheme, settings, samples, sampled), scheme, found[scheme])
+        return {s: self._find(s, settings, samples, sampled) or {} for s in schemes}
 
     def _groups(self) -> list[list[LinearSpec]]:
         """Return the modules by shared input, in execution order."""
@@ -250,34 +262,36 @@ class ScoreBook:
             if terms is not None:
                 scores[linear.name] = Score(score.kl + terms[0], score.error + terms[1])
 
-    def _key(self, scheme: Scheme, settings: QuantizationSettings, samples: int | None) -> str:
+    def _key(
+        self,
+        scheme: Scheme,
+        settings: QuantizationSettings,
+        samples: int | None,
+        sampled: bool = False,
+    ) -> str:
         settings, samples = scored_with(scheme, settings, samples)
         if samples is not None and self.fitted_samples is not None:
             samples = min(samples, self.fitted_samples)
         elif self.fitted_samples is not None:
             samples = self.fitted_samples
-        return sha256_json(
-            {
-                "version": _VERSION,
-                "statistics": self._store.key,
-                "scheme": str(scheme),
-                "settings": relevant_settings(scheme, settings, samples),
-            }
-        )
+        content: dict[str, object] = {
+            "version": _VERSION,
+            "statistics": self._store.key,
+            "scheme": str(scheme),
+            "settings": relevant_settings(scheme, settings, samples),
+        }
+        if sampled:
+            content["blocks"] = list(self._sample)
+        return sha256_json(content)
 
     def _find(
-        self, scheme: Scheme, settings: QuantizationSettings, samples: int | None
-    ) -> dict[str, Score] | None:
-        return self._pages.find(self._key(scheme, settings, samples))
-
-    def _keep(
         self,
         scheme: Scheme,
         settings: QuantizationSettings,
         samples: int | None,
-        scores: dict[str, Score],
-    ) -> None:
-        self._pages.keep(self._key(scheme, settings, samples), scheme, scores)
+        sampled: bool = False,
+    ) -> dict[str, Score] | None:
+        return self._pages.find(self._key(scheme, settings, samples, sampled))
 
 
 def module_weight(loaded: LoadedModel, linear: LinearSpec) -> Tensor:

@@ -231,6 +231,18 @@ def parameters_of(proposal: Proposal, space: Space) -> dict[str, Choice]:
     return wanted
 
 
+def usual_families(space: Space) -> list[Family]:
+    """Return one family of each method, with all samples and its usual settings."""
+    everything = space.samples[-1] if space.samples else None
+    found = []
+    for method in space.methods:
+        samples = everything if _chooses_samples(method, "none") else None
+        static = method in ("gptq", BEST)
+        grid = _grid_of_mixtures(method, space)
+        found.append(Family(method, grid, "none", USUAL_DAMPING, False, static, samples))
+    return found
+
+
 def priors(space: Space) -> list[Proposal]:
     """Return what an expert would try first: mixtures at the edge, then uniform candidates.
 
@@ -239,13 +251,7 @@ def priors(space: Space) -> list[Proposal]:
     family also at a few smaller ones; the storages that exist as uniform candidates, largest first,
     for every method (GPTQ on every grid).
     """
-    everything = space.samples[-1] if space.samples else None
-    usual = []
-    for method in space.methods:
-        samples = everything if _chooses_samples(method, "none") else None
-        static = method in ("gptq", BEST)
-        grid = _grid_of_mixtures(method, space)
-        usual.append(Family(method, grid, "none", USUAL_DAMPING, False, static, samples))
+    usual = usual_families(space)
     families = list(usual)
     gptq = next((family for family in usual if family.method == "gptq"), None)
     if gptq is not None:

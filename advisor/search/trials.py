@@ -10,7 +10,8 @@ from advisor.errors import InputError
 from advisor.search.families import TABLE_METHODS, Family, schemes_of
 from advisor.search.mixture import Mixture
 from advisor.search.outcomes import Outcome, TrialRecord
-from advisor.search.space import Proposal, Space, Suggester, storage_name, suggest
+from advisor.search.sifting import methods_far_behind
+from advisor.search.space import Proposal, Space, Suggester, storage_name, suggest, usual_families
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +91,7 @@ class Scorer:
     scored: list[Family] = field(default_factory=list)
     best: Mixture | None = None
     expected: Sequence[Family] = ()
+    _behind: Mapping[str, str] | None = None
 
     def recall(self, records: Sequence[TrialRecord]) -> None:
         """Take up the families of a study's earlier trials, so that it goes on as it would have."""
@@ -127,14 +129,17 @@ class Scorer:
 
         if family in self.expected:
             # GPTQ's settings say most: rounding and AWQ heed a part of them.
-            lead = next((f for f in self.expected if f.method == "gptq"), family)
-            others = [f for f in self.expected if f not in (lead, family)]
+            behind = self._far_behind()
+            others = [f for f in self.expected if f.method not in behind]
+            lead = next((f for f in others if f.method == "gptq"), family)
             self.expected = ()
             self.composer.score_together(list(dict.fromkeys([lead, family, *others])), step)
         self.composer.groups(family, step)
 
     def _rejection(self, proposal: Proposal) -> str | None:
-        """Return why arithmetic rules a proposal out before anything is scored."""
+        """Return why arithmetic, or a look at a few blocks, rules a proposal out before scoring."""
+        if proposal.family.method in (behind := self._far_behind()):
+            return behind[proposal.family.method]
         if proposal.uniform is None:
             return None
         if proposal.family.method == "best":
@@ -145,6 +150,17 @@ class Scorer:
         if self.goal.max_bytes is not None and size > self.goal.max_bytes:
             return f"{size} bytes are more than the budget of {self.goal.max_bytes}"
         return None
+
+    def _far_behind(self) -> Mapping[str, str]:
+        """Return the methods that a look at a few blocks rules out, with the reason."""
+        if self._behind is None:
+            families = usual_families(self.space)
+
+            def step(done: int, total: int) -> None:
+                self.progress(families[0], done, total)
+
+            self._behind = methods_far_behind(self.composer, families, step)
+        return self._behind
 
     def _affordable(self, family: Family) -> Family:
         """Return the family, or the nearest scored one when no more may be scored."""

@@ -9,6 +9,7 @@ from advisor.errors import InputError
 from advisor.methods import gptq, gptq_loops, registry
 from advisor.methods.errors import layer_error, row_errors
 from advisor.methods.gptq_columns import blocks_of
+from advisor.methods.ordering import activation_order
 from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
 
@@ -129,14 +130,14 @@ def test_scales_come_from_updated_weights(weight, statistics, outer):
 def test_act_order_codes_are_in_the_models_order(weight, statistics):
     scheme = parse_scheme("gptq-int8-g64-sym-actorder")
     found = gptq.quantize(weight, statistics, scheme, SETTINGS)
-    order = gptq.activation_order(statistics.second_moment)
+    order = activation_order(statistics.second_moment)
     assert found.group_index.dtype == torch.int32
     assert torch.equal(found.group_index[order].long(), torch.arange(192) // 64)
     assert (found.dequantize() - weight).abs().max() < 0.01
 
 
 def test_act_order_equals_quantizing_the_permuted_problem(weight, inputs, make_statistics):
-    order = gptq.activation_order(make_statistics(inputs).second_moment)
+    order = activation_order(make_statistics(inputs).second_moment)
     ordered = gptq.quantize(
         weight, make_statistics(inputs), parse_scheme("gptq-int4-g64-asym-actorder"), SETTINGS
     )

@@ -64,7 +64,7 @@ def test_a_real_model_is_solved_fast(irregular):
             for size in (32, 64)
         ]
     low = sum(min(option.cost for option in options) for options in groups.values())
-    began = time.perf_counter()
+    began = time.process_time()
     found = allocate(groups, 1.6 * low)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     assert 1.599 * low < found.cost <= 1.6 * low
