@@ -12,7 +12,7 @@ from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
 from advisor.search.families import Family
 from advisor.search.goal import Goal
-from advisor.search.hopeless import known_kl, not_far_behind
+from advisor.search.hopeless import best_by_score, known_kl, not_far_behind
 from advisor.search.mixture import Mixture
 from advisor.search.refine import Refiner
 from advisor.search.score import Score
@@ -87,3 +87,19 @@ def test_uniform_candidates_that_scores_rule_out_are_not_measured(smallest, meas
     refiner._ratios["gptq"] = [math.log(0.5)]
     refiner.measure_offers([offer("nvfp4"), offer("mxfp4"), offer("bnb-nf4")])
     assert seen == measured
+
+
+def test_the_best_uniform_candidate_is_the_one_that_scores_say():
+    composer = SimpleNamespace(book=_Book(), settings=QuantizationSettings(), outer=())
+    own = mixture("gptq", 0.15, ["gptq-int4-g32-sym"] * 10)
+    offers = [offer("bnb-nf4"), offer("mxfp4"), offer("nvfp4")]
+
+    def best(candidates, scale):
+        found = best_by_score(composer, candidates, lambda family, kl: kl * scale[family.method])
+        return None if found is None else next(iter(found.assignment.values())).method
+
+    even = {"gptq": 1.0, "nvfp4": 1.0, "mxfp4": 1.0}
+    assert best([own, *offers], even) == "nvfp4"  # 0.1 against 0.15 and 0.3
+    assert best([own, *offers], even | {"gptq": 0.5}) == "gptq"
+    assert best([offer("bnb-nf4")], even) == "bnb"  # nothing is known of any
+    assert best([], even) is None

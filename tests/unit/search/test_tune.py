@@ -23,6 +23,7 @@ from advisor.plan.folders import cache_root
 from advisor.predict.models import load_modelspec
 from advisor.schemes import parse_scheme
 from advisor.search.assignment import assignment_of, samples_of, settings_of
+from advisor.search.effort import QUICK
 from advisor.search.offers import best_of_kinds, uniform_offers
 from advisor.search.realise import realise
 from advisor.search.tune import tune
@@ -96,6 +97,23 @@ def test_size_budget_gives_a_mixture_no_worse_than_any_measured_uniform(run, mod
     assert expected.kl.value <= min(f.measured_kl for f in uniform)
     assert len(result.trials) == 12
     assert result.plan.search.stopped == "completed"
+
+
+def test_a_quick_search_measures_one_mixture_and_one_uniform_candidate(run, model):
+    budgets = Budgets(max_size_bytes=_middle(model[1]))
+    quick, full = run(budgets, effort=QUICK, workdir="quick"), run(budgets)
+    assert sorted(f.mixture.is_uniform for f in quick.finalists) == [False, True]
+    assert not any(f.mixture.family.sequential for f in quick.finalists)
+    families = [record.attributes["family"] for record in quick.trials if record.value]
+    assert {family["method"] for family in families} == {"gptq"}
+    assert len({family["damping"] for family in families}) == 1
+    assert quick.plan.settings["descent"] == 0
+    assert quick.plan.settings["output_feedback"] == full.plan.settings["output_feedback"]
+    assert (quick.plan.search.effort, full.plan.search.effort) == ("quick", "full")
+    assert quick.plan.search.study != full.plan.search.study
+    assert len(quick.finalists) < len(full.finalists)
+    expected = [f.measured_kl for f in quick.finalists if f.mixture.is_uniform]
+    assert quick.plan.expected.kl.value <= min(expected)
 
 
 def test_plan_realises_to_the_codes_that_were_measured(run, model):

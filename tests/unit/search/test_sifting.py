@@ -1,0 +1,162 @@
+"""What a look at a few blocks rules out, and that it is not paid twice."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from advisor.engines.options import MixtureOptions
+from advisor.methods.settings import QuantizationSettings
+from advisor.predict.models import load_modelspec
+from advisor.schemes import parse_scheme
+from advisor.search import scores, sifting
+from advisor.search.compose import Composer
+from advisor.search.families import Family
+from advisor.search.goal import Goal
+from advisor.search.score import Score
+from advisor.search.scores import ScoreBook
+from advisor.search.sifting import methods_far_behind, sample_of, times_the_least
+from advisor.search.space import Space
+from advisor.search.trials import Scorer
+
+FAMILIES = [Family(method, True) for method in ("rtn", "gptq", "awq", "best")]
+STORAGES = ("int4-g32-sym", "int4-g64-sym", "int8-gch-sym")
+
+
+def linears(blocks):
+    return tuple(SimpleNamespace(block=block, name=f"m{block}") for block in range(blocks))
+
+
+class FakeComposer:
+    """Of 24 blocks; KL of a module by method, and by storage where that matters."""
+
+    settings = QuantizationSettings()
+    linears = linears(24)
+
+    def __init__(self, kl, uneven=()):
+        self.kl, self.uneven, self.asked, self.book = kl, uneven, [], self
+
+    def schemes(self, family):
+        return tuple(parse_scheme(f"{family.method}-{storage}") for storage in STORAGES)
+
+    def score_together(self, families, progress, *, sampled):
+        self.asked.append(([family.method for family in families], sampled))
+
+    def scores(self, schemes, settings, samples, *, sampled):
+        assert sampled
+        found = {}
+        for scheme in schemes:
+            kl = self.kl[scheme.method]
+            kl = kl.get(scheme.group_size, 1.0) if isinstance(kl, dict) else kl
+            names = ["m3"] if scheme.group_size in self.uneven else ["m3", "m9", "m15", "m21"]
+            found[scheme] = {name: Score(kl, kl) for name in names}
+        return found
+
+
+@pytest.mark.parametrize(
+    ("kl", "behind"),
+    [
+        ({"gptq": 1.0, "awq": 1.6, "rtn": 3.0}, {"awq", "rtn", "best"}),
+        ({"gptq": 1.0, "awq": 1.4, "rtn": 3.0}, {"rtn"}),
+        # near in one of three storages
+        ({"gptq": 1.0, "awq": {32: 2.0, 64: 1.3, -1: 2.0}, "rtn": 3.0}, {"rtn"}),
+        # too little text for GPTQ
+        ({"gptq": 5.0, "awq": 1.0, "rtn": 1.2}, {"gptq"}),
+        ({"gptq": 0.0, "awq": 0.0, "rtn": 0.0}, set()),
+    ],
+)
+def test_methods_that_are_nowhere_near_the_best_are_named(kl, behind):
+    composer = FakeComposer(kl)
+    found = methods_far_behind(composer, FAMILIES, None)
+    assert set(found) == behind
+    assert composer.asked == [(["gptq", "rtn", "awq"], True)]
+    if "awq" in behind:
+        assert found["awq"] == "awq has 1.6 times the least KL or more, on 4 of 24 blocks"
+        assert found["best"] == "no other method comes near gptq, on 4 of 24 blocks"
+
+
+def test_storages_of_few_modules_say_nothing():
+    kl = {"gptq": 1.0, "awq": {32: 1.1}, "rtn": 3.0}
+    assert "awq" not in methods_far_behind(FakeComposer(kl | {"awq": 1.1}), FAMILIES, None)
+    kl["awq"] = {32: 1.1, 64: 2.0, -1: 2.0}
+    assert "awq" in methods_far_behind(FakeComposer(kl, uneven={32}), FAMILIES, None)
+
+
+def test_one_method_or_a_shallow_model_is_not_looked_at():
+    composer = FakeComposer({"gptq": 1.0, "rtn": 9.0})
+    assert methods_far_behind(composer, [Family("gptq", True)], None) == {}
+    composer.linears = linears(9)
+    assert methods_far_behind(composer, FAMILIES, None) == {}
+    assert composer.asked == []
+    assert sample_of(linears(30)) == (3, 9, 15, 21, 27)
+    assert sample_of(linears(9)) == ()
+
+
+def test_times_the_least_is_where_a_method_comes_nearest():
+    found = times_the_least({"a": {"x": 2.0, "y": 9.0}, "b": {"x": 1.0, "y": 3.0}, "c": {"z": 1.0}})
+    assert found == {"a": 2.0, "b": 1.0, "c": 1.0}
+
+
+@pytest.fixture
+def compose(random_llama, random_llama_folder, store, tmp_path, monkeypatch):
+    sample = (random_llama.linears[-1].block,)
+    monkeypatch.setattr(scores, "sample_of", lambda linears: sample)
+    monkeypatch.setattr(sifting, "sample_of", lambda linears: sample)
+
+    def make(name):
+        book = ScoreBook(random_llama, store, tmp_path / name)
+        names = ("gptq-int4-g32-sym", "gptq-int8-gch-sym")
+        offered = MixtureOptions("compressed-tensors", tuple(map(parse_scheme, names)))
+        spec = load_modelspec(str(random_llama_folder))
+        settings = QuantizationSettings(scale_steps=4)
+        return Composer(spec, random_llama.linears, offered, book, settings)
+
+    return make
+
+
+def test_what_was_looked_at_is_not_scored_again(compose, random_llama, monkeypatch):
+    walked: list[str] = []
+    plain = ScoreBook._score_group
+
+    def counted(self, members, found, *rest):
+        walked.extend(f"{member.name} {scheme}" for member in members for scheme in found)
+        plain(self, members, found, *rest)
+
+    monkeypatch.setattr(ScoreBook, "_score_group", counted)
+    family = Family("gptq", True, static_groups=True, samples=8)
+    first = compose("first")
+    first.score_together([family], sampled=True)
+    looked = list(walked)
+    assert looked
+    assert {name.split()[0] for name in looked} < {linear.name for linear in random_llama.linears}
+    assert not first.is_scored(family)
+    walked.clear()
+    found = compose("first").groups(family)  # as after a kill: from the disk
+    assert walked
+    assert set(walked).isdisjoint(looked)
+    assert found == compose("whole").groups(family)
+
+
+def test_trials_of_methods_far_behind_cost_nothing(compose, monkeypatch):
+    reason = "rtn has 2.0 times the least KL or more, on 1 of 2 blocks"
+    monkeypatch.setattr("advisor.search.trials.methods_far_behind", lambda *_: {"rtn": reason})
+    composer = compose("trials")
+    space = Space(("rtn", "gptq"), {True: ("int4-g32",)}, ("none",), (0.15,), False, (8,), 4.0, 8.0)
+
+    class Trial:
+        def __init__(self, method):
+            self.method = method
+
+        def suggest_categorical(self, name, choices):
+            return {"method": self.method, "allocation": "mixture"}.get(name, choices[0])
+
+        def suggest_float(self, name, low, high):
+            return high
+
+    goal = Goal(None, 0.1, 0.1, True)
+    scorer = Scorer(composer, space, goal, 9, lambda family, done, total: None)
+    assert scorer(Trial("rtn")).rejected == reason
+    assert scorer.scored == []
+    assert scorer(Trial("gptq")).rejected is None
+    assert [family.method for family in scorer.scored] == ["gptq"]
