@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from advisor.modelspec import LinearSpec
 
 
+_Halved = tuple["LayerStatistics", list["LayerStatistics"]]
+
+
 class Halves:
     """The two halves of a store's statistics."""
 
@@ -29,6 +32,7 @@ class Halves:
         self._store = store
         self._linears = linears
         self._judges = FittedStatistics(store, linears)
+        self._latest: tuple[tuple[str, int | None, str], _Halved] | None = None
 
     @property
     def fitted_samples(self) -> int | None:
@@ -41,13 +45,26 @@ class Halves:
     ) -> tuple[LayerStatistics, list[LayerStatistics]]:
         """Return the statistics to fit codes to, and those of each member to judge them by.
 
-        Whatever mix codes are fitted to, all are judged on the given one.
+        Whatever mix codes are fitted to, all are judged on the given one. What was returned last is
+        kept: methods with settings of their own ask for the same one after the other.
 
         Args:
             members: Modules that share their inputs.
             samples: Sequences to fit to, of those that are fitted to; None for all of these.
             mix: Of the sources of text.
         """
+        half = self.fitted_samples
+        count = half if samples is None or half is None else min(samples, half)
+        key = members[0].input_group, samples if half is None else count, mix
+        if self._latest is None or self._latest[0] != key:
+            self._latest = None  # before there are two
+            self._latest = key, self._halved(members, key[1], mix)
+        return self._latest[1]
+
+    def _halved(
+        self, members: Sequence[LinearSpec], samples: int | None, mix: str
+    ) -> tuple[LayerStatistics, list[LayerStatistics]]:
+        """Read the statistics; ``samples`` are those to fit to."""
         own = FittedStatistics(of_mix(self._store, mix), self._linears)
         first = self._store.layer(members[0])
         # They share the inputs; only the gradients are their own.
@@ -55,8 +72,7 @@ class Halves:
         if self.fitted_samples is None:
             return own.layer(members[0], samples), self._helped(whole, members)
         half = self._store.layer(members[0], self.fitted_samples, gradients=False)
-        count = self.fitted_samples if samples is None else min(samples, self.fitted_samples)
-        fitted = own.layer(members[0], count)
+        fitted = own.layer(members[0], samples)
         second_moment = first.second_moment - half.second_moment
         tokens = first.tokens - half.tokens
         weight = None if first.moment_weight is None else first.rows - half.rows
