@@ -33,4 +33,6 @@ def test_what_a_table_says_is_what_a_search_finds(name):
     expected = [int((ties < x).sum()) for x in wanted]  # the lower one in the middle of two
     assert nearest.indices(wanted).tolist() == expected
     assert torch.equal(nearest.values(wanted.view(1, -1))[0], values[torch.tensor(expected)])
+    turned = wanted[:1200].view(30, 40).t()
+    assert torch.equal(nearest.indices(turned), nearest.indices(turned.contiguous()))
     assert [int(nearest.indices(x.view(1))) for x in wanted[:40]] == expected[:40]
