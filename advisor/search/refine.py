@@ -173,7 +173,8 @@ class Refiner:
     def _search_smallest(self) -> None:
         """Bisect over the frontier of mixtures for the smallest that meets the quality budget."""
         first = self._smallest_for(self.families, self.goal.target_kl * 0.8)
-        if first is None:
+        if first is None:  # nothing is expected to pass: the best there is shows by how much
+            self._search_within()
             return
         others = self._at_size(first.size_bytes, without=first.family.method)
         started = [first, *not_far_behind(others, [first])]
