@@ -122,10 +122,11 @@ def render(console: Any, document: dict[str, Any], *, model: str = "") -> None:
         + ("" if search["stopped"] == "completed" else f" ({search['stopped']}: best so far)")
     )
     output.computed_on(console, document["computed_on"])
-    for warning in (document["plan"]["calibration_fit"] or {}).get("warnings", ()):
+    if differing := (document["plan"]["calibration_fit"] or {}).get("warnings"):
         console.print(
-            f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's, or "
-            "more --samples.",
+            f"[yellow]Texts differ[/] {'; '.join(differing)}. Codes were fitted to the calibration "
+            "text, and the figures above are of the evaluation text: give both text like what the "
+            "model will serve (--calibration, --evaluation).",
             soft_wrap=True,
         )
     if ends := document["plan"]["scheme"]["outer"]:
