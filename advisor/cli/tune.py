@@ -124,7 +124,7 @@ def render(console: Any, document: dict[str, Any], *, model: str = "") -> None:
     output.computed_on(console, document["computed_on"])
     if differing := (document["plan"]["calibration_fit"] or {}).get("warnings"):
         console.print(
-            f"[yellow]Texts differ[/] {'; '.join(differing)}. Codes were fitted to the calibration "
+            f"[yellow]Texts differ:[/] {'; '.join(differing)}. Codes were fitted to the calibration "
             "text, and the figures above are of the evaluation text: give both text like what the "
             "model will serve (--calibration, --evaluation).",
             soft_wrap=True,
