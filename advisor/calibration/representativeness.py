@@ -80,19 +80,18 @@ class Representativeness:
         found = []
         if self.token_coverage < _LOW_COVERAGE:
             found.append(
-                f"only {self.token_coverage:.0%} of the evaluation's tokens are of a kind that the "
-                "calibration text has"
+                f"of the evaluation text's tokens only {self.token_coverage:.0%} occur in the "
+                "calibration text"
             )
         if abs(self.perplexity_gap) > _HIGH_GAP:
-            harder = "harder" if self.perplexity_gap > 0 else "easier"
             found.append(
-                f"the evaluation text is {harder} for the model: perplexity "
-                f"{np.exp(self.evaluation_nll):.1f} against {np.exp(self.calibration_nll):.1f}"
+                f"the 16-bit model's perplexity is {np.exp(self.calibration_nll):.1f} on the "
+                f"calibration text and {np.exp(self.evaluation_nll):.1f} on the evaluation text"
             )
         if self.moment_ratio > _FAR:
             found.append(
-                "the layers' inputs differ between the texts "
-                f"{self.moment_ratio:.1f} times as much as between halves of the calibration text"
+                f"the layers' inputs differ between the texts {self.moment_ratio:.1f} times as "
+                "much as between halves of the calibration text"
             )
         return tuple(found)
 

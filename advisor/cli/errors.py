@@ -49,8 +49,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, SystemExit, BrokenPipeError):
             raise
-        except KeyboardInterrupt:
-            message = "interrupted; finished work is kept, run the command again"
+        except KeyboardInterrupt as error:
+            message = str(error) or "interrupted; finished work is kept, run the command again"
             raise _stop("stopped", message, 1, "Interrupted") from None
         except Exception as error:
             if isinstance(error, _USAGE_ERROR) and not _said(error):

@@ -69,7 +69,9 @@ def _render_list(console: Any, document: dict[str, Any]) -> None:
         if rows:
             table = output.table(kind, "", "")
             for row in rows:
-                table.add_row(row["id"], row["name"], row["note"])
+                parameters = row.get("parameters")
+                known = "" if parameters is None else f"{output.count(parameters)} parameters"
+                table.add_row(row["id"], row["name"], known or row["note"])
             console.print(table)
 
 

@@ -225,6 +225,7 @@ def _markdown(document: dict[str, Any]) -> str:
 
 
 def _render_comparison(console: Any, document: dict[str, Any]) -> None:
+    output.print_notes(console, document)
     shown = []
     for row in document["gpus"]:
         best = row["candidate"]

@@ -57,8 +57,8 @@ def command(
 ) -> None:
     """Search schemes and per-module bit widths, measure the finalists, write the plan.
 
-    Ctrl-C keeps the best so far; the same command goes on where it stopped. Exit code 3:
-    nothing measured meets the budgets.
+    Ctrl-C keeps the best so far, if any was measured yet; the same command goes on where it
+    stopped. Exit code 3: nothing measured meets the budgets.
     """
     from advisor import workflows
 
@@ -123,10 +123,11 @@ def render(console: Any, document: dict[str, Any], *, model: str = "") -> None:
         + ("" if search["stopped"] == "completed" else f" ({search['stopped']}: best so far)")
     )
     output.computed_on(console, document["computed_on"])
-    for warning in (document["plan"]["calibration_fit"] or {}).get("warnings", ()):
+    if differing := (document["plan"]["calibration_fit"] or {}).get("warnings"):
         console.print(
-            f"[yellow]Calibration[/] {warning}: give --calibration text like the evaluation's, or "
-            "more --samples.",
+            f"[yellow]Texts differ:[/] {'; '.join(differing)}. Codes were fitted to the "
+            "calibration text, and the figures above are of the evaluation text: give both text "
+            "like what the model will serve (--calibration, --evaluation).",
             soft_wrap=True,
         )
     if ends := document["plan"]["scheme"]["outer"]:
@@ -139,10 +140,16 @@ def render(console: Any, document: dict[str, Any], *, model: str = "") -> None:
         console.print(f"[bold]Plan[/]   {document['plan_path']}", soft_wrap=True)
         console.print(f"[bold]Apply[/]  {apply_command(document, model)}", soft_wrap=True)
         return
-    console.print(
-        "[bold red]Nothing measured meets these budgets.[/] The smallest changes that would do:"
-    )
-    for change in document["relaxation"] or []:
+    if search["stopped"] == "interrupted":
+        console.print(
+            "[bold red]Nothing measured so far meets these budgets.[/] "
+            "The same command goes on where it stopped."
+        )
+    else:
+        console.print("[bold red]Nothing measured meets these budgets.[/]")
+    if document["relaxation"]:
+        console.print("The smallest changes that would do:")
+    for change in document["relaxation"]:
         console.print(f"  - {change['text']}", soft_wrap=True)
     if document["plan_path"]:
         console.print(f"The nearest candidate is in {document['plan_path']}")

@@ -61,7 +61,7 @@ class Nearest:
             wanted: float32, none of them NaN.
         """
         if self._cells is None or wanted.numel() < _FEW:
-            return torch.bucketize(wanted, self._ties)
+            return torch.bucketize(wanted.contiguous(), self._ties)
         cells = (wanted * self._per_unit).ceil_().clamp_(self._low, self._high).sub_(self._low)
         found = self._cells.index_select(0, cells.reshape(-1).to(torch.int32))
         return found.view(wanted.shape)

@@ -20,7 +20,8 @@ from advisor.predict.candidate import (
 )
 from advisor.predict.device_memory import memory_limit, memory_notes
 from advisor.predict.ladder import ladder
-from advisor.predict.positions import context_notes, quantized_notes, served_context
+from advisor.predict.positions import context_notes, served_context
+from advisor.predict.published import quantized_notes
 from advisor.predict.ranking import PREFERENCES, rank, ties
 from advisor.predict.relax import relaxations
 from advisor.predict.sharing import check_sharing
@@ -105,9 +106,7 @@ def recommend(
         relaxation=relaxation,
         ladder=ladder(spec, hardware, engine, ranked, workload, limit),
         ends=ends,
-        notes=quantized_notes(spec)
-        + context_notes(spec, context)
-        + memory_notes(budgets, hardware),
+        notes=_notes(spec, hardware, engine, budgets, context, batch),
     )
 
 
@@ -175,8 +174,20 @@ def predict(
         )
     limits = budgets or NoBudgets()
     judged = judge(_marked(candidate, makes), limits, memory_limit(limits, hardware))
-    notes = quantized_notes(spec) + context_notes(spec, context) + memory_notes(limits, hardware)
+    notes = _notes(spec, hardware, engine, limits, context, batch)
     return Prediction(spec, hardware, engine, judged, notes)
+
+
+def _notes(
+    spec: ModelSpec, hardware: HardwareProfile, engine: str, budgets: Budgets, context: int,
+    batch: int,
+) -> tuple[str, ...]:  # fmt: skip
+    """Return what is understood otherwise than asked."""
+    published = quantized_notes(
+        spec, hardware, engine, context=served_context(spec, context), batch=batch,
+        limit=memory_limit(budgets, hardware),
+    )  # fmt: skip
+    return published + context_notes(spec, context) + memory_notes(budgets, hardware)
 
 
 def _workload(spec: ModelSpec, context: int, batch: int) -> Workload:

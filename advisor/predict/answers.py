@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from advisor.engines.outer import OPTIONS
 from advisor.plan.data import folders_of_option
 from advisor.predict.explain import serve_command, tune_command, why, why_not
-from advisor.predict.positions import quantized_notes
+from advisor.predict.published import published_method
 
 if TYPE_CHECKING:
     from advisor.budgets import Budgets
@@ -88,7 +88,7 @@ class Recommendation:
         """Command that measures; None where Advisor makes nothing that fits."""
         if not any(c.tunable for c in self.candidates if c.feasible and c.scheme.is_quantized):
             return None
-        if quantized_notes(self.spec):  # only the 16-bit original can be tuned, wherever it is
+        if published_method(self.spec):  # only the 16-bit original can be tuned, wherever it is
             return None
         options = sorted({OPTIONS[module.role] for module in self.ends})
         for folder in folders_of_option():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -14,9 +14,15 @@ from advisor.errors import InputError, did_you_mean
 from advisor.modelspec import ModelSpec, build_modelspec, read_model_folder
 from advisor.plan.data import data_files
 from advisor.plan.schema import Strict
+from advisor.predict.everyday import everyday_matches, family_members
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+_TOP_BYTES = 4096
+_LISTED = 4
 _ALIASES = re.compile(r"^aliases:\s*\[(?P<names>[^\]]*)\]", re.MULTILINE)
 
 
@@ -68,14 +74,14 @@ def load_modelspec(model: str | os.PathLike[str]) -> ModelSpec:
             f"{name} is a file. Give the model's folder, with config.json, a Hugging Face id, or a "
             "name of `advisor profiles list`; `advisor inspect` says what a GGUF file holds."
         )
-    path = find_model_file(name)
-    if path is not None:
-        return _from_catalogue(path, name)
+    found = find_model(name)
+    if found is not None:
+        return _from_catalogue(*found)
     if folder.is_absolute() or name.startswith((".", "~")) or name.endswith(("/", os.sep)):
         raise InputError(f"no such model folder: {name}. Check the path.")
     known = list_models()
     short = {identity.rpartition("/")[2]: identity for identity in known}
-    hint = did_you_mean(name, known) or did_you_mean(name, short)
+    hint = _family_hint(name, known) or did_you_mean(name, known) or did_you_mean(name, short)
     if not _HUB_ID.fullmatch(name):
         raise InputError(
             f"unknown model {name!r}: no folder and no name of the catalogue.{hint} "
@@ -140,13 +146,62 @@ def find_model_file(name: str) -> Path | None:
     return shorts[0] if shorts else None
 
 
-def _from_catalogue(path: Path, name: str) -> ModelSpec:
+def find_model(name: str) -> tuple[Path, str] | None:
+    """Return the catalogue's file for a name, also an everyday one, and the id that it means.
+
+    ``gemma-3-12b`` is ``google/gemma-3-12b-it``: see
+    :func:`advisor.predict.everyday.everyday_matches`.
+
+    Raises:
+        InputError: The name means models of several architectures.
+    """
+    path = find_model_file(name)
+    if path is not None:
+        return path, _id_meant(path, name)
+    if "/" in name or os.sep in name:
+        return None
+    homes = {identity: path for path in data_files("models") for identity in _all_ids(path)}
+    nearest: dict[Path, str] = {}
+    for identity in everyday_matches(name, homes):
+        nearest.setdefault(homes[identity], identity)
+    if len(nearest) > 1:
+        raise InputError(
+            f"model name {name!r} means several: {', '.join(nearest.values())}. Give the whole id."
+        )
+    return next(iter(nearest.items()), None)
+
+
+def name_notes(name: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Say which model of the catalogue an everyday name was taken for; nothing for an exact one.
+
+    Raises:
+        InputError: The name means several.
+    """
+    text = os.fspath(name)
+    if Path(text).expanduser().exists() or find_model_file(text) is not None:
+        return ()
+    found = find_model(text)
+    if found is None:
+        return ()
+    return (
+        f"{text!r} was taken for {found[1]}; base and tuned models of one shape get the same "
+        "advice.",
+    )
+
+
+def _family_hint(name: str, known: Iterable[str]) -> str:
+    members = family_members(name, known)
+    if not members:
+        return ""
+    more = f" and {len(members) - _LISTED} more" if len(members) > _LISTED else ""
+    return f" The catalogue has {', '.join(members[:_LISTED])}{more}."
+
+
+def _from_catalogue(path: Path, identity: str) -> ModelSpec:
     profile = load_profile(path)
-    # A fine-tuned model keeps its own id: that is what will be served.
-    same = [alias for alias in profile.aliases if "/" in alias and _plain(alias) == _plain(name)]
     return build_modelspec(
         profile.config,
-        model_id=same[0] if same else profile.id,
+        model_id=identity,
         source="catalogue",
         where=path.name,
         stored_untied=profile.stored_untied,
@@ -157,18 +212,38 @@ def _id_of(path: Path) -> str:
     return path.stem.replace("--", "/", 1)
 
 
+def _id_meant(path: Path, name: str) -> str:
+    """Return the id of a file, or that of the fine-tuned model that was named: it is served."""
+    wanted, alone = _plain(name), "/" not in name
+    for alias in _all_ids(path):
+        if wanted == _plain(alias.rpartition("/")[2] if alone else alias):
+            return alias
+    return _id_of(path)
+
+
+def _all_ids(path: Path) -> list[str]:
+    """Return a file's id and its aliases that are ids."""
+    return [_id_of(path), *(alias for alias in _written_aliases(path) if "/" in alias)]
+
+
 def _plain(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
 def _aliases(path: Path, wanted: str) -> set[str]:
     """Return a file's aliases, or nothing where the wanted name cannot be among them."""
-    # Aliases stand on one line near the top, so that no file must be parsed to find a name.
     with open(path, "rb") as file:
-        text = file.read(4096)
+        text = file.read(_TOP_BYTES)
     if wanted.encode() not in text.lower().replace(b"_", b"-"):
         return set()
-    match = _ALIASES.search(text.decode("utf-8", "replace"))
+    return {_plain(alias) for alias in _written_aliases(path)}
+
+
+def _written_aliases(path: Path) -> list[str]:
+    """Return a file's aliases as they stand there."""
+    # They stand on one line near the top, so that no file must be parsed to find a name.
+    with open(path, "rb") as file:
+        match = _ALIASES.search(file.read(_TOP_BYTES).decode("utf-8", "replace"))
     if match is None:
-        return set()
-    return {_plain(alias.strip(" \"'\n")) for alias in match["names"].split(",")}
+        return []
+    return [alias.strip(" \"'\n") for alias in match["names"].split(",")]

@@ -1,4 +1,4 @@
-"""What is understood otherwise than asked: a longer context than the model has, codes as input."""
+"""What is understood otherwise than asked: a longer context than the model has."""
 
 from __future__ import annotations
 
@@ -25,17 +25,4 @@ def context_notes(spec: ModelSpec, context: int) -> tuple[str, ...]:
     return (
         f"The model was made for {served} positions, and engines refuse more: everything here is "
         f"for a context of {served}, not {context}.",
-    )
-
-
-def quantized_notes(spec: ModelSpec) -> tuple[str, ...]:
-    """Say where the checkpoint named is quantized already: advice is for the model it is of."""
-    found = spec.config.get("quantization_config")
-    if not isinstance(found, dict) or not found:
-        return ()
-    method = found.get("quant_method") or "of a kind that config.json does not name"
-    return (
-        f"This checkpoint is quantized already ({method}), and can be served as it is where the "
-        "engine reads that. Everything here is for its weights in 16 bits, which `advisor tune` "
-        "needs.",
     )

@@ -82,7 +82,9 @@ def texts_and_search(plan: Plan) -> list[tuple[str, str]]:
             f"perplexity {fit.calibration_perplexity:.2f} and {fit.evaluation_perplexity:.2f}; "
             f"layer inputs {fit.moment_ratio:.1f} times as far apart as halves of the calibration"
         )
-        rows.append(("calibration against evaluation", "; ".join([line, *fit.warnings])))
+        if fit.warnings:
+            line += ". The texts differ: the figures here hold for text like the evaluation's"
+        rows.append(("calibration against evaluation", line))
     if plan.search is not None:
         search = plan.search
         effort = "" if search.effort == "full" else f", {search.effort} effort"

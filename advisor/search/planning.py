@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -81,7 +81,7 @@ class Task:
 def build_plan(
     task: Task,
     goal: Goal,
-    chosen: Mixture,
+    answer: Finalist,
     finalists: Sequence[Finalist],
     *,
     study: str,
@@ -90,7 +90,6 @@ def build_plan(
     stopped: Stopped,
     spearman: float | None,
     overlap: float | None,
-    scored: bool,
     fit: Representativeness | None = None,
     coverage: ExpertCoverage | None = None,
     fallbacks: Sequence[Fallback] = (),
@@ -103,15 +102,14 @@ def build_plan(
     Args:
         task: What was asked.
         goal: What was wanted of it.
-        chosen: The answer.
-        finalists: All that was measured; the answer among them unless the search was interrupted.
+        answer: What was chosen.
+        finalists: All that was measured.
         study: Study's name.
         trials: Finished trials.
         seed: Seed of the search.
         stopped: Why it ended.
         spearman: Rank correlation of predicted and measured KL.
         overlap: Share of the evaluation's token windows that the calibration has too.
-        scored: Whether the answer has a predicted KL.
         fit: How well the calibration text stands for the evaluation text.
         coverage: Calibration tokens that the experts of a mixture saw.
         fallbacks: Modules that could not take what the others took.
@@ -121,10 +119,9 @@ def build_plan(
     """
     hashes = hash_model(task.loaded.folder)
     name, revision = model_name(task.loaded.folder)
+    chosen = answer.mixture
     task = replace(task, format_name=chosen.format_name or task.format_name)
-    winner = next((f for f in finalists if f.mixture == chosen), None)
-    measured = _measured(winner, "", task.judges.first)
-    judged = task.judges.evaluation.first(measured)
+    judged = task.judges.evaluation.first(answer.measurement.sequences)
     return Plan(
         advisor_version=advisor.__version__,
         model=ModelIdentity(
@@ -152,11 +149,11 @@ def build_plan(
         calibration_fit=None if fit is None else CalibrationFit(**fit.to_dict()),
         expert_coverage=coverage,
         fallbacks=tuple(fallbacks),
-        expected=_expected(task, chosen, winner, scored=scored),
-        unmet=unmet(goal, chosen, winner),
+        expected=_expected(task, answer),
+        unmet=unmet(goal, answer),
         evaluation=_text(judged, overlap),
         slices={
-            name: _text(text.first(_measured(winner, name, task.judges.first)), None)
+            name: _text(text.first(answer.slices[name].sequences), None)
             for name, text in task.judges.slices.items()
         },
         search=Search(
@@ -169,7 +166,7 @@ def build_plan(
             best=tuple(best),
             score_spearman=spearman,
         ),
-        runners_up=runners_up(goal, chosen, winner, finalists),
+        runners_up=runners_up(goal, answer, finalists),
         computed_on=computed_on(task.loaded.device),
         versions=versions(),
     )
@@ -182,37 +179,16 @@ def computed_on(device: torch.device) -> ComputedOn:
     return ComputedOn(device="cpu", name=detect_cpu().name, threads=torch.get_num_threads())
 
 
-def _measured(winner: Finalist | None, name: str, first: int) -> int:
-    """Return how many sequences of a text the answer was measured on, or was to be."""
-    if winner is None:
-        return first
-    return (winner.slices[name] if name else winner.measurement).sequences
-
-
-def _expected(task: Task, chosen: Mixture, winner: Finalist | None, *, scored: bool) -> Expected:
-    found: dict[str, Any] = {}
-    if winner is not None:
-        measured = winner.measurement
-        found = {
-            "loss": measured.loss,
-            "kl": measured.kl,
-            "top1_agreement": measured.top1,
-            "perplexity": measured.perplexity,
-            "reference_perplexity": measured.reference_perplexity,
-            "slices": {
-                name: SliceResult(loss=text.loss, kl=text.kl, top1_agreement=text.top1)
-                for name, text in winner.slices.items()
-            },
-        }
-        if (task_result := winner.task) is not None:
-            found["accuracy"] = Accuracy(
-                task=task_result.name,
-                questions=len(task_result.scores),
-                value=task_result.accuracy,
-                reference=task_result.reference_accuracy,
-                drop=task_result.drop,
-            )
-    unmeasured: Literal["score", "evidence"] = "score" if scored else "evidence"
+def _expected(task: Task, answer: Finalist) -> Expected:
+    chosen, measured, accuracy = answer.mixture, answer.measurement, None
+    if (found := answer.task) is not None:
+        accuracy = Accuracy(
+            task=found.name,
+            questions=len(found.scores),
+            value=found.accuracy,
+            reference=found.reference_accuracy,
+            drop=found.drop,
+        )
     from advisor.predict.size import checkpoint_size
 
     quantized = {name: s for name, s in chosen.assignment.items() if s.is_quantized}
@@ -220,12 +196,21 @@ def _expected(task: Task, chosen: Mixture, winner: Finalist | None, *, scored: b
     return Expected(
         size_bytes=chosen.size_bytes,
         bits_per_weight=round(chosen.bits_per_weight, 4),
-        basis="measured" if winner is not None else unmeasured,
+        basis="measured",
         predicted_kl=rounded_score(chosen),
         memory_bytes=memory_bytes(
             task.spec, size, task.hardware, task.engine, context=task.context, batch=task.batch
         ),
-        **found,
+        loss=measured.loss,
+        kl=measured.kl,
+        top1_agreement=measured.top1,
+        perplexity=measured.perplexity,
+        reference_perplexity=measured.reference_perplexity,
+        slices={
+            name: SliceResult(loss=text.loss, kl=text.kl, top1_agreement=text.top1)
+            for name, text in answer.slices.items()
+        },
+        accuracy=accuracy,
     )
 
 

@@ -69,7 +69,7 @@ class Refiner:
                 candidates is measured before others, so that their measurements can end early.
         """
         if self.goal.smallest:
-            self._search_smallest()
+            self._search_smallest(offers)
         else:
             self._search_within(offers)
 
@@ -184,10 +184,11 @@ class Refiner:
         if best is not None and self._measure(best) is not None and self.every_uniform:
             self._measure_uniform(uniforms, most=2)
 
-    def _search_smallest(self) -> None:
+    def _search_smallest(self, offers: Sequence[Mixture]) -> None:
         """Bisect over the frontier of mixtures for the smallest that meets the quality budget."""
         first = self._smallest_for(self.families, self.goal.target_kl * 0.8)
-        if first is None:
+        if first is None:  # nothing is expected to pass: the best there is shows by how much
+            self._search_within(offers)
             return
         others = self._at_size(first.size_bytes, without=first.family.method)
         started = [first, *not_far_behind(others, [first])]

@@ -38,13 +38,12 @@ class TuneResult:
         plan: The plan of the answer; of the nearest candidate where nothing meets the budgets.
         finalists: All that was measured.
         trials: The study's finished trials.
-        feasible: Whether the answer was measured and meets the budgets (or, of an interrupted
-            search, is expected to).
+        feasible: Whether the answer meets the budgets.
         relaxation: Smallest changes of the budgets that have an answer; empty when feasible.
         quality: How well the scores predicted what was measured.
         goal: The budgets as the search used them.
         seconds: Wall time.
-        answer: Of the finalists, the one that the plan describes; None where none was measured.
+        answer: Of the finalists, the one that the plan describes.
     """
 
     plan: Plan
@@ -55,4 +54,4 @@ class TuneResult:
     quality: ScoreQuality
     goal: Goal
     seconds: float
-    answer: Finalist | None = None
+    answer: Finalist

@@ -36,12 +36,7 @@ from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
 from advisor.search.space import Space, parameters_of, priors
 from advisor.search.study import check_storage, run_study
-from advisor.search.trials import (
-    Scorer,
-    promising_families,
-    scoring_allowance,
-    unmeasured_answer,
-)
+from advisor.search.trials import Scorer, families_to_measure, scoring_allowance
 from advisor.search.workers import storage_url
 
 if TYPE_CHECKING:
@@ -60,6 +55,10 @@ if TYPE_CHECKING:
 
 _TRIALS_SHARE = 0.5
 """Share of a time budget after which no more trials start."""
+_NOTHING_MEASURED = (
+    "interrupted before any candidate was measured, so no plan was written; the same command goes "
+    "on where it stopped"
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -89,7 +88,11 @@ class Run:
     def search(
         self, *, trials: int, seed: int, storage: str | None, study_name: str | None, prefer: str
     ) -> TuneResult:
-        """Run all stages; see :func:`advisor.search.tune.tune`."""
+        """Run all stages; see :func:`advisor.search.tune.tune`.
+
+        Raises:
+            KeyboardInterrupt: It was to stop before anything was measured.
+        """
         task = self.task
         memory = predict_memory(task)
         check_memory(memory)
@@ -139,7 +142,9 @@ class Run:
         except KeyboardInterrupt:
             _logger.info("interrupted: keeping the best so far")
             self.clock.stopped = "interrupted"
-        return self._result(scorer, goal, seed)
+        if not self.finalists:
+            raise KeyboardInterrupt(_NOTHING_MEASURED)
+        return self._result(goal, seed)
 
     def _outer_book(self, store: Statistics, book: ScoreBook) -> OuterBook | None:
         """Return the scores of embedding and head, where they are to be quantized."""
@@ -168,6 +173,8 @@ class Run:
 
         self.records = run(0)
         scorer.recall(self.records)
+        if self.clock.over(_TRIALS_SHARE):
+            return
         sure = proposals[len(self.records) : trials]
         scorer.expected = list(dict.fromkeys(proposal.family for proposal in sure))
         self.records = run(trials)
@@ -185,7 +192,8 @@ class Run:
         smallest, largest = composer.smallest_and_largest()
         limit = max(goal.max_bytes or (smallest.total_bytes + largest.total_bytes) // 2,
                     smallest.total_bytes)  # fmt: skip
-        families = promising_families(scorer.scored, composer, limit)
+        usual = priors(scorer.space)[0].family
+        families = families_to_measure(scorer, self.records, usual, limit)
         refiner = Refiner(
             composer, measurer, goal, families, self._may_not_measure, self._measuring,
             every_uniform=self.effort.every_uniform,
@@ -224,19 +232,14 @@ class Run:
     def _meets(self, finalist: Finalist, goal: Goal) -> bool:
         return finalist.passes and excess_bytes(finalist.mixture, goal) == 0
 
-    def _result(self, scorer: Scorer, goal: Goal, seed: int) -> TuneResult:
-        scored, task = True, self.task
-        answer = choose(self.finalists, goal) if self.finalists else None
-        if answer is not None:
-            chosen, feasible = answer.mixture, self._meets(answer, goal)
-        else:
-            chosen, scored = unmeasured_answer(scorer)
-            feasible = excess_bytes(chosen, goal) == 0
+    def _result(self, goal: Goal, seed: int) -> TuneResult:
+        task, answer = self.task, choose(self.finalists, goal)
+        chosen, feasible = answer.mixture, self._meets(answer, goal)
         quality = score_quality(self.finalists)
         plan = build_plan(
-            self.task, goal, chosen, self.finalists, study=self.study, trials=len(self.records),
+            self.task, goal, answer, self.finalists, study=self.study, trials=len(self.records),
             seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
-            scored=scored, fit=self.fit, sampler=self.sampler, effort=self.effort,
+            fit=self.fit, sampler=self.sampler, effort=self.effort,
             coverage=coverage_row(task.loaded, task.calibration, chosen.family.samples),
             fallbacks=shape_fallbacks(
                 task.engine, task.hardware, task.loaded.linears, self.offered,

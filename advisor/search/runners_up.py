@@ -16,11 +16,9 @@ if TYPE_CHECKING:
 _TOO_LARGE = "{:,} bytes more than the budgets on size, memory and speed leave"
 
 
-def runners_up(
-    goal: Goal, chosen: Mixture, winner: Finalist | None, finalists: Sequence[Finalist]
-) -> tuple[RunnerUp, ...]:
+def runners_up(goal: Goal, winner: Finalist, finalists: Sequence[Finalist]) -> tuple[RunnerUp, ...]:
     """Return what else was measured, best first, each with why it lost."""
-    others = [f for f in finalists if f.mixture != chosen]
+    others = [f for f in finalists if f.mixture != winner.mixture]
     others.sort(key=lambda f: (not f.passes, f.mixture.size_bytes if goal.smallest else 0,
                                f.measured_kl))  # fmt: skip
     return tuple(
@@ -47,24 +45,19 @@ def rounded_score(mixture: Mixture) -> float | None:
     return float(f"{mixture.predicted_kl:.4g}") if mixture.predicted_kl > 0 else None
 
 
-def unmet(goal: Goal, chosen: Mixture, winner: Finalist | None) -> str | None:
-    """Return which budget the nearest candidate breaks; None for an answer.
-
-    What was not measured yet, as the search was stopped, breaks none that is known of.
-    """
-    if (over := excess_bytes(chosen, goal)) > 0:
+def unmet(goal: Goal, answer: Finalist) -> str | None:
+    """Return which budget the nearest candidate breaks; None for an answer."""
+    if (over := excess_bytes(answer.mixture, goal)) > 0:
         return _TOO_LARGE.format(over)
-    return None if winner is None or winner.passes else winner.decision.reason
+    return None if answer.passes else answer.decision.reason
 
 
-def _why(goal: Goal, winner: Finalist | None, other: Finalist) -> str:
+def _why(goal: Goal, winner: Finalist, other: Finalist) -> str:
     """Return why a measured candidate is not the answer."""
     if (over := excess_bytes(other.mixture, goal)) > 0:
         return _TOO_LARGE.format(over)
     if not other.passes:
         return other.decision.reason
-    if winner is None:
-        return "the search was stopped before it could be compared"
     more = other.mixture.size_bytes - winner.mixture.size_bytes
     if goal.smallest and more > 0:
         return f"{more:,} bytes larger"

@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import InputError
-from advisor.search.families import TABLE_METHODS, Family, schemes_of
-from advisor.search.mixture import Mixture
+from advisor.search.families import Family
 from advisor.search.outcomes import Outcome, TrialRecord
 from advisor.search.sifting import methods_far_behind
 from advisor.search.space import Proposal, Space, Suggester, storage_name, suggest, usual_families
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
     from advisor.search.compose import Composer
     from advisor.search.goal import Goal
+    from advisor.search.mixture import Mixture
 
 _UNITS_PER_PARAMETER = 1.2e9
 _FEWEST_UNITS, _MOST_UNITS = 9, 24
@@ -107,7 +106,7 @@ class Scorer:
         if (reason := self._rejection(proposal)) is not None:
             return Outcome(math.inf, (1.0,), {}, rejected=reason)
         family = self._affordable(proposal.family)
-        self._score(family)
+        self.score(family)
         if family not in self.scored:
             self.scored.append(family)
         mixture = self._compose(family, proposal)
@@ -121,7 +120,7 @@ class Scorer:
             self.best = mixture
         return outcome
 
-    def _score(self, family: Family) -> None:
+    def score(self, family: Family) -> None:
         """Have a family scored, with those that will be asked for next."""
 
         def step(done: int, total: int) -> None:
@@ -232,45 +231,31 @@ def promising_families(
     return [family for _, _, family in sorted(found, key=lambda row: row[:2])]
 
 
-def fallback(composer: Composer, max_bytes: int | None) -> Mixture | None:
-    """Return the largest plainly rounded uniform candidate within a size, never scored."""
-    names = [linear.name for linear in composer.linears]
-    found: list[Mixture] = []
-    for option in composer.options:
-        if option.activation is not None or option.method in TABLE_METHODS:
-            continue
-        family = Family("rtn", option.symmetric is not False)
-        for scheme in schemes_of(family, [option], "rtn"):
-            if not scheme.is_quantized or not composer.takes(scheme, composer.linears):
-                continue
-            assignment = dict.fromkeys(names, scheme)
-            size = composer.size(assignment)
-            if max_bytes is None or size.total_bytes <= max_bytes:
-                found.append(
-                    Mixture(
-                        str(scheme), family, assignment, size.total_bytes, size.bits_per_weight, 0
-                    )
-                )
-    return max(found, key=lambda mixture: mixture.size_bytes, default=None)
+def families_to_measure(
+    scorer: Scorer, records: Sequence[TrialRecord], usual: Family, max_bytes: int
+) -> list[Family]:
+    """Return the scored families, of which at least one is scored now where none was.
 
+    None is where the time was over before the first trial, or where other machines ran all trials:
+    their scores lie in caches of their own.
 
-def unmeasured_answer(scorer: Scorer) -> tuple[Mixture, bool]:
-    """Return the best candidate of a search that measured none, and whether it has a score.
-
-    Raises:
-        InputError: No candidate fits the model.
+    Args:
+        scorer: After the trials.
+        records: All trials of the study.
+        usual: The family of what an expert would try first.
+        max_bytes: Size at which families are compared.
     """
-    if scorer.best is not None:
-        return scorer.best, True
-    composer, most = scorer.composer, scorer.goal.max_bytes
-    smallest, largest = composer.smallest_and_largest()
-    limit = most or (smallest.total_bytes + largest.total_bytes) // 2
-    for family in promising_families(scorer.scored, composer, limit):
-        return composer.mixture(family, limit, or_smallest=True), True
-    rounded = fallback(composer, most) or fallback(composer, None)
-    if rounded is None:
-        raise InputError("the engine offers no scheme that fits all modules of this model.")
-    return rounded, False
+    found = promising_families(scorer.scored, scorer.composer, max_bytes)
+    if found:
+        return found
+    best = min(
+        (record for record in records if record.value is not None and record.attributes),
+        key=lambda record: (not record.feasible, record.value),
+        default=None,
+    )
+    family = usual if best is None else Family(**best.attributes["family"])
+    scorer.score(family)
+    return promising_families([family], scorer.composer, max_bytes)
 
 
 def _uniform_size(composer: Composer, family: Family, storage: str) -> int | None:

@@ -70,7 +70,8 @@ def tune(
     """Find the quantization that meets the budgets best, and measure it.
 
     The same call goes on where a killed one stopped: statistics, scores, finished trials and
-    measurements are kept. Ctrl-C (KeyboardInterrupt) ends the search with the best so far.
+    measurements are kept. Ctrl-C (KeyboardInterrupt) ends the search with the best so far, if
+    anything was measured.
 
     Args:
         loaded: The 16-bit model.
@@ -105,6 +106,7 @@ def tune(
         InputError: The texts overlap, the engine offers nothing, the storage cannot be opened,
             an accuracy budget has no benchmark, the disk is too small, or the engine reads no
             quantized head or embedding of this model.
+        KeyboardInterrupt: It was to stop before anything was measured.
     """
     if trials < 1:
         raise InputError(f"--trials must be at least 1, but got {trials}.")

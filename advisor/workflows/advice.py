@@ -52,7 +52,7 @@ def recommend(
         InputError: A name is unknown or a value breaks its rule.
     """
     from advisor.predict.advise import recommend as rank
-    from advisor.predict.models import load_modelspec
+    from advisor.predict.models import load_modelspec, name_notes
 
     request = check_request(
         gpu=gpu, engine=engine, budgets=budgets, prefer=prefer,
@@ -72,9 +72,10 @@ def recommend(
         quantize_head=quantize_head,
         quantize_embedding=quantize_embedding,
     )
+    notes = name_notes(model) + answer.notes
     if engine.strip().lower() == "auto" and request.hardware.kind == "cpu":
-        return replace(answer, notes=(*answer.notes, _ON_CPUS))
-    return answer
+        notes += (_ON_CPUS,)
+    return replace(answer, notes=notes)
 
 
 def _maker(spec: ModelSpec, engine: str) -> Callable[[Scheme, str | None], bool]:
@@ -113,7 +114,7 @@ def predict(
             model's shapes.
     """
     from advisor.predict.advise import predict as predict_one
-    from advisor.predict.models import load_modelspec
+    from advisor.predict.models import load_modelspec, name_notes
     from advisor.schemes import parse_scheme
 
     request = check_request(
@@ -137,7 +138,7 @@ def predict(
     )
     if prediction.candidate.problem is not None:  # asked for by name, and it cannot exist
         raise InputError(prediction.candidate.problem)
-    return prediction
+    return replace(prediction, notes=name_notes(model) + prediction.notes)
 
 
 def compare_gpus(
@@ -169,7 +170,7 @@ def compare_gpus(
             lambda: check_counts(context=context, batch=batch),
         ],
     ).budgets  # fmt: skip
-    rows = []
+    rows, notes = [], dict[str, None]()
     for gpu in gpus:
         document = recommend(
             model, gpu=gpu, engine=engine, budgets=budgets,
@@ -187,4 +188,5 @@ def compare_gpus(
                 "relaxation": document["relaxation"],
             }
         )
-    return {"schema_version": 1, "model": model, "gpus": rows}
+        notes |= dict.fromkeys(document["notes"])
+    return {"schema_version": 1, "model": model, "gpus": rows, "notes": list(notes)}

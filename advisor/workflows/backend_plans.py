@@ -206,8 +206,8 @@ def plan_of(
     )  # fmt: skip
     finalist = Finalist(mixture, made.measurement, decide(made.measurement, Budgets()))
     plan = build_plan(
-        task, Goal(None, None, None, smallest=False), mixture, [finalist], study="none", trials=0,
-        seed=request.seed, stopped="completed", spearman=None, overlap=overlap, scored=False,
+        task, Goal(None, None, None, smallest=False), finalist, [finalist], study="none", trials=0,
+        seed=request.seed, stopped="completed", spearman=None, overlap=overlap,
     )  # fmt: skip
     choice = backend_choice(request, result.version, result.versions)
     plan = with_backend(plan, choice, needs_text=calibration is not None)

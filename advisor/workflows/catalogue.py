@@ -30,7 +30,7 @@ def list_profiles(kind: str = "all") -> dict[str, Any]:
             f"profiles are of the kinds {', '.join(_KINDS)}, but got {kind!r}."
             f"{did_you_mean(kind, (*_KINDS, 'all'))}"
         )
-    tables: dict[str, Callable[[], list[dict[str, str]]]] = {
+    tables: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "hardware": _hardware,
         "models": _models,
         "engines": _engines,
@@ -49,11 +49,11 @@ def show_profile(name: str) -> dict[str, Any]:
 
     if name.lower() in engine_names():
         return _file("engines", name.lower())
-    from advisor.predict.models import find_model_file
+    from advisor.predict.models import find_model
 
-    found = find_model_file(name)
+    found = find_model(name)
     if found is not None:
-        return _document("models", found)
+        return _document("models", found[0])
     from advisor.hardware.catalogue import find_profile
 
     try:
@@ -115,8 +115,9 @@ def _hardware() -> list[dict[str, str]]:
     return rows
 
 
-def _models() -> list[dict[str, str]]:
-    from advisor.predict.models import find_model_file, list_models, load_profile
+def _models() -> list[dict[str, Any]]:
+    """Return id, architecture and number of parameters, None where the shapes are not known."""
+    from advisor.predict.models import find_model_file, list_models, load_modelspec, load_profile
 
     rows = []
     for identifier in list_models():
@@ -124,10 +125,15 @@ def _models() -> list[dict[str, str]]:
         if path is None:  # removed between the two calls
             continue
         profile = load_profile(path)
-        parameters = profile.published
-        note = "" if parameters is None else f"{parameters.parameters / 1e9:.3g} B parameters"
         architecture = str(profile.config.get("architectures", ["unknown"])[0])
-        rows.append({"id": profile.id, "name": architecture, "note": note})
+        parameters, note = None, ""
+        try:
+            parameters = load_modelspec(identifier).parameters
+        except InputError as error:  # a profile of one's own, of shapes that cannot be told
+            note = str(error)
+        rows.append(
+            {"id": profile.id, "name": architecture, "parameters": parameters, "note": note}
+        )
     return rows
 
 

@@ -65,8 +65,6 @@ def _accuracy(task: TaskMeasurement) -> dict[str, Any]:
 def why(result: TuneResult) -> str:
     """Say in a sentence why this is the answer."""
     goal, plan = result.goal, result.plan
-    if not result.finalists:
-        return "the best predicted candidate: the search was stopped before anything was measured"
     uniform = [row for row in result.finalists if row.mixture.is_uniform and row.in_full]
     best = min(uniform, key=lambda row: row.measured_kl, default=None)
     aim = "the smallest that meets the budgets" if goal.smallest else "the least loss that fits"

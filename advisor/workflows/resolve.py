@@ -123,9 +123,13 @@ def resolve_model_folder(model: str | Path, revision: str | None = None) -> Path
             f"safetensors, or a Hugging Face id.{kept}"
         )
     if not _may_be_on_the_hub(model):
+        from advisor.predict.models import find_model
+
+        meant = find_model(text)
+        example = "such as meta-llama/Llama-3.1-8B" if meant is None else f"({meant[1]})"
         raise InputError(
             f"no model folder at {text}. Give a folder with config.json and safetensors, "
-            "or a Hugging Face id such as meta-llama/Llama-3.1-8B."
+            f"or a Hugging Face id {example}."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

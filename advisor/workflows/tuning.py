@@ -122,7 +122,7 @@ def tune(
     """Find the quantization that meets the budgets best, measure it, and write its plan.
 
     The study lives beside the plan in ``<plan>.search``; the same call goes on where a stopped one
-    was. Ctrl-C ends the search with a plan of the best so far.
+    was. Ctrl-C ends the search with a plan of the best so far, if anything was measured yet.
 
     Args:
         model: A folder with weights, or a Hugging Face id, which is downloaded.
@@ -163,6 +163,7 @@ def tune(
     Raises:
         InputError: A value breaks its rule; nothing is written then.
         BackendError: A named library is not installed, or cannot work here.
+        KeyboardInterrupt: Ctrl-C came before anything was measured.
     """
     from advisor.search.effort import QUICK, effort_named
     from advisor.search.study import check_sampler
@@ -272,7 +273,7 @@ def tune(
 
 def _with_backend(result: TuneResult, offers: BackendOffers) -> TuneResult:
     """Return the result with the library in its plan, where another library's candidate won."""
-    if result.answer is None or result.answer.mixture.backend is None:
+    if result.answer.mixture.backend is None:
         return result
     return replace(result, plan=offers.planned(result.plan, result.answer.mixture))
 

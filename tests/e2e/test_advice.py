@@ -135,7 +135,7 @@ def test_what_advisor_does_not_write_is_not_offered_for_tuning(advisor):
     assert "advisor tune" not in outcome.out
     assert "llama.cpp's llama-quantize does" in " ".join(outcome.out.split())
     llama = advisor("recommend", "llama-3.1-8b", *arguments, "--json").document
-    assert llama["tune"].startswith("advisor tune meta-llama/Meta-Llama-3.1-8B")
+    assert llama["tune"].startswith("advisor tune meta-llama/Llama-3.1-8B")
 
 
 def test_an_architecture_that_tune_does_not_take_is_not_offered_to_it(advisor):
@@ -173,7 +173,7 @@ def test_what_others_make_is_marked(advisor):
 def test_several_cards_stay_several(advisor):
     outcome = advisor("recommend", "llama-3.1-8b", "--gpu", "2x L4")
     assert " on 2x L4," in outcome.out
-    assert "advisor tune meta-llama/Meta-Llama-3.1-8B --gpu 2xl4 " in outcome.out
+    assert "advisor tune meta-llama/Llama-3.1-8B --gpu 2xl4 " in outcome.out
     assert "--tensor-parallel-size 2" in outcome.out
     assert "memory: of each of 2 devices, which share the weights" in outcome.out
     assert " of memory of each device" in outcome.out
@@ -262,7 +262,7 @@ def test_what_follows_the_advice_is_served_from_where_it_is_written(advisor):
     others = advisor("recommend", "gemma-3-4b-it", "--gpu", "l4", "--engine", "llama.cpp").out
     assert "llama-server -m gemma-3-4b-it-q" in others
     whole = advisor(*question, "--max-loss", "0").out
-    assert "llama-server -m Meta-Llama-3.1-8B-bf16.gguf " in whole
+    assert "llama-server -m Llama-3.1-8B-bf16.gguf " in whole
 
 
 def test_a_quantized_folder_is_not_offered_to_tune_which_refuses_it(advisor, workplace):

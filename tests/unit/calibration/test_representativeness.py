@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -31,8 +35,17 @@ def test_text_of_another_kind_is_far_and_not_covered(random_llama):
     found = representativeness(random_llama, _sequences(2, 60, 1), _sequences(40, 200, 2))
     assert found.token_coverage == pytest.approx(20 / 160, abs=0.05)
     assert found.moment_ratio > 2
-    assert "tokens are of a kind" in found.warnings[0]
+    assert re.match(r"of the evaluation text's tokens only \d+% occur in", found.warnings[0])
     assert any("layers' inputs differ" in warning for warning in found.warnings)
+
+
+def test_perplexities_far_apart_are_said_of_each_text(random_llama):
+    found = representativeness(random_llama, _sequences(2, 60, 1), _sequences(2, 60, 2))
+    apart = replace(found, calibration_nll=math.log(87.5), evaluation_nll=math.log(40.6))
+    assert apart.warnings == (
+        "the 16-bit model's perplexity is 87.5 on the calibration text and 40.6 on the evaluation "
+        "text",
+    )
 
 
 def test_log_loss_is_the_models_own(random_llama):

@@ -20,6 +20,7 @@ from advisor.predict.candidate import SCHEME_NAMES
 from advisor.predict.cost import quantization_cost
 from advisor.predict.explain import serve_command, tune_command
 from advisor.predict.models import load_modelspec
+from advisor.predict.published import published_size
 from advisor.predict.ranking import is_makeshift
 from advisor.schemes import parse_scheme
 
@@ -359,10 +360,29 @@ def test_a_checkpoint_that_is_quantized_already_is_noticed(llama, rtx4090):
     (note,) = recommend(quantized, rtx4090, "vllm", Budgets()).to_dict()["notes"]
     assert note.startswith("This checkpoint is quantized already (fp8)")
     scheme = parse_scheme("gptq-int4-g64-sym")
-    assert predict(quantized, scheme, rtx4090, "vllm", context=10**6).notes[0] == note
+    assert predict(quantized, scheme, rtx4090, "vllm").notes == (note,)
+    assert len(predict(quantized, scheme, rtx4090, "vllm", context=10**6).notes) == 2
     for name, method in (("deepseek-ai/DeepSeek-R1", "fp8"), ("openai/gpt-oss-20b", "mxfp4")):
         (note,) = recommend(load_modelspec(name), rtx4090, "vllm", Budgets()).notes
         assert f"quantized already ({method})" in note
+
+
+def test_what_is_published_quantized_has_its_own_size(llama, rtx4090):
+    gpt_oss = load_modelspec("openai/gpt-oss-20b")
+    experts = 24 * 32 * 3 * 2880 * 2880  # blocks of 32 codes of 4 bits and a scale of 8
+    whole = experts * 17 / 32 + 2 * (gpt_oss.parameters - experts)
+    assert published_size(gpt_oss).total_bytes == pytest.approx(whole, rel=1e-4)
+    (note,) = recommend(gpt_oss, rtx4090, "vllm", Budgets()).notes
+    assert "It is about 13.8 GB and takes 15.3 GB of memory, which is there." in note
+    (note,) = recommend(gpt_oss, find_profile("rtx-3060-12"), "vllm", Budgets()).notes
+    assert "takes 15.3 GB of memory, more than is there." in note
+    deepseek, several = load_modelspec("deepseek-v3"), find_profile("8xh200")
+    (note,) = recommend(deepseek, several, "vllm", Budgets()).notes
+    assert "about 673 GB and takes 86.2 GB of memory of each device, which is there." in note
+    for odd in ({"quant_method": "gptq"}, {"quant_method": "fp8", "weight_block_size": None}):
+        spec = replace(llama, config={**llama.config, "quantization_config": odd})
+        assert published_size(spec) is None
+        assert "It is about" not in recommend(spec, rtx4090, "vllm", Budgets()).notes[0]
 
 
 def test_a_group_size_that_is_advised_has_a_kernel(llama):

@@ -9,7 +9,7 @@ import pytest
 from advisor.errors import InputError
 from advisor.plan.data import data_files
 from advisor.predict import models
-from advisor.predict.models import load_modelspec, load_profile
+from advisor.predict.models import load_modelspec, load_profile, name_notes
 
 
 @pytest.mark.parametrize(
@@ -17,13 +17,81 @@ from advisor.predict.models import load_modelspec, load_profile
     [
         ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
         ("META-LLAMA/llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
-        ("llama-3.1-8b-instruct", "meta-llama/Meta-Llama-3.1-8B"),
+        ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("tiny-llama-1.1b", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"),
         ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B"),
         ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
     ],
 )
 def test_names_in_any_case_and_by_alias(name, found):
     assert load_modelspec(name).id == found
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("gemma-3-12b", "google/gemma-3-12b-it"),
+        ("Gemma3:12b", "google/gemma-3-12b-it"),
+        ("gemma 3 12b", "google/gemma-3-12b-it"),
+        ("llama3.3-70b", "meta-llama/Llama-3.3-70B-Instruct"),
+        ("qwen-2.5-7b", "Qwen/Qwen2.5-7B"),
+        ("qwen2.5:7b-instruct", "Qwen/Qwen2.5-7B-Instruct"),
+        ("qwen3-8b-instruct", "Qwen/Qwen3-8B"),
+        ("qwen3-30b", "Qwen/Qwen3-30B-A3B"),
+        ("mixtral-8x7b", "mistralai/Mixtral-8x7B-v0.1"),
+        ("phi-3-mini", "microsoft/Phi-3-mini-4k-instruct"),
+        ("phi3.5-mini", "microsoft/Phi-3.5-mini-instruct"),
+        ("phi-1.5", "microsoft/phi-1_5"),
+        ("olmo-2-7b", "allenai/OLMo-2-1124-7B"),
+        ("olmo-7b", "allenai/OLMo-7B-hf"),
+        ("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+    ],
+)
+def test_everyday_names_mean_one_shape_and_say_which(name, found):
+    assert load_modelspec(name).id == found
+    (note,) = name_notes(name)
+    assert note.startswith(f"{name!r} was taken for {found};")
+
+
+def test_exact_names_need_no_note():
+    for name in ("qwen3-8b", "deepseek-r1-distill-llama-8b", "Qwen/Qwen3-8B", "./nowhere"):
+        assert name_notes(name) == ()
+    assert load_modelspec("deepseek-r1-distill-llama-8b").id.endswith("R1-Distill-Llama-8B")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("mistral-7b", "mistralai/Mistral-7B-v0.1, mistralai/Mistral-7B-v0.3"),
+        ("mistral-7b-instruct", "Mistral-7B-Instruct-v0.1, mistralai/Mistral-7B-Instruct-v0.3"),
+    ],
+)
+def test_everyday_names_of_several_shapes_list_them(name, found):
+    with pytest.raises(InputError, match=f"means several: .*{found}. Give the whole id.") as raised:
+        load_modelspec(name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("mistral", "Mistral-7B-v0.1, mistralai/Mistral-7B-v0.3, mistralai/Mistral-Large"),
+        ("smollm2", "SmolLM2-1.7B, HuggingFaceTB/SmolLM2-135M, HuggingFaceTB/SmolLM2-360M"),
+        ("deepseek", "DeepSeek-V3"),  # which release is not said
+        ("qwen", "and 11 more"),
+    ],
+)
+def test_a_family_alone_lists_its_models(name, listed):
+    with pytest.raises(InputError, match=f"unknown model.*The catalogue has .*{listed}"):
+        load_modelspec(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen-7b", "llama-8b", "falcon-10b", "llama-3.1-8b-awq", "gemma-3-12", "-"]
+)
+def test_another_family_version_or_format_is_no_everyday_name(name):
+    with pytest.raises(InputError, match="unknown model"):
+        load_modelspec(name)
 
 
 def test_a_name_opens_one_profile_only(monkeypatch):

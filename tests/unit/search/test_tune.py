@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -257,23 +258,47 @@ def test_a_database_that_cannot_be_opened_is_refused_before_any_work(run, tmp_pa
     assert set(stages) == {"Memory", "Disk"}
 
 
-@pytest.mark.parametrize("stage", ["Statistics", "Trials", "Reference", "Finalist"])
-def test_interrupt_at_any_stage_leaves_a_plan(run, model, stage, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["Statistics", "Trials", "Reference", "Finalist 1"])
+def test_interrupt_before_anything_is_measured_gives_no_answer(
+    run, model, stage, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "own"))
+    with pytest.raises(KeyboardInterrupt, match=r"before any candidate was measured.*goes on"):
+        run(Budgets(max_size_bytes=_middle(model[1])), progress=_interrupting(stage))
 
+
+def test_interrupt_later_leaves_the_best_so_far(run, model):
+    result = run(Budgets(max_size_bytes=_middle(model[1])), progress=_interrupting("Finalist 2"))
+    assert result.plan.search.stopped == "interrupted"
+    assert [f.name for f in result.finalists] == [result.answer.name] == [result.plan.scheme.name]
+    assert result.plan.expected.basis == "measured"
+    assert result.plan.expected.size_bytes <= _middle(model[1])
+
+
+def _interrupting(stage):
     def interrupt(event):
         if event.stage.startswith(stage) and event.done:
             raise KeyboardInterrupt
 
-    result = run(Budgets(max_size_bytes=_middle(model[1])), progress=interrupt)
-    assert result.plan.search.stopped == "interrupted"
-    assert result.plan.expected.size_bytes <= _middle(model[1])
-    assert result.plan.expected.basis == ("evidence" if stage == "Statistics" else "score")
+    return interrupt
 
 
-def test_time_budget_still_measures_a_mixture_and_a_uniform(run, model):
+def test_time_budget_still_measures_a_mixture_and_a_uniform(run, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "own"))  # nothing is scored in it
     result = run(Budgets(max_size_bytes=_middle(model[1])), time_budget_s=0.0)
     assert result.plan.search.stopped == "time budget"
+    assert result.trials == ()
+    assert {f.mixture.is_uniform for f in result.finalists} == {True, False}
+
+
+def test_trials_of_another_machine_are_measured_here(run, model, tmp_path, monkeypatch):
+    budgets = Budgets(max_size_bytes=_middle(model[1]))
+    there = run(budgets)
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "own"))
+    shutil.rmtree(tmp_path / "work" / "finalists")
+    here = run(budgets)
+    assert [trial.parameters for trial in here.trials] == [t.parameters for t in there.trials]
+    assert {f.mixture.is_uniform for f in here.finalists} == {True, False}
 
 
 def test_damaged_measurement_is_made_again(run, model, tmp_path):

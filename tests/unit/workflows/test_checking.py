@@ -53,8 +53,9 @@ def test_every_gpu_of_a_comparison_is_looked_up():
 def test_tune_checks_texts_libraries_and_places_before_it_loads_a_model(tmp_path):
     found = complaints(
         lambda: workflows.tune(
-            tmp_path / "none", gpu="rtx-5099", engine="auto", budgets=BAD, sampler="foo", effort="slow",
-            time_budget="3parsecs", max_disk="1XX", calibration=["nofile", "hf:some@2"],
+            tmp_path / "none", gpu="rtx-5099", engine="auto", budgets=BAD, sampler="foo",
+            effort="slow", time_budget="3parsecs", max_disk="1XX",
+            calibration=["nofile", "hf:some@2"],
             evaluation=[f"{tmp_path}/gone@2", "builtin:evaluation"], backends=["foo,hqq"],
             slices=["nonsense"], output=tmp_path, context=0, batch=1.5, samples=0, trials=-1,
             sequence_length=1, evaluation_sequences=1, seed=2**32,
@@ -66,7 +67,8 @@ def test_tune_checks_texts_libraries_and_places_before_it_loads_a_model(tmp_path
         "--sequence-length must be at least 2", "--evaluation-sequences must be at least 2",
         "--trials must be at least 1, but got -1", "--seed must be at most 4294967295",
         "--time-budget", "--max-disk", "--output",
-        "--sampler", "--effort must be one of quick, full", "'nofile'", "backend 'foo'", "gone'", "--slice", "no model folder",
+        "--sampler", "--effort must be one of quick, full", "'nofile'", "backend 'foo'", "gone'",
+        "--slice", "no model folder",
     ]  # fmt: skip
     assert [next(w for w in words if w in line) for line in found] == words
 
