@@ -7,11 +7,16 @@ Measured on SmolLM2-135M (32×256 calibration tokens, RTX 4090 profile, vLLM, 11
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from advisor.errors import InputError, did_you_mean
 from advisor.methods.settings import QuantizationSettings
 from advisor.search.families import BEST, USUAL_DAMPING, WEIGHT_METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from advisor.schemes import Scheme
 
 _SCALE_STEPS = 8
 """AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
@@ -29,6 +34,8 @@ class Effort:
             of samples, mixes, rotations), or choose among what is scored already.
         descent: Passes of coordinate descent over the codes.
         sequential: Whether the answer is also fitted to the quantized blocks before each.
+        every_type: Whether MXFP4 is an option beside NVFP4, whose 4.5 bits are the better ones, and
+            the integers, that fill the sizes below.
         every_uniform: Whether the best uniform candidate of each method and format is measured, or
             only the one that scores say is best.
         evaluation_sequences: Held-out sequences by default.
@@ -40,6 +47,7 @@ class Effort:
     explores: bool
     descent: int
     sequential: bool
+    every_type: bool
     every_uniform: bool
     evaluation_sequences: int
     compared_sequences: int
@@ -52,14 +60,25 @@ class Effort:
             output_feedback=_OUTPUT_FEEDBACK,
         )  # fmt: skip
 
+    def options(self, schemes: Sequence[Scheme]) -> tuple[Scheme, ...]:
+        """Return what a mixture may take of what the engine mixes."""
+        if self.every_type:
+            return tuple(schemes)
+        kinds = {scheme.activation is None for scheme in schemes if scheme.weight == "nvfp4"}
+        return tuple(
+            scheme
+            for scheme in schemes
+            if scheme.weight != "mxfp4" or (scheme.activation is None) not in kinds
+        )
+
 
 FULL = Effort(
-    "full", (*WEIGHT_METHODS, BEST), explores=True, descent=3, sequential=True, every_uniform=True,
-    evaluation_sequences=32, compared_sequences=16,
+    "full", (*WEIGHT_METHODS, BEST), explores=True, descent=3, sequential=True, every_type=True,
+    every_uniform=True, evaluation_sequences=32, compared_sequences=16,
 )  # fmt: skip
 QUICK = Effort(
-    "quick", ("gptq",), explores=False, descent=0, sequential=False, every_uniform=False,
-    evaluation_sequences=16, compared_sequences=8,
+    "quick", ("gptq",), explores=False, descent=0, sequential=False, every_type=False,
+    every_uniform=False, evaluation_sequences=16, compared_sequences=8,
 )  # fmt: skip
 EFFORTS = (QUICK, FULL)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from advisor.calibration.tokens import check_disjoint
@@ -128,6 +129,7 @@ def tune(
     if problems := problems + outer_problems(engine, offered.format, ends):
         raise InputError(join_errors(problems))
     offered, ends = with_ends(engine, hardware, offered, ends)
+    offered = replace(offered, schemes=effort.options(offered.schemes))
     base = settings or effort.settings
     task = Task(
         loaded, spec, hardware, engine, budgets, calibration, judges,
