@@ -162,11 +162,15 @@ class Scorer:
         return self._behind
 
     def _affordable(self, family: Family) -> Family:
-        """Return the family, or the nearest scored one when no more may be scored."""
+        """Return the family, or the nearest scored one when no more may be scored.
+
+        What is saved on methods far behind is not spent on others.
+        """
+        behind = self._far_behind()
+        saved = [other for other in usual_families(self.space) if other.method in behind]
+        paid = [*saved, *self.scored]
         cost = scoring_cost(family, self.scored)
-        spent = sum(
-            scoring_cost(other, self.scored[:place]) for place, other in enumerate(self.scored)
-        )
+        spent = sum(scoring_cost(other, paid[:place]) for place, other in enumerate(paid))
         if cost == 0 or not self.scored or spent + cost <= self.allowance:
             return family
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -155,8 +156,13 @@ def test_trials_of_methods_far_behind_cost_nothing(compose, monkeypatch):
             return high
 
     goal = Goal(None, 0.1, 0.1, True)
-    scorer = Scorer(composer, space, goal, 9, lambda family, done, total: None)
+    scorer = Scorer(composer, space, goal, 4, lambda family, done, total: None)
     assert scorer(Trial("rtn")).rejected == reason
     assert scorer.scored == []
     assert scorer(Trial("gptq")).rejected is None
     assert [family.method for family in scorer.scored] == ["gptq"]
+    # GPTQ's two units and the one that rounding would have cost leave no two of four.
+    (scored,) = scorer.scored
+    assert scorer._affordable(replace(scored, damping=0.5)) == scored
+    scorer.allowance = 5
+    assert scorer._affordable(replace(scored, damping=0.5)).damping == 0.5
