@@ -56,6 +56,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from advisor.calibration.rotating import rotated
+from advisor.models.allocator import give_back
 from advisor.models.folding import foldable_groups
 from advisor.models.rotation import rotation_of
 from advisor.numerics.microscaling import MICROSCALED_WIDTHS
@@ -173,6 +174,7 @@ class ScoreBook:
         for done, members in enumerate(groups):
             for own, alike in together.items():
                 self._score_group(members, {s: found[s] for s in alike}, *own)
+            give_back()
             if progress is not None:
                 progress(done + 1, len(groups))
         for scheme in missing:
