@@ -51,13 +51,12 @@ class ColumnLoop:
         self.importance = importance
         self.order: list[int] | None = None
 
-    def run(self, working: Tensor, factor: Tensor, steps: Tensor, blocks: list[list[int]]) -> None:
+    def run(self, working: Tensor, factor: Tensor, blocks: list[list[int]]) -> None:
         """Quantize all columns in place.
 
         Args:
-            working: [columns, grids, rows], overwritten.
+            working: Weights [columns, grids, rows]; becomes codes minus zero points.
             factor: Inverse Cholesky factor with every row divided by its diagonal.
-            steps: int16, shaped as ``working``: receives codes minus zero points.
             blocks: From :func:`blocks_of`.
         """
         columns, count, rows = working.shape
@@ -73,7 +72,7 @@ class ColumnLoop:
                 self._columns(flat, factor, errors, rounded, (start, first, last))
                 _propagate(working, factor, errors[first - start :], (first, last), end)
             _propagate(working, factor, errors, (start, end), columns)
-            steps[start:end] = rounded[: end - start]
+            working[start:end] = rounded[: end - start]
 
     def _columns(
         self,

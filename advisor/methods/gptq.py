@@ -92,9 +92,11 @@ def quantize_many(
     done: dict[Scheme, QuantizedWeight] = {}
     metric = output_metric(found, settings, len(values))
     metrics = [] if metric is None else [metric]
+    columns = values.t().contiguous()
+    del values
     for together in (natural, ordered):
         if together:
-            done.update(_quantize_in_order(values, second_moment, metrics, together, settings))
+            done.update(_quantize_in_order(columns, second_moment, metrics, together, settings))
     return [done[scheme] for scheme in schemes]
 
 
@@ -122,24 +124,24 @@ def quantize_each(
             quantize(weight, own, scheme, settings)
             for weight, own in zip(weights, statistics, strict=True)
         ]
-    values = torch.cat([prepare_weight(weight, [scheme]) for weight in weights])
-    found = require_statistics(statistics[0], values.shape[1], "gptq")
+    columns = torch.cat([prepare_weight(weight, [scheme]) for weight in weights]).t().contiguous()
+    found = require_statistics(statistics[0], len(columns), "gptq")
     _check([scheme], settings)
-    second_moment = found.second_moment.to(device=values.device, dtype=torch.float32)
+    second_moment = found.second_moment.to(device=columns.device, dtype=torch.float32)
     known = [metric for metric in metrics if metric is not None]
-    result = _quantize_in_order(values, second_moment, known, [scheme], settings)[scheme]
+    result = _quantize_in_order(columns, second_moment, known, [scheme], settings)[scheme]
     return list(split_rows(result, [len(weight) for weight in weights]))
 
 
 def _quantize_in_order(
-    values: Tensor,
+    columns: Tensor,
     second_moment: Tensor,
     metrics: Sequence[Tensor],
     schemes: list[Scheme],
     settings: QuantizationSettings,
 ) -> dict[Scheme, QuantizedWeight]:
     """Run one loop for schemes that are all with, or all without, activation order."""
-    in_features = values.shape[1]
+    in_features = len(columns)
     schemes = sorted(
         dict.fromkeys(schemes),
         key=lambda s: (group_width(s, in_features), bool(s.symmetric), s.bits),
@@ -151,7 +153,7 @@ def _quantize_in_order(
     ordered = schemes[0].activation_order or settings.static_groups
     made = ordered_factor(second_moment, settings.damping, by_activation=ordered)
     factor = made.inverse
-    columns, moment = values.t().contiguous(), second_moment
+    moment = second_moment
     static_order: Tensor | None = None
     permutation: Tensor | None = None
     if ordered and (by_channel or not schemes[0].activation_order):

@@ -84,19 +84,19 @@ def quantize_columns(
         source = source[order]
     working = weight.new_empty(columns, len(grids), rows)
     working.copy_(source)  # not contiguous(), which may return the caller's own memory
-    steps = torch.empty_like(working, dtype=torch.int16)
     width = columns if order is not None else grids[0].width
     blocks = blocks_of(columns, width, settings.column_block)
-    loop.run(working, (factor / factor.diagonal().unsqueeze(1)).contiguous(), steps, blocks)
-    if order is not None:
-        steps = steps[torch.argsort(order)]
+    loop.run(working, (factor / factor.diagonal().unsqueeze(1)).contiguous(), blocks)
+    back = None if order is None else torch.argsort(order)
     results: list[ColumnCodes] = []
     for bundle in bundles:
         scales, zero_points = torch.stack(bundle.scales), torch.stack(bundle.zero_points)
         for index in range(bundle.last - bundle.first):
             zero = zero_points[:, index]
-            signed = steps[:, bundle.first + index].reshape(-1, bundle.width, rows)
-            codes = signed.add_(zero.to(torch.int16).unsqueeze(1)).to(torch.uint8)
+            steps = working[:, bundle.first + index]
+            if back is not None:  # one grid at a time: all of them are as large as memory allows
+                steps = steps[back]
+            codes = (steps.view(-1, bundle.width, rows) + zero.unsqueeze(1)).to(torch.uint8)
             results.append(ColumnCodes(codes.view(columns, rows), scales[:, index], zero))
     return results
 

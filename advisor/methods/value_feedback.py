@@ -100,7 +100,8 @@ class ValueFeedback(Feedback):
     ) -> ColumnState:
         """Work on some rows, inputs first."""
         low, high = (torch.full_like(scales, float(edge)) for edge in (table[0], table[-1]))
-        state = ColumnState(torch.zeros_like(columns), scales, low, high, table)
+        none_yet = columns.new_zeros(()).expand_as(columns)  # takes no memory
+        state = ColumnState(none_yet, scales, low, high, table)
         settings = self.settings
         if self.couples:
             state.steps = choose_coupled(

@@ -86,7 +86,7 @@ class Front:
             count += len(self._linears[-1].feedback)
         self._weight = self._split(columns)
         self._levels = grid_levels(grid.bits, device=columns.device)
-        self._steps = torch.zeros_like(self._weight)
+        self._steps: Tensor
         shape = (count, columns.shape[0] // grid.width, ROW_BLOCK)
         self._scales, self._zeros = columns.new_ones(shape), columns.new_zeros(shape)
         self._known: ColumnState | None = None
@@ -97,7 +97,7 @@ class Front:
         self._scales, self._zeros = self._split(known.scales, 1.0), self._split(-known.low)
 
     def run(self, factor: Tensor, order: Tensor | None) -> None:
-        """Quantize; ``factor`` has every row divided by its diagonal."""
+        """Quantize, once; ``factor`` has every row divided by its diagonal."""
         width, columns = self._grid.width, self._weight.shape[1]
         beforehand = order is not None or width == columns
         if beforehand and self._known is None:
@@ -107,7 +107,8 @@ class Front:
         place = torch.arange(columns, device=factor.device) if order is None else order
         size = _step(columns) if beforehand else width
         shape = (len(self._weight), columns // size, size, ROW_BLOCK)
-        weight = self._weight[:, place].view(shape)
+        weight = (self._weight if order is None else self._weight[:, place]).view(shape)
+        del self._weight  # what is as large as the weights is kept no longer than it is needed
         errors, taken = torch.zeros_like(weight), torch.zeros_like(weight)
         change = weight.new_zeros(shape[1], size, shape[0] * ROW_BLOCK)
         groups = (place // width).view(-1, size)
@@ -130,7 +131,12 @@ class Front:
             steps, missed = round_columns(current, scale, zero, self._levels, near, table)
             taken[at], errors[at] = steps.transpose(0, 1), missed.transpose(0, 1)
             _keep(wave, change, (steps * scale).transpose(0, 1) - wanted)
-        self._steps[:, place] = taken.view_as(self._steps)
+        del weight, errors, change
+        if order is None:
+            self._steps = taken.flatten(1, 2)
+        else:
+            self._steps = torch.empty_like(taken).flatten(1, 2)
+            self._steps[:, place] = taken.flatten(1, 2)
 
     def codes(self) -> ColumnCodes:
         """Return what was chosen."""
@@ -192,7 +198,7 @@ class Front:
 
     def _waves(self, steps: int) -> Iterator[_Wave]:
         """Yield who works on what; each block's columns come in that many steps."""
-        device = self._weight.device
+        device = self._levels.device
         counts = [len(linear.feedback) for linear in self._linears]
         turns = torch.cat([torch.arange(count, device=device) for count in counts])
         places = torch.arange(len(turns), device=device)

@@ -91,7 +91,12 @@ def inverse_cholesky(second_moment: Tensor, damping: float) -> InverseCholesky:
             )
     if damping != asked:
         logger.warning("damping raised from %g to %g: H is singular", asked, damping)
-    factor = invert_lower(lower).to(torch.float32).flip(0, 1)
+    del reversed_moment, reversed_diagonal
+    inverse = invert_lower(lower)
+    del lower
+    factor = inverse.to(torch.float32)
+    del inverse
+    factor = factor.flip(0, 1)
     return InverseCholesky(factor=factor, damping=damping, raised=damping != asked)
 
 

@@ -56,6 +56,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from advisor.calibration.rotating import rotated
+from advisor.models.allocator import give_back
 from advisor.models.folding import foldable_groups
 from advisor.models.rotation import rotation_of
 from advisor.numerics.microscaling import MICROSCALED_WIDTHS
@@ -175,9 +176,7 @@ class ScoreBook:
             scheme: dict(self._find(scheme, settings, samples, sampled=True) or {})
             for scheme in missing
         }
-        groups = self._groups() if any(s.is_quantized for s in missing) else []
-        if sampled:
-            groups = [members for members in groups if members[0].block in self._sample]
+        groups = self._groups(sampled) if any(s.is_quantized for s in missing) else []
         together: dict[tuple[QuantizationSettings, int | None], list[Scheme]] = {}
         for scheme in missing:
             together.setdefault(scored_with(scheme, settings, samples), []).append(scheme)
@@ -185,6 +184,7 @@ class ScoreBook:
             for own, alike in together.items():
                 left = {s: found[s] for s in alike if members[0].name not in found[s]}
                 self._score_group(members, left, *own)
+            give_back()
             if progress is not None:
                 progress(done + 1, len(groups))
         for scheme in missing:
@@ -193,11 +193,12 @@ class ScoreBook:
             self._pages.keep(self._key(scheme, settings, samples, sampled), scheme, found[scheme])
         return {s: self._find(s, settings, samples, sampled) or {} for s in schemes}
 
-    def _groups(self) -> list[list[LinearSpec]]:
+    def _groups(self, sampled: bool) -> list[list[LinearSpec]]:
         """Return the modules by shared input, in execution order."""
         groups: dict[str, list[LinearSpec]] = {}
         for linear in self._loaded.linears:
-            groups.setdefault(linear.input_group, []).append(linear)
+            if not sampled or linear.block in self._sample:
+                groups.setdefault(linear.input_group, []).append(linear)
         return list(groups.values())
 
     def _score_group(
