@@ -60,6 +60,8 @@ class Measurer:
         calibration: TokenSequences | None = None,
         reference_limit: int | None = None,
         kept_bytes: int = 0,
+        *,
+        uniform_in_full: bool = True,
     ) -> None:
         """Prepare.
 
@@ -75,6 +77,7 @@ class Measurer:
             reference_limit: Bytes that the unquantized model's predictions may take on disk; text
                 beyond that is not measured.
             kept_bytes: That codes of earlier candidates may take on disk, to be used again.
+            uniform_in_full: See :class:`advisor.search.pruning.Watch`.
         """
         self._loaded = loaded
         self._store = store
@@ -90,6 +93,7 @@ class Measurer:
         self._cache = cache
         self._calibration = calibration
         self._reference_limit = reference_limit
+        self._whole = uniform_in_full
         self.finalists: list[Finalist] = []
         self._outside: dict[str, Outside] = {}
 
@@ -124,7 +128,7 @@ class Measurer:
         known = next((f for f in self.finalists if f.mixture == mixture), None)
         if known is not None:
             return known
-        watch = Watch(mixture, self.finalists, self._goal)
+        watch = Watch(mixture, self.finalists, self._goal, uniform_in_full=self._whole)
         found, task = self._look(mixture, 1, progress, watch)
         finalist = self._finalist(mixture, found, task, 1)
         if (ended := watch.ended) is not None:

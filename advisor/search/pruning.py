@@ -49,21 +49,30 @@ class Watch:
         ended: Why and when the measurement was ended; None while it goes on.
     """
 
-    def __init__(self, mixture: Mixture, finalists: Sequence[Finalist], goal: Goal) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        finalists: Sequence[Finalist],
+        goal: Goal,
+        *,
+        uniform_in_full: bool = True,
+    ) -> None:
         """Choose what the candidate has to beat.
 
-        The first candidate is always measured in full, and the first uniform one too: that the
-        answer is never worse than the best uniform one rests on it.
+        The first candidate is always measured in full.
 
         Args:
             mixture: The candidate.
             finalists: Measured so far.
             goal: The budgets.
+            uniform_in_full: Whether the first uniform one is, too, so that plan and report say by
+                how much the answer beats it, and not just that it surely does.
         """
         self.ended: Ended | None = None
         self._goal = goal
         full = [f for f in finalists if f.in_full]
-        peers = [f for f in full if f.mixture.is_uniform or not mixture.is_uniform]
+        whole = uniform_in_full and mixture.is_uniform
+        peers = [f for f in full if f.mixture.is_uniform or not whole]
         self._may_stop = bool(peers)
         self._rival = _rival(mixture, peers, goal)
 

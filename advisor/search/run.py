@@ -185,6 +185,7 @@ class Run:
         measurer = Measurer(
             task.loaded, store, task.judges, task.settings, goal, self.workdir / "finalists",
             cache_root(), task.calibration, disk.left_for_references, disk.kept,
+            uniform_in_full=self.effort.every_uniform,
         )  # fmt: skip
         self.finalists = measurer.finalists
         measurer.prepare(self._stage("Reference"))
@@ -226,7 +227,7 @@ class Run:
     def _may_not_measure(self) -> bool:
         """Whether to stop; a time budget still leaves room for one mixture and one uniform."""
         over = self.clock.over()
-        kinds = {f.mixture.is_uniform for f in self.finalists if f.in_full}
+        kinds = {f.mixture.is_uniform for f in self.finalists}
         return over and (self.clock.stopped == "interrupted" or len(kinds) == 2)
 
     def _meets(self, finalist: Finalist, goal: Goal) -> bool:

@@ -107,13 +107,16 @@ class Walk:
         Args:
             progress: Called with (input groups done, in all).
         """
+        block = -1
         for done, (group, members) in enumerate(self._groups.items()):
+            if members[0].block != block:  # more often would cost more than it saves
+                block = members[0].block
+                give_back()
             units = self._units(members)
             if units or not self._alone:
                 statistics = self._arrive(group, members)
                 for key, same in units:
                     self._keep(key, _names(same), self._made(same, statistics))
-                give_back()
             if progress is not None:
                 progress(done + 1, len(self._groups))
         self._leave()

@@ -65,7 +65,8 @@ def _accuracy(task: TaskMeasurement) -> dict[str, Any]:
 def why(result: TuneResult) -> str:
     """Say in a sentence why this is the answer."""
     goal, plan = result.goal, result.plan
-    uniform = [row for row in result.finalists if row.mixture.is_uniform and row.in_full]
+    measured = [row for row in result.finalists if row.mixture.is_uniform]
+    uniform = [row for row in measured if row.in_full] or measured
     best = min(uniform, key=lambda row: row.measured_kl, default=None)
     aim = "the smallest that meets the budgets" if goal.smallest else "the least loss that fits"
     if goal.assumed:
@@ -87,9 +88,17 @@ def why(result: TuneResult) -> str:
         bytes_ = _more_bytes(plan.expected.size_bytes, least.mixture.size_bytes)
         than = "as" if bytes_.startswith("as") else "than"
         return f"{aim}: {bytes_} {than} the smallest uniform one that does ({least.name})"
-    ratio = plan.expected.kl.value / max(best.measured_kl, 1e-12)
+    found, where = plan.expected.kl.value, ""
+    if not best.in_full and result.answer is not None:
+        seen = best.measurement.sequences
+        found = result.answer.measurement.first(seen).kl.value
+        where = f", on the {seen} sequences that were enough to tell"
+    ratio = found / max(best.measured_kl, 1e-12)
     bytes_ = _more_bytes(plan.expected.size_bytes, best.mixture.size_bytes)
-    return f"{aim}: {ratio:.2f} times the KL of the best uniform one ({best.name}) with {bytes_}"
+    return (
+        f"{aim}: {ratio:.2f} times the KL of the best uniform one ({best.name}) with {bytes_}"
+        f"{where}"
+    )
 
 
 def _more_bytes(found: int, other: int) -> str:

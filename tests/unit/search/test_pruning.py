@@ -82,6 +82,8 @@ def test_the_first_of_each_kind_is_measured_in_full():
     assert _ends_after(Watch(_mixture("mixed-4.40bpw"), [], WITHIN), bad) is None
     uniform = _mixture("gptq-int4-g64-sym")
     assert _ends_after(Watch(uniform, [rival], WITHIN), bad) is None
+    quick = Watch(uniform, [rival], WITHIN, uniform_in_full=False)
+    assert _ends_after(quick, bad) == 8
     other = _finalist("rtn-int4-g64-sym", 0.05 + _texts(0.001))
     watch = Watch(uniform, [rival, other], WITHIN)
     assert _ends_after(watch, bad) is not None

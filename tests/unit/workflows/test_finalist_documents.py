@@ -81,6 +81,21 @@ def test_an_assumed_budget_is_said_and_the_smallest_boasts_of_bytes(result):
     assert why(least).startswith("the least loss that fits: 2.00 times the KL of the best uniform")
 
 
+def test_a_uniform_one_that_ended_early_is_compared_on_what_it_was_measured_on(result):
+    mixture, _, best = result.finalists
+    first = mixture.measurement.first(8)
+    kl = np.concatenate([first.sequence_kl, np.full(24, 9.0)])
+    answer = replace(mixture, measurement=replace(mixture.measurement, sequence_kl=kl))
+    ended = replace(best, measurement=best.measurement.first(8), planned=32)
+    assert not ended.in_full
+    goal = goal_of(Budgets(max_size_bytes=1000), "balanced", 1000)
+    words = why(replace(result, goal=goal, finalists=(answer, ended), answer=answer))
+    assert words == (
+        "the least loss that fits: 2.00 times the KL of the best uniform one (gptq-int4-g64-sym) "
+        "with 9.1% fewer bytes, on the 8 sequences that were enough to tell"
+    )
+
+
 @pytest.mark.parametrize(("width", "gone"), [(140, ()), (110, ("bits", "top-1"))])
 def test_finalists_take_one_line_each_at_usual_widths(result, width, gone):
     console = Console(width=width, record=True, file=SimpleNamespace(write=len, flush=int))
