@@ -124,9 +124,9 @@ def render(console: Any, document: dict[str, Any], *, model: str = "") -> None:
     output.computed_on(console, document["computed_on"])
     if differing := (document["plan"]["calibration_fit"] or {}).get("warnings"):
         console.print(
-            f"[yellow]Texts differ:[/] {'; '.join(differing)}. Codes were fitted to the calibration "
-            "text, and the figures above are of the evaluation text: give both text like what the "
-            "model will serve (--calibration, --evaluation).",
+            f"[yellow]Texts differ:[/] {'; '.join(differing)}. Codes were fitted to the "
+            "calibration text, and the figures above are of the evaluation text: give both text "
+            "like what the model will serve (--calibration, --evaluation).",
             soft_wrap=True,
         )
     if ends := document["plan"]["scheme"]["outer"]:
@@ -150,8 +150,12 @@ def render(console: Any, document: dict[str, Any], *, model: str = "") -> None:
         console.print("The smallest changes that would do:")
     for change in document["relaxation"]:
         console.print(f"  - {change['text']}", soft_wrap=True)
-    if document["plan_path"]:
-        console.print(f"The nearest candidate is in {document['plan_path']}")
+    unmet = document["plan"]["unmet"]
+    console.print(
+        f"The nearest, [bold]{document['chosen']}[/], is in {document['plan_path']}"
+        + (f": {unmet}." if unmet else "."),
+        soft_wrap=True,
+    )
 
 
 def _finalists(console: Any, finalists: list[dict[str, Any]], max_bytes: int | None = None) -> None:
