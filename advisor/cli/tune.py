@@ -151,8 +151,12 @@ def render(console: Any, document: dict[str, Any], *, model: str = "") -> None:
         console.print("The smallest changes that would do:")
     for change in document["relaxation"]:
         console.print(f"  - {change['text']}", soft_wrap=True)
-    if document["plan_path"]:
-        console.print(f"The nearest candidate is in {document['plan_path']}")
+    unmet = document["plan"]["unmet"]
+    console.print(
+        f"The nearest, [bold]{document['chosen']}[/], is in {document['plan_path']}"
+        + (f": {unmet}." if unmet else "."),
+        soft_wrap=True,
+    )
 
 
 def _finalists(console: Any, finalists: list[dict[str, Any]], max_bytes: int | None = None) -> None:

@@ -124,17 +124,18 @@ def decide(
             differences = measured.sequence_nll - measured.sequence_reference_nll
             limit = math.log1p(budgets.max_loss)
             interval = guarded_interval(differences, confidence)
-            parts.append(_decide(f"loss{suffix}", differences, interval, limit, confidence, _loss))
+            more = _more_sequences(differences, limit, confidence)
+            parts.append(_decide(f"loss{suffix}", interval, limit, _loss, more))
         if budgets.max_kl is not None:
             values = measured.sequence_kl
             interval = guarded_interval(values, confidence)
-            parts.append(
-                _decide(f"KL{suffix}", values, interval, budgets.max_kl, confidence, _plain)
-            )
+            more = _more_sequences(values, budgets.max_kl, confidence)
+            parts.append(_decide(f"KL{suffix}", interval, budgets.max_kl, _plain, more))
     if budgets.max_accuracy_drop is not None and task is not None:
         parts.append(
-            _decide(f"accuracy drop on {task.name}", task.drops, task.drop_interval(confidence),
-                    budgets.max_accuracy_drop, confidence, _points)
+            _decide(f"accuracy drop on {task.name}", task.drop_interval(confidence),
+                    budgets.max_accuracy_drop, _points,
+                    task.more_questions(budgets.max_accuracy_drop, confidence))
         )  # fmt: skip
     if not parts:
         return Decision("pass", "no budget on loss, KL or accuracy")
@@ -162,13 +163,12 @@ def _points(value: float) -> str:
 
 def _decide(
     name: str,
-    values: NDArray[np.float64],
     interval: Interval,
     limit: float,
-    confidence: float,
     printed: Callable[[float], str],
+    more: int | None,
 ) -> Decision:
-    """Decide one budget on a mean of independent values."""
+    """Decide one budget on a mean of independent values, of which ``more`` would decide surely."""
 
     def show(value: float) -> str:
         return printed(value) if math.isfinite(value) else "unbounded"
@@ -178,8 +178,7 @@ def _decide(
         return Decision("pass", f"{span} meets {show(limit)}")
     if interval.low > limit:
         return Decision("fail", f"{span} exceeds {show(limit)}")
-    more = _more_sequences(values, limit, confidence)
-    unit = "questions" if printed is _points else "sequences"
+    unit = ("question" if printed is _points else "sequence") + ("" if more == 1 else "s")
     needs = f": needs about {more} more {unit}" if more is not None else ""
     return Decision("undecided", f"{span} is undecided at {show(limit)}{needs}", more)
 

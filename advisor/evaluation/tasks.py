@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _FORM = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
 _FEWEST = 2
+_MOST_QUESTIONS = 1_000_000
 _MANY = 100_000
 
 
@@ -89,16 +90,46 @@ class TaskMeasurement:
         Reference: Agresti and Min, Simple improved confidence intervals for comparing matched
         proportions (2005), section 2.
         """
-        plain = mean_interval(self.drops, confidence)
-        count = len(self.scores) + 2
-        lost, won = float((self.drops > 0).sum()) + 0.5, float((self.drops < 0).sum()) + 0.5
+        return self._interval_at(len(self.scores), confidence)
+
+    def more_questions(self, limit: float, confidence: float = CONFIDENCE) -> int | None:
+        """Return about how many more questions would decide a budget, answered as these were.
+
+        None where even a million would not.
+
+        Args:
+            limit: The budget on the drop.
+            confidence: Of the interval that decides.
+        """
+
+        def decides(count: int) -> bool:
+            interval = self._interval_at(count, confidence)
+            return interval.high <= limit or interval.low > limit
+
+        known = len(self.scores)
+        if not decides(_MOST_QUESTIONS):
+            return None
+        low, high = known, _MOST_QUESTIONS
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if decides(middle) else (middle, high)
+        return max(high - known, 1)
+
+    def _interval_at(self, questions: int, confidence: float) -> Interval:
+        """Return the drop's interval, were there so many questions that are answered alike."""
+        known = len(self.scores)
+        plain, share = mean_interval(self.drops, confidence), known / questions
+        half = (plain.high - plain.value) * math.sqrt(share)
+        count = questions + 2
+        lost = float((self.drops > 0).sum()) / share + 0.5
+        won = float((self.drops < 0).sum()) / share + 0.5
         middle = (lost - won) / count
         variance = ((lost + won) / count - middle**2) / count
-        half = t_quantile(0.5 + confidence / 2, _MANY) * math.sqrt(variance)
+        wider = t_quantile(0.5 + confidence / 2, _MANY) * math.sqrt(variance)
         return Interval(
             value=plain.value,
-            low=min(plain.low, middle - half),
-            high=max(plain.high, middle + half),
+            low=min(plain.value - half, middle - wider),
+            high=max(plain.value + half, middle + wider),
         )
 
 

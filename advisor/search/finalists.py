@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from advisor.evaluation.intervals import CONFIDENCE, mean_interval
+from advisor.evaluation.intervals import CONFIDENCE, guarded_interval, mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from advisor.evaluation.gate import Decision
     from advisor.evaluation.measure import Measurement
     from advisor.evaluation.tasks import TaskMeasurement
-    from advisor.plan.schema import Interval
     from advisor.search.goal import Goal
     from advisor.search.mixture import Mixture
 
+_MOST_LOG_LOSS = 700.0
+"""Beyond it a loss is no float."""
 _WORTH_SAVING = 0.005
 """Share of the bytes below which a tie is not broken by size: all fill the same budget."""
 
@@ -65,23 +69,30 @@ class Finalist:
 
     @property
     def loss_high(self) -> float:
-        """Upper end of the loss on the text where it is highest."""
-        return max(self._high(text, text.loss_interval(self.confidence)) for text in self._texts)
+        """Upper end, as it decides, of the loss on the text where it is highest."""
+        highs = [
+            self._high(text, text.sequence_nll - text.sequence_reference_nll)
+            for text in self._texts
+        ]
+        return math.expm1(min(max(highs), _MOST_LOG_LOSS))
 
     @property
     def kl_high(self) -> float:
-        """Upper end of the KL on the text where it is highest."""
-        return max(
-            self._high(text, mean_interval(text.sequence_kl, self.confidence))
-            for text in self._texts
-        )
+        """Upper end, as it decides, of the KL on the text where it is highest."""
+        return max(self._high(text, text.sequence_kl) for text in self._texts)
+
+    @property
+    def accuracy_drop_high(self) -> float | None:
+        """Upper end, as it decides, of the drop on the benchmark; None where there is none."""
+        return None if self.task is None else self.task.drop_interval(self.confidence).high
 
     @property
     def _texts(self) -> tuple[Measurement, ...]:
         return (self.measurement, *self.slices.values())
 
-    def _high(self, text: Measurement, interval: Interval) -> float:
+    def _high(self, text: Measurement, values: NDArray[np.float64]) -> float:
         """Return an upper end; where it ended early, about that of the full length."""
+        interval = guarded_interval(values, self.confidence)
         if self.planned is None or text.sequences >= self.planned:
             return interval.high
         share = float(np.sqrt(text.sequences / self.planned))
@@ -101,8 +112,8 @@ def strain(finalist: Finalist, goal: Goal) -> float:
         parts.append(float(high) / max(float(np.log1p(goal.max_loss)), 1e-9))
     if goal.max_kl is not None:
         parts.append(finalist.kl_high / max(goal.max_kl, 1e-9))
-    if goal.max_accuracy_drop is not None and finalist.task is not None:
-        parts.append(finalist.task.drop.high / max(goal.max_accuracy_drop, 1e-9))
+    if goal.max_accuracy_drop is not None and finalist.accuracy_drop_high is not None:
+        parts.append(finalist.accuracy_drop_high / max(goal.max_accuracy_drop, 1e-9))
     return max(parts)
 
 

@@ -147,8 +147,8 @@ def _bytes(finalist: Finalist, limits: Sequence[SizeLimit]) -> list[Relaxation]:
 def _quality(finalist: Finalist, budgets: Budgets) -> list[Relaxation]:
     """Return what the quality budgets would have to be for a candidate to pass."""
     highs = {"max_loss": finalist.loss_high, "max_kl": finalist.kl_high}
-    if finalist.task is not None:
-        highs["max_accuracy_drop"] = finalist.task.drop.high
+    if finalist.accuracy_drop_high is not None:
+        highs["max_accuracy_drop"] = finalist.accuracy_drop_high
     given = budgets.limits()
     return [
         Relaxation(budget, given[budget], loosened(budget, high), finalist.name)

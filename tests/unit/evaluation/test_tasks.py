@@ -20,6 +20,7 @@ from advisor.evaluation.tasks import (
     load_questions,
 )
 
+_MEASURED = Measurement(np.zeros(4), np.ones(4), np.ones(4), np.ones(4))
 QUESTIONS = (
     Question("The quick brown fox jumps over the lazy", ("dog", "module of symbols"), 0),
     Question("A function returns the value of its last", ("fox", "expression", "a"), 1),
@@ -68,6 +69,37 @@ def test_every_bad_line_is_named(tmp_path):
         load_benchmark(str(tmp_path / "none.jsonl"), None)
     with pytest.raises(InputError, match="at least 2 questions"):
         load_questions(_write(tmp_path / "one.jsonl", [rows[0] | {"answer": 0}]))
+
+
+@pytest.mark.parametrize(("changed", "limit"), [(0, 0.05), (1, 0.10), (0, 0.01), (4, 0.03)])
+def test_so_many_more_questions_decide(changed, limit):
+    """Also where no answer changed yet, and the spread that was seen says nothing."""
+
+    def task(count):
+        scores = np.ones(count)
+        scores[: round(changed / 40 * count)] = 0
+        return TaskMeasurement("t", scores, np.ones(count))
+
+    few = task(40)
+    more = few.more_questions(limit, 0.98)
+    reason = decide(
+        _MEASURED, Budgets(max_accuracy_drop=limit, task="t"), task=few, confidence=0.98
+    )
+    assert reason.verdict == "undecided"
+    assert reason.more_sequences == more
+    assert f"needs about {more} more question" in reason.reason
+
+    def decided(count):
+        interval = task(count).drop_interval(0.98)
+        return interval.high <= limit or interval.low > limit
+
+    assert decided(round(1.03 * (40 + more)))
+    assert not decided(round(0.9 * (40 + more)))
+
+
+def test_a_drop_at_its_budget_is_never_decided():
+    half = TaskMeasurement("t", np.repeat([1.0, 0.0], 20), np.ones(40))
+    assert half.more_questions(0.5) is None
 
 
 def test_no_changed_answer_is_no_certainty():

@@ -10,12 +10,14 @@ import pytest
 from advisor.budgets import Budgets
 from advisor.evaluation.gate import decide
 from advisor.evaluation.measure import Measurement
+from advisor.evaluation.tasks import TaskMeasurement
 from advisor.schemes import parse_scheme
 from advisor.search.bisection import next_target
 from advisor.search.families import Family
 from advisor.search.finalists import Finalist, choose, is_tie, score_quality, strain
 from advisor.search.goal import Goal, goal_of
 from advisor.search.mixture import Mixture
+from advisor.search.relaxing import _quality
 
 INT4 = parse_scheme("gptq-int4-g64-sym")
 
@@ -69,6 +71,34 @@ def test_nearest_when_nothing_meets_the_budgets():
     far = _finalist("mixed-4.20bpw", 0.200, 90, budgets=budgets)
     assert choose([far, near], goal).name == "mixed-4.50bpw"
     assert strain(near, goal) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.995])
+def test_a_budget_relaxed_to_an_upper_end_is_met(confidence):
+    """Skewed sequences and few answers widen what decides; what is said to do must do."""
+    generator = np.random.default_rng(3)
+    kl, nll = generator.exponential(0.02, 24), generator.exponential(0.03, 24)
+    measured = Measurement(kl, 3.0 + nll, np.full(24, 3.0), np.ones(24))
+    right = np.ones(40)
+    task = TaskMeasurement("questions", right, right)
+    mixture = Mixture("m", Family("gptq"), {"m": INT4}, 100, 4.5, 0.01)
+    finalist = Finalist(
+        mixture, measured, decide(measured, Budgets()), task=task, confidence=confidence
+    )
+    for budget, high in (
+        ("max_kl", finalist.kl_high),
+        ("max_loss", finalist.loss_high),
+        ("max_accuracy_drop", finalist.accuracy_drop_high),
+    ):
+        for factor, verdict in ((1 + 1e-9, "pass"), (0.999, "undecided")):
+            name = {"task": "questions"} if budget == "max_accuracy_drop" else {}
+            budgets = Budgets(**{budget: factor * high}, **name)
+            found = decide(measured, budgets, task=task, confidence=confidence)
+            assert found.verdict == verdict, budget
+        asked = Budgets(**{budget: high / 2}, **name)
+        (change,) = _quality(finalist, asked)
+        assert change.budget == budget
+        assert high <= change.needed < 1.1 * high
 
 
 def test_score_quality():
