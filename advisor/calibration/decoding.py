@@ -27,6 +27,11 @@ PIECE = 64
 """Tokens of a piece."""
 
 
+def room_for(length: int) -> int:
+    """Return for how many tokens there is room where there must be for some: whole pieces."""
+    return -(-length // PIECE) * PIECE
+
+
 class Pieces(torch.Tensor):
     """Keys or values, [batch, groups, length, width], that lie in pieces of tokens.
 
@@ -124,7 +129,7 @@ def pieced_cache(
     """
     from transformers.cache_utils import Cache, DynamicLayer
 
-    most = -(-length // PIECE)
+    most = room_for(length) // PIECE
     mapped: list[list[Tensor]] = [[]]
     """What the block before this one used."""
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advisor.calibration.decoding import filled_slots
+from advisor.calibration.passes import free_bytes
 from advisor.errors import InputError
 from advisor.models.allocator import drop_pages
 from advisor.plan.files import write_atomically
+from advisor.predict.explain import size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,12 +44,15 @@ class Draft:
         filled: How many tokens of theirs have keys and values in the files.
     """
 
-    def __init__(self, folder: Path, written_by: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, written_by: Mapping[str, Any], most_bytes: int | None = None
+    ) -> None:
         """Take up what lies in a folder, if the same machine and versions wrote it; else empty it.
 
         Args:
             folder: Of this text alone; no other process may write to it.
             written_by: What decides the last bits of what is computed.
+            most_bytes: That its files may add to the disk; None for what is free.
 
         Raises:
             InputError: The folder cannot be written.
@@ -57,6 +62,7 @@ class Draft:
         self.begun: Tensor | None = None
         self.filled = 0
         self._written_by = dict(written_by)
+        self._most_bytes = most_bytes
         self._finished: list[list[int]] = []
         self._rooms: dict[str, tuple[Tensor, Tensor]] = {}
         self._checksums: list[tuple[int, str]] = []
@@ -85,6 +91,29 @@ class Draft:
         So a list that more are added to can begin with it.
         """
         return [torch.tensor(self._finished)] if self._finished else []
+
+    def most_rows(self, bytes_each: int) -> int:
+        """Return how many sequences may be written at once, by the disk.
+
+        Args:
+            bytes_each: What the keys and values of one take.
+
+        Raises:
+            InputError: There is no room for one.
+        """
+        needs = f"the keys and values of one sequence of text need {size(bytes_each)} on the disk"
+        if self._most_bytes is not None and bytes_each > self._most_bytes:
+            raise InputError(
+                f"{needs} while the model writes it; --max-disk allows {size(self._most_bytes)}. "
+                "Use a shorter --sequence-length, or --calibration with text that is there."
+            )
+        free = free_bytes(self.folder)
+        if bytes_each > free:
+            raise InputError(
+                f"{needs} while the model writes it, but {size(free)} are free in {self.folder}. "
+                "Free some, or set ADVISOR_CACHE to a folder on another."
+            )
+        return min(free, free if self._most_bytes is None else self._most_bytes) // bytes_each
 
     def room(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return room for keys or values: on the host a file's, which has what a stopped run left.

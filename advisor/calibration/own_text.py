@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advisor.calibration.corpora import OWN_TEXT
-from advisor.calibration.decoding import pieced_cache
+from advisor.calibration.decoding import pieced_cache, room_for
 from advisor.calibration.tokens import TokenSequences, hash_tokens, leading_tokens
 from advisor.models.blocks import BlockRunner, rows_at_once
 from advisor.models.casting import casting_of
@@ -141,7 +141,7 @@ def write(
     with _ready(loaded), torch.no_grad():
         rows = None if draft is None else draft.rows
         if rows is None:
-            most = _rows_at_once(loaded, writing, sequence_length)
+            most = _rows_at_once(loaded, writing, sequence_length, draft)
             rows = math.ceil(sequences / math.ceil(sequences / most))  # as many each time
         for first in range(sum(map(len, parts)), sequences, rows):
             part = chance[first : first + rows]
@@ -278,16 +278,21 @@ def _has_room(loaded: LoadedModel) -> bool:
     return device_memory(loaded.device)[0] > 1.5 * needed
 
 
-def _rows_at_once(loaded: LoadedModel, writing: Writing, length: int) -> int:
+def _rows_at_once(
+    loaded: LoadedModel, writing: Writing, length: int, draft: Draft | None
+) -> int:
     """Return how many sequences are written at once, after a look at what one token keeps."""
     cache = pieced_cache(len(find_blocks(loaded.model)), len(writing.prompt))
     prompt = torch.tensor([writing.prompt], device=loaded.device)
     output = loaded.model(input_ids=prompt, past_key_values=cache, use_cache=True)
     kept: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    per_row = kept // prompt.shape[1] * length
+    per_token = max(1, kept // prompt.shape[1])
     free = _stored_bytes(loaded)
     if loaded.device.type != "cpu":
         free = device_memory(loaded.device)[0]
     room = max(_LEAST_CACHE_BYTES, int(_CACHE_SHARE * free))
     most = min(_MOST_ROWS, _LOGITS_AT_ONCE // int(output.logits.shape[-1]))
-    return max(1, min(most, room // max(1, per_row)))
+    if draft is not None:
+        tokens = room_for(len(writing.prompt) + length - writing.kept)
+        most = min(most, draft.most_rows(per_token * tokens))
+    return max(1, min(most, room // (per_token * length)))

@@ -64,15 +64,16 @@ class ColumnLoop:
         self.scale, self.low, self.high = (working.new_empty(count, rows) for _ in range(3))
         self.change = working.new_empty(INNER_BLOCK, count * rows)
         size = max(edges[-1] - edges[0] for edges in blocks)
-        errors, rounded = (working.new_empty(size, count, rows) for _ in range(2))
+        errors = working.new_empty(size, count, rows)
+        rounded = working.new_empty(INNER_BLOCK, count, rows)
         for edges in blocks:
             start, end = edges[0], edges[-1]
             for first, last in itertools.pairwise(edges):
                 self._start_groups(working, first)
                 self._columns(flat, factor, errors, rounded, (start, first, last))
                 _propagate(working, factor, errors[first - start :], (first, last), end)
+                working[first:last] = rounded[: last - first]
             _propagate(working, factor, errors, (start, end), columns)
-            working[start:end] = rounded[: end - start]
 
     def _columns(
         self,
@@ -84,8 +85,8 @@ class ColumnLoop:
     ) -> None:
         """Quantize the columns of one inner block, updating only those."""
         start, first, last = span
-        place = slice(first - start, last - start)
-        out = tuple(part[place].view(last - first, 1, -1) for part in (rounded, errors))
+        places = (rounded[: last - first], errors[first - start : last - start])
+        out = tuple(part.view(last - first, 1, -1) for part in places)
         if has_kernels(flat.device) and round_in_turn(
             flat[first:last, None], self._limits(first, last), factor[None, first:last, first:last],
             None, (out[0], out[1]),
@@ -96,7 +97,7 @@ class ColumnLoop:
             if self.order is not None:
                 self._enter_groups_of(self.order[column])
             values = flat[column]
-            nearest = rounded[column - start].view(-1)
+            nearest = rounded[column - first].view(-1)
             error = errors[column - start].view(-1)
             torch.div(values, scale, out=nearest)
             nearest.round_()

@@ -96,7 +96,7 @@ def quantize_columns(
             steps = working[:, bundle.first + index]
             if back is not None:  # one grid at a time: all of them are as large as memory allows
                 steps = steps[back]
-            codes = (steps.view(-1, bundle.width, rows) + zero.unsqueeze(1)).to(torch.uint8)
+            codes = steps.view(-1, bundle.width, rows).add_(zero.unsqueeze(1)).to(torch.uint8)
             results.append(ColumnCodes(codes.view(columns, rows), scales[:, index], zero))
     return results
 

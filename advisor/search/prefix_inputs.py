@@ -34,8 +34,8 @@ class PrefixInputs:
         self._damping = damping
 
     def forget(self) -> None:
-        """Drop what targets were solved with, which is computed again where it is needed."""
-        for name in self.__dict__.keys() - {"statistics", "_cross", "_damping"}:
+        """Drop what targets are made of, once all are made; the statistics stay."""
+        for name in self.__dict__.keys() - {"statistics", "_damping"}:
             del self.__dict__[name]
 
     def target(self, weight: Tensor, correction: float) -> Tensor:
@@ -72,7 +72,7 @@ class PrefixInputs:
         rounding is too. Only the factorization takes float64.
         """
         moment = self.statistics.second_moment.to(torch.float64, copy=True)
-        shift = (self._cross.double() - moment).float()
+        shift = self._cross.to(torch.float64, copy=True).sub_(moment).float()
         mean = float(moment.diagonal().mean())
         moment.diagonal().add_(self._damping * (mean if mean > 0 else 1.0))
         return torch.linalg.cholesky(moment).float(), shift

@@ -162,6 +162,7 @@ class QuantizedPrefix:
     def _enter(self) -> None:
         """Sum what the block's linears read, and take the unquantized model past the block."""
         loaded = self._loaded
+        self._inputs = {}  # those of the block before are as large as what is summed here
         own = block_linears(loaded.linears, self._block)
         linears = [linear for linear in own if not linear.is_expert]
         sums = {
@@ -194,7 +195,8 @@ class QuantizedPrefix:
                 # Not before: a block without a norm in front reads the states where they lie.
                 self._exact[part] = passed_on
                 drop_pages(self._exact[part], self._quantized[part])
-        self._inputs = {group: found.finish(self._damping) for group, found in sums.items()}
+        for group in list(sums):
+            self._inputs[group] = sums.pop(group).finish(self._damping)
 
     def _turned(self) -> dict[str, Tensor]:
         """Return the tensors of the block that a rotation changes."""

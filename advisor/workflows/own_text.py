@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from advisor.models.load import LoadedModel
 
 _SUFFIX = ".self.npy"
+_TOKEN_BYTES = 16
+"""Of a token on the disk: in the text itself, and as digits in a draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,13 @@ class OwnText:
         loaded: The unquantized model.
         progress: Called with events while it writes.
         plan_path: The plan that the text was written for, if there is one.
+        most_bytes: That writing may add to the disk; None for what is free.
     """
 
     loaded: LoadedModel
     progress: ProgressCallback = ignore_progress
     plan_path: Path | None = None
+    most_bytes: int | None = None
 
     def __call__(self, sequences: int, sequence_length: int, seed: int) -> TokenSequences:
         """Return so many sequences; the same ones as long as they are kept."""
@@ -64,7 +68,10 @@ class OwnText:
 
     def _written(self, kept: Path, shape: tuple[int, int], seed: int) -> Tensor:
         """Let the model write, or write on what a stopped run left; keep it."""
-        draft = Draft(kept.with_suffix(".draft"), written_by(self.loaded))
+        left = self.most_bytes
+        if left is not None:
+            left -= _TOKEN_BYTES * shape[0] * shape[1]
+        draft = Draft(kept.with_suffix(".draft"), written_by(self.loaded), left)
         tokens = write(
             self.loaded, sequences=shape[0], sequence_length=shape[1], seed=seed,
             progress=stage(self.progress, "Writing text"), draft=draft,

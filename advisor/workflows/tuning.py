@@ -153,7 +153,8 @@ def tune(
             of one mixture and one uniform candidate (:mod:`advisor.search.effort`).
         backends: Other libraries, whose best uniform candidates, and own mixtures, are measured
             with the finalists.
-        max_disk: The most that the search may add to the disk: ``20GB``, or bytes.
+        max_disk: The most that the search may add to the disk at a time: ``20GB``, or bytes. Where
+            the model writes text, it first writes as many sequences at once as that allows.
         quantize_head: Let the head take fewer bits too, where the engine reads that.
         quantize_embedding: Let the embedding take fewer bits too, where the engine reads that.
         device: Where the search computes: ``auto`` (an accelerator of this machine with room for
@@ -224,7 +225,8 @@ def tune(
         drawn = draw(
             calibration, loaded.tokenizer, role="calibration", sequences=few,
             sequence_length=sequence_length, seed=seed,
-            most=few if choice.device.type == "cpu" else many, own=OwnText(loaded, report),
+            most=few if choice.device.type == "cpu" else many,
+            own=OwnText(loaded, report, most_bytes=max_disk_bytes),
         )  # fmt: skip
     workdir = target.with_name(f"{target.name}.search")
     offers = BackendOffers(

@@ -154,6 +154,43 @@ def test_files_of_whole_sequences_are_removed(random_llama, whole, tmp_path, alw
     assert [path.name for path in (tmp_path / "draft").iterdir()] == ["draft.json"]
 
 
+ROW_BYTES = 2 * 2 * 2 * 16 * 128 * 4
+"""Keys and values of one sequence: two blocks, 2 groups, 16 wide, 91 tokens in two pieces."""
+
+
+def test_as_many_sequences_are_written_at_once_as_the_disk_allows(random_llama, tmp_path, always):
+    limit, most = 2 * ROW_BYTES + 100, 0
+
+    def progress(done, total):
+        nonlocal most
+        used = [path.stat().st_size for path in (tmp_path / "draft").glob("0*")]
+        most = max(most, sum(used))
+
+    draft = Draft(tmp_path / "draft", written_by(random_llama), limit)
+    text = write(random_llama, **SHAPE, draft=draft, progress=progress)
+    assert most == 2 * ROW_BYTES
+    assert text.shape == (5, 90)
+
+
+def test_less_disk_than_a_sequence_needs_is_said(random_llama, tmp_path, monkeypatch):
+    draft = Draft(tmp_path / "draft", written_by(random_llama), ROW_BYTES - 1)
+    match = r"one sequence of text need 65\.5 kB .* --max-disk allows 65\.5 kB.*--sequence-length"
+    with pytest.raises(InputError, match=match):
+        write(random_llama, **SHAPE, draft=draft)
+    assert list((tmp_path / "draft").iterdir()) == []
+    monkeypatch.setattr(drafts, "free_bytes", lambda _: 1000)
+    draft = Draft(tmp_path / "draft", written_by(random_llama))
+    with pytest.raises(InputError, match=r"65\.5 kB .* 1 kB are free in .*ADVISOR_CACHE"):
+        write(random_llama, **SHAPE, draft=draft)
+
+
+def test_the_limit_of_a_command_counts_the_text_too(random_llama, monkeypatch):
+    limit = ROW_BYTES // 2 + 16 * 2 * 20  # room for 21 tokens in one piece, and the text
+    assert OwnText(random_llama, most_bytes=limit)(2, 20, 0).sequences == 2
+    with pytest.raises(InputError, match=r"--max-disk allows 32\.8 kB"):
+        OwnText(random_llama, most_bytes=limit - 10)(2, 20, 1)
+
+
 def test_a_full_disk_is_said_before_anything_is_written(random_llama, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
