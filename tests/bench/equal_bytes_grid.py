@@ -2,7 +2,7 @@
 
     python tests/bench/equal_bytes_grid.py MODEL --work FOLDER [--seeds 0 1 2]
         [--library NAME ...] [--scheme NAME ...] [--engine NAME ...] [--ggml libggml-base.so]
-        [--trials 40] [--table]
+        [--trials 40] [--not-sequential] [--table]
 
 Libraries are those of ``advisor backends``, each in its environment; llama.cpp's block types are
 made by its own quantizers (``libggml-base.so``, for example of libggml-python). A seed draws the
@@ -59,6 +59,10 @@ def main() -> None:
     parser.add_argument(
         "--near", type=float, default=0.001,
         help="an answer serves for limits larger by this share: fewer searches, a handicap for us",
+    )  # fmt: skip
+    parser.add_argument(
+        "--not-sequential", action="store_true",
+        help="answers are not refined in sequence: half of the time, a handicap for us",
     )  # fmt: skip
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
@@ -185,7 +189,8 @@ class Grid:
         shutil.rmtree(folder, ignore_errors=True)
         with cost() as spent:
             name = self._search(engine, limit, seed, calibration, folder)
-        row = {**own, "name": name, "bytes": weight_bytes(folder), "cpu_s": spent.cpu_s}
+        row = {**own, "name": name, "bytes": weight_bytes(folder), "cpu_s": spent.cpu_s,
+               "sequential": not self.given.not_sequential}  # fmt: skip
         self.rows.add({**row, **self._measured(folder)})
         shutil.rmtree(folder)
 
@@ -205,7 +210,7 @@ class Grid:
             self.loaded, load_modelspec(self.given.model), resolve_hardware(self.given.gpu),
             engine, Budgets(max_size_bytes=limit), calibration=calibration,
             evaluation=self.chosen_on, workdir=work, trials=self.given.trials, seed=seed,
-            context=2048,
+            context=2048, sequential=not self.given.not_sequential,
         )  # fmt: skip
         save_plan(result.plan, plan)
         advisor.apply(plan, folder, model=self.given.model)
