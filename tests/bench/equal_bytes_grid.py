@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpu_cost import cost, one_thread
 from equal_bytes import weight_bytes
-from equal_bytes_peers import LLAMA_CPP, Peer, make, peers_for
+from equal_bytes_peers import Peer, engines_for, make, peers_for
 from equal_bytes_table import print_tables
 
 from advisor.predict.models import load_modelspec
@@ -145,11 +145,8 @@ class Grid:
         for peer in peers:
             row = self._peer(peer, seed, calibration)
             if "bytes" in row:
-                engines = (LLAMA_CPP,) if peer.library == LLAMA_CPP else ("vllm", "transformers")
-                limits |= {
-                    (engine, row["bytes"]) for engine in engines
-                    if engine in (self.given.engine or engines)
-                }  # fmt: skip
+                engines = engines_for(peer, self.given.engine)
+                limits |= {(engine, row["bytes"]) for engine in engines}
         for engine, limit in sorted(limits):
             self._answer(engine, limit, seed, calibration)
 

@@ -105,6 +105,12 @@ def peers_for(linears: Sequence[LinearSpec], peers: Sequence[Peer] = PEERS) -> t
     return tuple(found.values())
 
 
+def engines_for(peer: Peer, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the engines that our answer beside a peer is for, of those wanted (None: any)."""
+    engines = (LLAMA_CPP,) if peer.library == LLAMA_CPP else ("vllm", "transformers")
+    return tuple(engine for engine in engines if wanted is None or engine in wanted)
+
+
 def make(
     peer: Peer,
     folder: Path,

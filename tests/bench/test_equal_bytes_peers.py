@@ -40,3 +40,11 @@ def test_where_they_do_not_smaller_groups_take_their_place_once(peers):
     ]  # fmt: skip
     thirty_two = peers.peers_for(linears(576, 96), asked)
     assert [peer.scheme for peer in thirty_two][:2] == ["gptq-int4-g32-sym", "gptq-int4-g64-sym"]
+
+
+def test_answers_are_for_the_engines_that_are_wanted(peers):
+    gptq, gguf = peers.Peer("gptqmodel", "a", 4), peers.Peer("llama.cpp", "q4_0", 4.5)
+    assert peers.engines_for(gptq) == ("vllm", "transformers")
+    assert peers.engines_for(gptq, ["transformers", "llama.cpp"]) == ("transformers",)
+    assert peers.engines_for(gguf, ["transformers", "llama.cpp"]) == ("llama.cpp",)
+    assert peers.engines_for(gguf, ["vllm"]) == ()
