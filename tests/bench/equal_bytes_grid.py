@@ -1,7 +1,8 @@
 """Every library's checkpoints beside Advisor's answers in no more bytes: a grid of sizes and seeds.
 
     python tests/bench/equal_bytes_grid.py MODEL --work FOLDER [--seeds 0 1 2]
-        [--library NAME ...] [--scheme NAME ...] [--ggml libggml-base.so] [--trials 40] [--table]
+        [--library NAME ...] [--scheme NAME ...] [--engine NAME ...] [--ggml libggml-base.so]
+        [--trials 40] [--not-sequential] [--table]
 
 Libraries are those of ``advisor backends``, each in its environment; llama.cpp's block types are
 made by its own quantizers (``libggml-base.so``, for example of libggml-python). A seed draws the
@@ -26,8 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 from cpu_cost import cost, one_thread
 from equal_bytes import weight_bytes
-from equal_bytes_peers import LLAMA_CPP, PEERS, Peer, make
+from equal_bytes_peers import Peer, engines_for, make, peers_for
 from equal_bytes_table import print_tables
+
+from advisor.predict.models import load_modelspec
 
 if TYPE_CHECKING:
     from advisor.calibration.tokens import TokenSequences
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--library", action="append", help="only these")
     parser.add_argument("--scheme", action="append", help="only these")
+    parser.add_argument("--engine", action="append", help="answers for these only")
     parser.add_argument("--gpu", default="rtx-4090")
     parser.add_argument("--ggml", type=Path)
     parser.add_argument("--trials", type=int, default=40)
@@ -56,21 +60,26 @@ def main() -> None:
         "--near", type=float, default=0.001,
         help="an answer serves for limits larger by this share: fewer searches, a handicap for us",
     )  # fmt: skip
+    parser.add_argument(
+        "--not-sequential", action="store_true",
+        help="answers are not refined in sequence: half of the time, a handicap for us",
+    )  # fmt: skip
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     rows = Rows(given.work / "rows.jsonl")
+    peers = peers_for(load_modelspec(given.model).linears)
     if not given.table:
         one_thread()
         logging.getLogger("advisor").setLevel(logging.ERROR)
         grid = Grid.open(given, rows)
         wanted = [
-            peer for peer in PEERS
+            peer for peer in peers
             if peer.library in (given.library or [peer.library])
             and peer.scheme in (given.scheme or [peer.scheme])
         ]  # fmt: skip
         for seed in given.seeds:
             grid.run(seed, wanted)
-    print_tables(rows.all, PEERS, given.near)
+    print_tables(rows.all, peers, given.near)
 
 
 class Rows:
@@ -136,7 +145,7 @@ class Grid:
         for peer in peers:
             row = self._peer(peer, seed, calibration)
             if "bytes" in row:
-                engines = (LLAMA_CPP,) if peer.library == LLAMA_CPP else ("vllm", "transformers")
+                engines = engines_for(peer, self.given.engine)
                 limits |= {(engine, row["bytes"]) for engine in engines}
         for engine, limit in sorted(limits):
             self._answer(engine, limit, seed, calibration)
@@ -177,7 +186,8 @@ class Grid:
         shutil.rmtree(folder, ignore_errors=True)
         with cost() as spent:
             name = self._search(engine, limit, seed, calibration, folder)
-        row = {**own, "name": name, "bytes": weight_bytes(folder), "cpu_s": spent.cpu_s}
+        row = {**own, "name": name, "bytes": weight_bytes(folder), "cpu_s": spent.cpu_s,
+               "sequential": not self.given.not_sequential}  # fmt: skip
         self.rows.add({**row, **self._measured(folder)})
         shutil.rmtree(folder)
 
@@ -188,7 +198,6 @@ class Grid:
         import advisor
         from advisor.budgets import Budgets
         from advisor.plan.files import save_plan
-        from advisor.predict.models import load_modelspec
         from advisor.search.tune import tune
         from advisor.workflows.resolve import resolve_hardware
 
@@ -198,7 +207,7 @@ class Grid:
             self.loaded, load_modelspec(self.given.model), resolve_hardware(self.given.gpu),
             engine, Budgets(max_size_bytes=limit), calibration=calibration,
             evaluation=self.chosen_on, workdir=work, trials=self.given.trials, seed=seed,
-            context=2048,
+            context=2048, sequential=not self.given.not_sequential,
         )  # fmt: skip
         save_plan(result.plan, plan)
         advisor.apply(plan, folder, model=self.given.model)
@@ -210,7 +219,6 @@ class Grid:
         """Return the bytes of the smallest checkpoint that the search could choose."""
         from advisor.engines.options import mixture_options
         from advisor.methods.settings import QuantizationSettings
-        from advisor.predict.models import load_modelspec
         from advisor.search.compose import Composer
         from advisor.workflows.resolve import resolve_hardware
 

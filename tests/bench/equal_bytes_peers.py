@@ -1,4 +1,8 @@
-"""Other libraries' checkpoints for the grid at equal bytes: which, and how each is made."""
+"""Other libraries' checkpoints for the grid at equal bytes: which, and how each is made.
+
+Groups of 128 are asked for where they divide every module's inputs; else groups of 64, then of 32,
+take their place, at a quarter of a bit more.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +30,11 @@ from advisor.predict.gguf_types import module_types
 from advisor.schemes import parse_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from advisor.calibration.tokens import TokenSequences
     from advisor.models.load import LoadedModel
+    from advisor.modelspec import LinearSpec
 
 AUTO_SCHEME, LLAMA_CPP = "AutoScheme", "llama.cpp"
 _OPTIONS = "W2A16,W3A16,W4A16,W8A16"
@@ -71,7 +76,8 @@ PEERS: tuple[Peer, ...] = (
          ("gptq-int4-g32-sym", 5), ("gptq-int8-g128-sym", 8)),
     *_of("llmcompressor", ("gptq-int3-g128-sym", 3), ("gptq-int3-g32-sym", 3.5),
          ("gptq-int4-g128-sym", 4), ("awq-int4-g128-asym", 4), ("gptq-int4-g32-sym", 4.5),
-         ("awq-int4-g32-asym", 4.5), ("gptq-int5-g128-sym", 5), ("gptq-int8-g128-sym", 8)),
+         ("gptq-int4-g32-asym", 4.5), ("awq-int4-g32-asym", 4.5), ("gptq-int5-g128-sym", 5),
+         ("gptq-int8-g128-sym", 8)),
     *_of("bitsandbytes", ("bnb-nf4-dq", 4), ("bnb-nf4", 4.5), ("bnb-fp4", 4.5), ("llm.int8", 8),
          looks_at_text=False),
     *_of("hqq", ("hqq-int3-g64-asym", 3.5), ("hqq-int4-g64-asym", 4.5), ("hqq-int8-g64-asym", 8),
@@ -84,6 +90,25 @@ PEERS: tuple[Peer, ...] = (
     *(Peer(AUTO_SCHEME, f"{bits:g} bits", level, {"avg_bits": bits, "options": _OPTIONS}, True)
       for bits, level in ((3.0, 3), (3.5, 3.5), (4.5, 4.5), (5.0, 5))),
 )  # fmt: skip
+
+
+def peers_for(linears: Sequence[LinearSpec], peers: Sequence[Peer] = PEERS) -> tuple[Peer, ...]:
+    """Return the peers with groups that divide the inputs of all linears, each once."""
+    fitting = next(
+        (size for size in (128, 64, 32)
+         if all(linear.in_features % size == 0 for linear in linears)), 128,
+    )  # fmt: skip
+    found = {}
+    for peer in peers:
+        scheme = peer.scheme.replace("-g128-", f"-g{fitting}-")
+        found.setdefault((peer.library, scheme), replace(peer, scheme=scheme))
+    return tuple(found.values())
+
+
+def engines_for(peer: Peer, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the engines that our answer beside a peer is for, of those wanted (None: any)."""
+    engines = (LLAMA_CPP,) if peer.library == LLAMA_CPP else ("vllm", "transformers")
+    return tuple(engine for engine in engines if wanted is None or engine in wanted)
 
 
 def make(
