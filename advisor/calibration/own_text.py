@@ -278,9 +278,7 @@ def _has_room(loaded: LoadedModel) -> bool:
     return device_memory(loaded.device)[0] > 1.5 * needed
 
 
-def _rows_at_once(
-    loaded: LoadedModel, writing: Writing, length: int, draft: Draft | None
-) -> int:
+def _rows_at_once(loaded: LoadedModel, writing: Writing, length: int, draft: Draft | None) -> int:
     """Return how many sequences are written at once, after a look at what one token keeps."""
     cache = pieced_cache(len(find_blocks(loaded.model)), len(writing.prompt))
     prompt = torch.tensor([writing.prompt], device=loaded.device)
