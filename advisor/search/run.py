@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from advisor.calibration.representativeness import (
     Representativeness,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from advisor.engines.options import MixtureOptions
     from advisor.modelspec.outer import OuterModule
     from advisor.search.clock import Clock
+    from advisor.search.families import Family
     from advisor.search.goal import Goal
     from advisor.search.limits import SizeLimit
     from advisor.search.mixture import Mixture
@@ -268,8 +269,9 @@ class Run:
 
         return step
 
-    def _scoring(self, family: Any, done: int, total: int) -> None:
-        self._stage(f"Scores: {family.describe()}")(done, total)
+    def _scoring(self, family: Family | None, done: int, total: int) -> None:
+        what = "every method on a few blocks" if family is None else family.describe()
+        self._stage(f"Scores: {what}")(done, total)
 
     def _measuring(self, mixture: Mixture) -> Callable[[int, int], None]:
         number = len(self.finalists) + 1

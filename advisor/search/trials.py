@@ -76,7 +76,8 @@ class Scorer:
         space: The search space.
         goal: What is wanted.
         allowance: Units that may be spent on scoring families.
-        progress: Told of the scoring of a new family: (family, groups done, in all).
+        progress: Told of the scoring of a new family, or of all methods on a few blocks (None):
+            (family, groups done, in all).
         scored: Families known so far, in order of first use.
         expected: Families that trials are sure to ask for: the first of them that comes up has all
             scored with it, in one walk over the model.
@@ -86,7 +87,7 @@ class Scorer:
     space: Space
     goal: Goal
     allowance: int
-    progress: Callable[[Family, int, int], None]
+    progress: Callable[[Family | None, int, int], None]
     scored: list[Family] = field(default_factory=list)
     best: Mixture | None = None
     expected: Sequence[Family] = ()
@@ -156,7 +157,7 @@ class Scorer:
             families = usual_families(self.space)
 
             def step(done: int, total: int) -> None:
-                self.progress(families[0], done, total)
+                self.progress(None, done, total)
 
             self._behind = methods_far_behind(self.composer, families, step)
         return self._behind
