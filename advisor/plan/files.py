@@ -65,8 +65,9 @@ def dump_plan(plan: Plan) -> str:
     if not document["scheme"]["outer"]:
         del document["scheme"]["outer"]
     search = document.get("search", {})
-    if not search.get("best"):
-        search.pop("best", None)
+    for name in ("best", "passed_over"):
+        if not search.get(name):
+            search.pop(name, None)
     body: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
     return _HEADER + body
 

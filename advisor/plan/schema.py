@@ -226,6 +226,8 @@ class Search(Strict):
     effort: Literal["quick", "full"] = "full"
     """What the search spent: ``quick`` measures fewer candidates, whose codes are made faster."""
     seed: int
+    passed_over: tuple[str, ...] = ()
+    """Methods that a look at a few blocks ruled out, with the reason in words."""
     stopped: Literal["completed", "interrupted", "time budget"] = "completed"
     best: tuple[tuple[int, float], ...] = ()
     """(trial, best objective from then on): size in bytes or predicted KL, within the budgets."""

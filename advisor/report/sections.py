@@ -90,6 +90,8 @@ def texts_and_search(plan: Plan) -> list[tuple[str, str]]:
         effort = "" if search.effort == "full" else f", {search.effort} effort"
         line = f"{search.trials} trials, {search.sampler}, seed {search.seed}{effort}"
         rows.append(("search", line))
+        if search.passed_over:
+            rows.append(("not searched", "; ".join(search.passed_over)))
         if search.score_spearman is not None:
             rows.append(
                 ("rank correlation", f"{search.score_spearman:.2f} of predicted and measured KL")

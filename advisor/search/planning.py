@@ -95,6 +95,7 @@ def build_plan(
     fallbacks: Sequence[Fallback] = (),
     sampler: str = "tpe",
     effort: Effort = FULL,
+    passed_over: Sequence[str] = (),
     best: Sequence[tuple[int, float]] = (),
 ) -> Plan:
     """Return the complete plan, but for the hashes of outputs.
@@ -115,6 +116,7 @@ def build_plan(
         fallbacks: Modules that could not take what the others took.
         sampler: Which one proposed the trials.
         effort: What the search spent.
+        passed_over: Methods that were scored on a few blocks alone, with the reason.
         best: (trial, best objective from then on).
     """
     hashes = hash_model(task.loaded.folder)
@@ -161,6 +163,7 @@ def build_plan(
             trials=trials,
             sampler=SAMPLERS[sampler],
             effort=effort.name,
+            passed_over=tuple(passed_over),
             seed=seed,
             stopped=stopped,
             best=tuple(best),

@@ -34,13 +34,14 @@ from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
-from advisor.search.space import Space, parameters_of, priors
+from advisor.search.sifting import methods_far_behind, without
+from advisor.search.space import Space, parameters_of, priors, usual_families
 from advisor.search.study import check_storage, run_study
 from advisor.search.trials import Scorer, families_to_measure, scoring_allowance
 from advisor.search.workers import storage_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from advisor.calibration.mixing import Statistics
@@ -78,6 +79,7 @@ class Run:
     sequential: bool = True
     sampler: str = "tpe"
     effort: Effort = FULL
+    passed_over: Mapping[str, str] = field(default_factory=dict)
     fit: Representativeness | None = None
     relaxed: tuple[Relaxation, ...] = ()
     limits: tuple[SizeLimit, ...] = ()
@@ -121,12 +123,6 @@ class Run:
             task, self.offered, composer, self.outer, prefer=prefer, pace=pace,
             methods=self.effort.methods,
         )  # fmt: skip
-        allowance = 0
-        if self.effort.explores:
-            allowance = scoring_allowance(
-                task.spec.quantizable_parameters, len(space.mixes) + len(space.rotations) - 2
-            )
-        scorer = Scorer(composer, space, goal, allowance, self._scoring)
         try:
             collect(task.loaded, task.calibration, store, self._stage("Statistics"))
             self.fit = kept_representativeness(
@@ -134,11 +130,12 @@ class Run:
                 cache_root(), self._stage("Comparing texts"),
                 sequences=self.effort.compared_sequences,
             )  # fmt: skip
+            scorer = self._scorer(composer, space, goal)
             self.study = study_name or name_of_study(
-                task, self.offered, space, goal, store.key,
+                task, self.offered, scorer.space, goal, store.key,
                 seed=seed, sampler=self.sampler, outer=self.outer, effort=self.effort,
             )  # fmt: skip
-            self._trials(scorer, space, url, trials, seed)
+            self._trials(scorer, url, trials, seed)
             self._measure(scorer, store, goal, disk)
         except KeyboardInterrupt:
             _logger.info("interrupted: keeping the best so far")
@@ -154,8 +151,23 @@ class Run:
         folder = cache_root() / "scores"
         return OuterBook(self.task.loaded, store, folder, self.outer, book.fitted_samples)
 
-    def _trials(self, scorer: Scorer, space: Space, url: str, trials: int, seed: int) -> None:
+    def _scorer(self, composer: Composer, space: Space, goal: Goal) -> Scorer:
+        """Return what scores trials, of the methods that a look at a few blocks leaves."""
+        if not self.clock.over(_TRIALS_SHARE):
+            step = self._stage("Scores: every method on a few blocks")
+            self.passed_over = methods_far_behind(composer, usual_families(space), step)
+        space, allowance = without(space, self.passed_over), 0
+        if self.effort.explores:
+            allowance = scoring_allowance(
+                self.task.spec.quantizable_parameters,
+                len(space.mixes) + len(space.rotations) - 2,
+                tuple(self.passed_over),
+            )
+        return Scorer(composer, space, goal, allowance, self._scoring)
+
+    def _trials(self, scorer: Scorer, url: str, trials: int, seed: int) -> None:
         """Run the study."""
+        space = scorer.space
         proposals = priors(space)
         queue = [parameters_of(proposal, space) for proposal in proposals]
 
@@ -242,6 +254,7 @@ class Run:
             self.task, goal, answer, self.finalists, study=self.study, trials=len(self.records),
             seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
             fit=self.fit, sampler=self.sampler, effort=self.effort,
+            passed_over=tuple(self.passed_over.values()),
             coverage=coverage_row(task.loaded, task.calibration, chosen.family.samples),
             fallbacks=shape_fallbacks(
                 task.engine, task.hardware, task.loaded.linears, self.offered,
@@ -269,9 +282,8 @@ class Run:
 
         return step
 
-    def _scoring(self, family: Family | None, done: int, total: int) -> None:
-        what = "every method on a few blocks" if family is None else family.describe()
-        self._stage(f"Scores: {what}")(done, total)
+    def _scoring(self, family: Family, done: int, total: int) -> None:
+        self._stage(f"Scores: {family.describe()}")(done, total)
 
     def _measuring(self, mixture: Mixture) -> Callable[[int, int], None]:
         number = len(self.finalists) + 1

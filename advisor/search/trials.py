@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.search.families import Family
 from advisor.search.outcomes import Outcome, TrialRecord
-from advisor.search.sifting import methods_far_behind
-from advisor.search.space import Proposal, Space, Suggester, storage_name, suggest, usual_families
+from advisor.search.space import Proposal, Space, Suggester, storage_name, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ _CLIP_UNITS = {"rtn": 1, "gptq": 1, "awq": 4, "gguf": 0}
 """Cost of scoring all options of a method, and what a clip search adds (measured on SmolLM2)."""
 
 
-def scoring_allowance(parameters: int, further: int = 0) -> int:
+def scoring_allowance(parameters: int, further: int = 0, saved: Sequence[str] = ()) -> int:
     """Return what may be spent on scoring; two units are about one GPTQ of the model.
 
     A function of the model's size, not of the time that passed, so that a study can be repeated.
@@ -35,9 +34,10 @@ def scoring_allowance(parameters: int, further: int = 0) -> int:
     Args:
         parameters: Quantizable ones.
         further: Mixes and rotations beside the usual.
+        saved: Methods that are not scored: what they would have cost is not spent on others.
     """
     units = max(_FEWEST_UNITS, min(_MOST_UNITS, round(_UNITS_PER_PARAMETER / parameters)))
-    return units + further * _UNITS["gptq"]
+    return units + further * _UNITS["gptq"] - sum(_UNITS.get(method, 0) for method in saved)
 
 
 def scoring_cost(family: Family, known: Sequence[Family]) -> int:
@@ -76,8 +76,7 @@ class Scorer:
         space: The search space.
         goal: What is wanted.
         allowance: Units that may be spent on scoring families.
-        progress: Told of the scoring of a new family, or of all methods on a few blocks (None):
-            (family, groups done, in all).
+        progress: Told of the scoring of a new family: (family, groups done, in all).
         scored: Families known so far, in order of first use.
         expected: Families that trials are sure to ask for: the first of them that comes up has all
             scored with it, in one walk over the model.
@@ -87,11 +86,10 @@ class Scorer:
     space: Space
     goal: Goal
     allowance: int
-    progress: Callable[[Family | None, int, int], None]
+    progress: Callable[[Family, int, int], None]
     scored: list[Family] = field(default_factory=list)
     best: Mixture | None = None
     expected: Sequence[Family] = ()
-    _behind: Mapping[str, str] | None = None
 
     def recall(self, records: Sequence[TrialRecord]) -> None:
         """Take up the families of a study's earlier trials, so that it goes on as it would have."""
@@ -129,17 +127,14 @@ class Scorer:
 
         if family in self.expected:
             # GPTQ's settings say most: rounding and AWQ heed a part of them.
-            behind = self._far_behind()
-            others = [f for f in self.expected if f.method not in behind]
-            lead = next((f for f in others if f.method == "gptq"), family)
+            lead = next((f for f in self.expected if f.method == "gptq"), family)
+            others = [f for f in self.expected if f not in (lead, family)]
             self.expected = ()
             self.composer.score_together(list(dict.fromkeys([lead, family, *others])), step)
         self.composer.groups(family, step)
 
     def _rejection(self, proposal: Proposal) -> str | None:
-        """Return why arithmetic, or a look at a few blocks, rules a proposal out before scoring."""
-        if proposal.family.method in (behind := self._far_behind()):
-            return behind[proposal.family.method]
+        """Return why arithmetic rules a proposal out before anything is scored."""
         if proposal.uniform is None:
             return None
         if proposal.family.method == "best":
@@ -151,27 +146,12 @@ class Scorer:
             return f"{size} bytes are more than the budget of {self.goal.max_bytes}"
         return None
 
-    def _far_behind(self) -> Mapping[str, str]:
-        """Return the methods that a look at a few blocks rules out, with the reason."""
-        if self._behind is None:
-            families = usual_families(self.space)
-
-            def step(done: int, total: int) -> None:
-                self.progress(None, done, total)
-
-            self._behind = methods_far_behind(self.composer, families, step)
-        return self._behind
-
     def _affordable(self, family: Family) -> Family:
-        """Return the family, or the nearest scored one when no more may be scored.
-
-        What is saved on methods far behind is not spent on others.
-        """
-        behind = self._far_behind()
-        saved = [other for other in usual_families(self.space) if other.method in behind]
-        paid = [*saved, *self.scored]
+        """Return the family, or the nearest scored one when no more may be scored."""
         cost = scoring_cost(family, self.scored)
-        spent = sum(scoring_cost(other, paid[:place]) for place, other in enumerate(paid))
+        spent = sum(
+            scoring_cost(other, self.scored[:place]) for place, other in enumerate(self.scored)
+        )
         if cost == 0 or not self.scored or spent + cost <= self.allowance:
             return family
 

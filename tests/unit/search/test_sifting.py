@@ -14,12 +14,11 @@ from advisor.schemes import parse_scheme
 from advisor.search import scores, sifting
 from advisor.search.compose import Composer
 from advisor.search.families import Family
-from advisor.search.goal import Goal
 from advisor.search.score import Score
 from advisor.search.scores import ScoreBook
-from advisor.search.sifting import methods_far_behind, sample_of, times_the_least
-from advisor.search.space import Space
-from advisor.search.trials import Scorer
+from advisor.search.sifting import methods_far_behind, sample_of, times_the_least, without
+from advisor.search.space import Space, usual_families
+from advisor.search.trials import scoring_allowance
 
 FAMILIES = [Family(method, True) for method in ("rtn", "gptq", "awq", "best")]
 STORAGES = ("int4-g32-sym", "int4-g64-sym", "int8-gch-sym")
@@ -139,30 +138,11 @@ def test_what_was_looked_at_is_not_scored_again(compose, random_llama, monkeypat
     assert found == compose("whole").groups(family)
 
 
-def test_trials_of_methods_far_behind_cost_nothing(compose, monkeypatch):
-    reason = "rtn has 2.0 times the least KL or more, on 1 of 2 blocks"
-    monkeypatch.setattr("advisor.search.trials.methods_far_behind", lambda *_: {"rtn": reason})
-    composer = compose("trials")
-    space = Space(("rtn", "gptq"), {True: ("int4-g32",)}, ("none",), (0.15,), False, (8,), 4.0, 8.0)
-
-    class Trial:
-        def __init__(self, method):
-            self.method = method
-
-        def suggest_categorical(self, name, choices):
-            return {"method": self.method, "allocation": "mixture"}.get(name, choices[0])
-
-        def suggest_float(self, name, low, high):
-            return high
-
-    goal = Goal(None, 0.1, 0.1, True)
-    scorer = Scorer(composer, space, goal, 4, lambda family, done, total: None)
-    assert scorer(Trial("rtn")).rejected == reason
-    assert scorer.scored == []
-    assert scorer(Trial("gptq")).rejected is None
-    assert [family.method for family in scorer.scored] == ["gptq"]
-    # GPTQ's two units and the one that rounding would have cost leave no two of four.
-    (scored,) = scorer.scored
-    assert scorer._affordable(replace(scored, damping=0.5)) == scored
-    scorer.allowance = 5
-    assert scorer._affordable(replace(scored, damping=0.5)).damping == 0.5
+def test_a_space_without_a_method_leaves_what_it_would_have_cost_unspent():
+    space = Space(("rtn", "gptq", "awq", "best"), {True: ("int4-g32",)}, ("none",), (0.15,), False,
+                  (8,), 4.0, 8.0)  # fmt: skip
+    left = without(space, {"rtn": "why", "awq": "why", "best": "why"})
+    assert left == replace(space, methods=("gptq",))
+    assert [family.method for family in usual_families(left)] == ["gptq"]
+    assert without(space, {}) == space
+    assert scoring_allowance(10**8) - scoring_allowance(10**8, 0, ("rtn", "awq", "best")) == 3

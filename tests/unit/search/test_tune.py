@@ -22,6 +22,7 @@ from advisor.models.load import load_model
 from advisor.plan.files import dump_plan
 from advisor.plan.folders import cache_root
 from advisor.predict.models import load_modelspec
+from advisor.report.sections import texts_and_search
 from advisor.schemes import parse_scheme
 from advisor.search.assignment import assignment_of, samples_of, settings_of
 from advisor.search.effort import QUICK
@@ -115,6 +116,21 @@ def test_a_quick_search_measures_one_mixture_and_one_uniform_candidate(run, mode
     assert len(quick.finalists) < len(full.finalists)
     expected = [f.measured_kl for f in quick.finalists if f.mixture.is_uniform]
     assert quick.plan.expected.kl.value <= min(expected)
+
+
+def test_methods_that_a_few_blocks_rule_out_are_not_searched_and_the_plan_says_so(
+    run, model, monkeypatch
+):
+    reasons = {"rtn": "rtn is far off", "awq": "awq is far off", "best": "none comes near gptq"}
+    monkeypatch.setattr("advisor.search.run.methods_far_behind", lambda *_: reasons)
+    result = run(Budgets(max_size_bytes=_middle(model[1])))
+    assert len(result.trials) == 12
+    assert {record.attributes["family"]["method"] for record in result.trials if record.value} == {
+        "gptq"
+    }
+    assert result.plan.search.passed_over == tuple(reasons.values())
+    rows = dict(texts_and_search(result.plan))
+    assert rows["not searched"] == "rtn is far off; awq is far off; none comes near gptq"
 
 
 def test_plan_realises_to_the_codes_that_were_measured(run, model):
