@@ -108,7 +108,7 @@ def provenance(plan: Plan) -> list[tuple[str, str]]:
     ]
     rows.extend((f"output {name}", digest) for name, digest in plan.outputs.items())
     if (device := plan.computed_on) is not None:
-        threads = f", {device.threads} threads" if device.threads else ""
+        threads = f", {device.threads} thread{'s' * (device.threads > 1)}" if device.threads else ""
         rows.append(("computed on", f"{device.name} ({device.device}{threads})"))
     rows.append(("versions", ", ".join(f"{name} {value}" for name, value in plan.versions.items())))
     return rows

@@ -206,7 +206,8 @@ class Run:
         smallest, largest = composer.smallest_and_largest()
         limit = max(goal.max_bytes or (smallest.total_bytes + largest.total_bytes) // 2,
                     smallest.total_bytes)  # fmt: skip
-        usual = priors(scorer.space)[0].family
+        expert = [proposal.family for proposal in priors(scorer.space)]
+        usual = next((family for family in expert if family.method == "gptq"), expert[0])
         families = families_to_measure(scorer, self.records, usual, limit)
         refiner = Refiner(
             composer, measurer, goal, families, self._may_not_measure, self._measuring,

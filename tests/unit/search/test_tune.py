@@ -305,6 +305,9 @@ def test_time_budget_still_measures_a_mixture_and_a_uniform(run, model, tmp_path
     assert result.plan.search.stopped == "time budget"
     assert result.trials == ()
     assert {f.mixture.is_uniform for f in result.finalists} == {True, False}
+    assert any(
+        not f.mixture.is_uniform and f.mixture.family.method == "gptq" for f in result.finalists
+    )
 
 
 def test_trials_of_another_machine_are_measured_here(run, model, tmp_path, monkeypatch):
