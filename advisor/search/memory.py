@@ -11,9 +11,13 @@ together:
                 + 4·(prefixes + 1)·Σ in² + 8·Σ out²  for 1024 tokens (a: all inputs and outputs of a
                                                      token; an expert's share), sums of inputs and
                                                      output gradients
-    quantizing  8·P + 20·Σ in² + 24·max in²          a block's weights, its sums behind quantized
-                + max(20·in·out + 16·out²)           blocks, Cholesky factors in float64; one linear
-                                                     on its way, with feedback among its outputs
+    scoring     4·n·in·O·(1 + max(¼, 128/in))    linears that share an input, with O outputs, as n
+                + 16·in·O + 16·in² + 4·S         types at once (4·n·in·O: at most 1 GiB); S: Σ out²
+                                                 of those that keep a whole G
+    quantizing  8·P + the larger of              a block's weights, and those fitted to what the
+                  12·Σ in² + 24·max in²          quantized blocks pass on: its sums, factors in
+                  4·Σ in² + 20·in²               float64; or linears that share an input, with
+                  + 24·in·O + 12·S               feedback among their outputs
 
 Nothing grows with the number of blocks, nor V with the tokens. Where the weights cannot be mapped,
 all of them are there too, in the type that is computed in. Where an accelerator computes, the host
@@ -48,6 +52,11 @@ _DEVICE_BYTES = 1_300 * 10**6
 """Assumed, not measured: logits of many tokens at once with their copies, workspaces of an
 accelerator's libraries, and gaps between tensors."""
 _COMPARED_SEQUENCES = 32
+_TYPES = 10
+"""Integer types of GPTQ that vLLM's kernels leave to choose from."""
+_MOST_SCORED_BYTES = 1 << 30
+_ERROR_COLUMNS = 128
+"""Columns whose errors are kept while they are scored."""
 _logger = logging.getLogger(__name__)
 
 
@@ -60,6 +69,7 @@ class MemoryUse:
         weights: All weights, where they cannot be mapped.
         head: While the head, or the embedding, computes.
         collecting: While a block's statistics are collected.
+        scoring: While linears that share an input are scored.
         quantizing: While a block is quantized.
         sums: Of ``collecting``, what goes to the disk.
         device: The accelerator that computes; empty where the CPU does.
@@ -69,6 +79,7 @@ class MemoryUse:
     weights: int
     head: int
     collecting: int
+    scoring: int
     quantizing: int
     sums: int = 0
     device: str = ""
@@ -76,7 +87,7 @@ class MemoryUse:
     @property
     def stages(self) -> int:
         """The most that is there at once where it is computed."""
-        return max(self.head, self.collecting, self.quantizing)
+        return max(self.head, self.collecting, self.scoring, self.quantizing)
 
     @property
     def peak(self) -> int:
@@ -88,14 +99,18 @@ class MemoryUse:
         if self.device:
             return (
                 f"about {self.peak / 1e9:.2f} GB of host memory, and {self.stages / 1e9:.2f} GB on "
-                f"{self.device} (at its most one of: head {self.head / 1e9:.2f}, statistics of a "
-                f"block {self.collecting / 1e9:.2f}, quantizing one {self.quantizing / 1e9:.2f})"
+                f"{self.device} (at its most one of: {self._parts()})"
             )
-        parts = f"head {self.head / 1e9:.2f}, statistics of a block {self.collecting / 1e9:.2f}"
         whole = f", weights that cannot be mapped {self.weights / 1e9:.2f}" if self.weights else ""
         return (
             f"about {self.peak / 1e9:.2f} GB of memory (libraries {self.process / 1e9:.2f}{whole}, "
-            f"and at its most one of: {parts}, quantizing one {self.quantizing / 1e9:.2f})"
+            f"and at its most one of: {self._parts()})"
+        )
+
+    def _parts(self) -> str:
+        return (
+            f"head {self.head / 1e9:.2f}, statistics of a block {self.collecting / 1e9:.2f}, "
+            f"scores {self.scoring / 1e9:.2f}, quantizing a block {self.quantizing / 1e9:.2f}"
         )
 
 
@@ -181,37 +196,49 @@ def predicted_use(
     held = 0 if weights else 4 * vocabulary * hidden_size
     head = held + 4 * vocabulary * head_tokens(vocabulary) + states
     rows = max(BATCH_TOKENS, length)
-    collecting = quantizing = most_sums = 0
+    collecting = scoring = quantizing = most_sums = 0
     for members in blocks.values():
         size = sum(linear.in_features * linear.out_features for linear in members)
-        groups = {linear.input_group: linear.in_features for linear in members}
-        inputs = sum(width * width for width in groups.values())
-        gradients = sum(
-            linear.out_features**2 for linear in members if keeps_full_gradient(linear, "full")
-        )
+        groups: dict[str, list[LinearSpec]] = {}
+        for linear in members:
+            groups.setdefault(linear.input_group, []).append(linear)
+        inputs = sum(own[0].in_features ** 2 for own in groups.values())
         seen = sum(
             (linear.in_features + linear.out_features) * (routed if linear.is_expert else 1.0)
             for linear in members
         )
         values = 12 * rows * (int(seen) + length * heads)
-        sums = 4 * (prefixes + 1) * inputs + 8 * gradients
+        sums = 4 * (prefixes + 1) * inputs + 8 * _gradients(members)
         most_sums = max(most_sums, sums)
         collecting = max(collecting, 4 * size + values + sums)
-        largest = max(groups.values()) ** 2
-        dense = {
-            linear.input_group: linear.in_features**2 for linear in members if not linear.is_expert
-        }
-        coupled = max(
-            (
-                20 * linear.in_features * linear.out_features + 16 * linear.out_features**2
-                for linear in members
-                if keeps_full_gradient(linear, "full")
-            ),
-            default=0,
-        )
-        fixed = 20 * sum(dense.values()) + 24 * largest + coupled
-        quantizing = max(quantizing, 8 * size + fixed)
-    return MemoryUse(_PROCESS_BYTES, weights, head, collecting, quantizing, most_sums)
+        scoring = max(scoring, *map(_scoring, groups.values()))
+        dense = [own[0].in_features for own in groups.values() if not own[0].is_expert]
+        behind = sum(width * width for width in dense)
+        fitting = 12 * behind + 24 * max(dense, default=0) ** 2
+        coding = 4 * behind + max(map(_coding, groups.values()))
+        quantizing = max(quantizing, 8 * size + max(fitting, coding))
+    return MemoryUse(_PROCESS_BYTES, weights, head, collecting, scoring, quantizing, most_sums)
+
+
+def _gradients(members: Sequence[LinearSpec]) -> int:
+    """Return Σ out² of the linears that keep a whole G."""
+    return sum(linear.out_features**2 for linear in members if keeps_full_gradient(linear, "full"))
+
+
+def _scoring(members: Sequence[LinearSpec]) -> int:
+    """Return what scoring linears takes that share an input."""
+    width = members[0].in_features
+    size = width * sum(linear.out_features for linear in members)
+    working = min(4 * _TYPES * size, max(4 * size, _MOST_SCORED_BYTES))
+    beside = int(working * max(0.25, min(1.0, _ERROR_COLUMNS / width)))
+    return working + beside + 16 * size + 16 * width * width + 4 * _gradients(members)
+
+
+def _coding(members: Sequence[LinearSpec]) -> int:
+    """Return what quantizing linears takes that share an input, with feedback among outputs."""
+    width = members[0].in_features
+    size = width * sum(linear.out_features for linear in members)
+    return 20 * width * width + 24 * size + 12 * _gradients(members)
 
 
 def check_memory(use: MemoryUse, limit: int | None = None) -> None:
