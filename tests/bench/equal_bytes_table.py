@@ -145,7 +145,7 @@ def _side(rows: Sequence[dict[str, Any]]) -> list[str]:
     low, high = (math.exp(reference + bound) for bound in (worse.low, worse.high))
     return [
         f"{np.mean([row['bytes'] for row in rows]):,.0f}",
-        f"{kl.value:.5f} [{kl.low:.5f}, {kl.high:.5f}]",
+        f"{kl.value:#.3g} [{kl.low:#.3g}, {kl.high:#.3g}]",
         f"{math.exp(nll.value):.3f} [{low:.3f}, {high:.3f}]",
         f"{top.value:.2%} [{top.low:.2%}, {top.high:.2%}]",
     ]

@@ -69,3 +69,15 @@ def test_an_answer_larger_than_its_limit_ends_it(bench):
     peer = peers.Peer("lib", "a", 4)
     with pytest.raises(SystemExit, match="larger than its limit"):
         table.lines_of([peer_row(0, [0.2]), our_row(0, [0.1], bytes=1001)], [peer])
+
+
+def test_a_small_kl_is_printed_in_three_figures_and_not_as_nothing(bench, capsys):
+    peers, table = bench
+    rows = [peer_row(0, [1.12e-5, 1.12e-5]), our_row(0, [4.617e-6, 4.617e-6])]
+    table.print_tables(rows, [peers.Peer("lib", "a", 8)])
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("| 8 | lib")
+    ]
+    assert "| 1.12e-05 [1.12e-05, 1.12e-05] |" in line
+    assert "| 4.62e-06 [4.62e-06, 4.62e-06] |" in line
+    assert "**0.41**" in line
