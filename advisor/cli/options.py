@@ -230,8 +230,8 @@ Device = Annotated[
 Effort = Annotated[
     str,
     typer.Option("--effort", rich_help_panel=_SEARCH, metavar="NAME",
-                 help="What the search spends: full, or quick (about a third of the time: GPTQ's "
-                 "codes alone and without descent, one mixture and one uniform candidate "
+                 help="What the search spends: full, or quick (0.4 of the time on one model: "
+                 "GPTQ's codes alone and without descent, one mixture and one uniform candidate "
                  "measured, on 16 sequences)."),
 ]  # fmt: skip
 Sequential = Annotated[

@@ -1,6 +1,7 @@
 """Which methods are not worth scoring: a look at every sixth block tells.
 
-Scoring is a third of a search, and most of it is spent on methods that are nowhere near the best.
+Scoring every method is a fifth of a search, and most of that goes to methods that are nowhere near
+the best one.
 So every method's usual family is scored on evenly spaced blocks first, and a method whose KL is far
 from the best one's in all storages goes no further: no trial asks for it.
 
