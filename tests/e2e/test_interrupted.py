@@ -19,6 +19,11 @@ OPTIONS = (
 )  # fmt: skip
 
 
+def _listen():
+    """Take SIGINT as in a terminal; a test run in the background has its children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def interrupted(tmp_path):
     """Run ``tune``, send SIGINT once its progress names a stage; (status, stdout, stderr)."""
@@ -28,7 +33,7 @@ def interrupted(tmp_path):
         process = subprocess.Popen(
             [*command, "-o", str(tmp_path / "plan.yaml"), *more],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-            env=os.environ | {"ADVISOR_CACHE": str(tmp_path / "cache")},
+            env=os.environ | {"ADVISOR_CACHE": str(tmp_path / "cache")}, preexec_fn=_listen,
         )  # fmt: skip
         seen = []
         for line in process.stderr:
