@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -75,11 +76,22 @@ def check_output(output: Path) -> None:
     parent = output.parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not can_write(parent):
         raise InputError(
             f"cannot write {output}: {parent} is not a folder that you may write to. "
             "Choose another folder."
         )
+
+
+def can_write(folder: Path) -> bool:
+    """Whether files can be made in a folder; tried, as rights alone do not tell (``/proc``)."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _check_space(output: Path, needed_bytes: int) -> None:

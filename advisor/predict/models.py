@@ -66,6 +66,11 @@ def load_modelspec(model: str | os.PathLike[str]) -> ModelSpec:
         InputError: Nothing of that name, or what was found cannot be described.
     """
     name = os.fspath(model)
+    if not name.strip():
+        raise InputError(
+            f"the model must be named, but got {name!r}. Give a folder, a Hugging Face id "
+            "(organisation/name), or a name of `advisor profiles list`."
+        )
     folder = Path(name).expanduser()
     if folder.is_dir():
         return read_model_folder(folder, model_id=name)

@@ -14,6 +14,10 @@ T = TypeVar("T")
 _ATTEMPTS = 8
 _RACES = ("IntegrityError", "DuplicatedStudyError")
 """Errors of SQLAlchemy and Optuna that say that somebody else was faster."""
+_PACKAGES = {
+    "psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient",
+}  # fmt: skip
+"""What installs the drivers that SQLAlchemy takes where a URL names none."""
 
 
 def opened(url: str, opening: Callable[[], T]) -> T:
@@ -35,12 +39,22 @@ def opened(url: str, opening: Callable[[], T]) -> T:
             if attempt + 1 < _ATTEMPTS and _is_race(error):
                 time.sleep(0.2 * (attempt + 1))
                 continue
-            reason = str(error).splitlines()[0].rstrip(". ")
+            reason = _missing_driver(error) or str(error).splitlines()[0].rstrip(". ")
             raise InputError(
                 f"--storage must be a database that can be opened, but {url.split('@')[-1]} gave: "
                 f"{reason}. Use a file path or sqlite:///study.db."
             ) from error
     raise AssertionError("every attempt returns or raises")
+
+
+def _missing_driver(error: BaseException | None) -> str | None:
+    """Return what to install where a database's driver is missing; None where it is not that."""
+    while error is not None:
+        if isinstance(error, ImportError) and error.name:
+            package = _PACKAGES.get(error.name, error.name)
+            return f"no module named {error.name!r} (pip install {package})"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_race(error: Exception) -> bool:

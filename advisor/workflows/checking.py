@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -175,6 +174,8 @@ def check_counts(**counts: int | None) -> None:
 
 def check_output(target: Path) -> None:
     """Refuse, before any work, a place where no plan can be written."""
+    from advisor.formats.folder import can_write
+
     problems = []
     if target.is_dir():
         problems.append(
@@ -183,9 +184,9 @@ def check_output(target: Path) -> None:
     parent = next((folder for folder in target.resolve().parents if folder.exists()), None)
     if parent is not None and not parent.is_dir():
         problems.append(f"--output {target} lies under {parent}, which is a file. Name another.")
-    elif parent is not None and not os.access(parent, os.W_OK | os.X_OK):
+    elif parent is not None and not can_write(parent):
         problems.append(
-            f"--output {target} cannot be written: {parent} is read-only. Name another."
+            f"--output {target} cannot be written: no file can be made in {parent}. Name another."
         )
     if problems:
         raise InputError(join_errors(problems))

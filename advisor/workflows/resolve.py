@@ -112,10 +112,12 @@ def resolve_model_folder(model: str | Path, revision: str | None = None) -> Path
     Raises:
         InputError: No such folder, and no such model can be reached.
     """
+    text = str(model)
+    if not text.strip():
+        raise InputError(f"the model must be named, but got {text!r}. Give a folder, or an id.")
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    text = str(model)
     if folder.is_file():
         kept = " What is in a GGUF file is quantized already." if folder.suffix == ".gguf" else ""
         raise InputError(

@@ -27,6 +27,7 @@ from advisor.schemes import parse_scheme
 from advisor.search.assignment import assignment_of, samples_of, settings_of
 from advisor.search.effort import QUICK
 from advisor.search.offers import best_of_kinds, uniform_offers
+from advisor.search.opening import opened
 from advisor.search.realise import realise
 from advisor.search.tune import tune
 
@@ -272,6 +273,17 @@ def test_a_database_that_cannot_be_opened_is_refused_before_any_work(run, tmp_pa
             progress=lambda event: stages.append(event.stage),
         )  # fmt: skip
     assert set(stages) == {"Memory", "Disk"}
+
+
+def test_a_database_without_its_driver_says_what_to_install():
+    def opening():
+        try:
+            raise ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
+        except ModuleNotFoundError as error:
+            raise RuntimeError("failed to import") from error
+
+    with pytest.raises(InputError, match=r"'psycopg2' \(pip install psycopg2-binary\)"):
+        opened("postgresql://user:secret@host/db", opening)
 
 
 @pytest.mark.parametrize("stage", ["Statistics", "Trials", "Reference", "Finalist 1"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
 from advisor import workflows
 from advisor.budgets import BUDGET_NAMES, Budgets
 from advisor.errors import InputError, join_errors, split_errors
-from advisor.workflows import checking
+from advisor.formats import folder
 from advisor.workflows.checking import check_output, check_request
 
 
@@ -99,9 +100,15 @@ def test_two_places_are_both_looked_at(tmp_path):
 
 def test_a_place_that_may_not_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
     check_output(tmp_path / "new" / "plan.yaml")
-    monkeypatch.setattr(checking.os, "access", lambda place, mode: place != tmp_path.resolve())
-    with pytest.raises(InputError, match=r"cannot be written: .* is read-only"):
+    monkeypatch.setattr(folder.os, "access", lambda place, mode: place != tmp_path.resolve())
+    with pytest.raises(InputError, match=r"cannot be written: no file can be made in "):
         check_output(tmp_path / "new" / "plan.yaml")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="Linux alone has /proc")
+def test_a_place_whose_rights_say_more_than_it_takes_is_refused_too():
+    with pytest.raises(InputError, match="no file can be made in /proc"):
+        check_output(Path("/proc/new/plan.yaml"))
 
 
 def test_a_profile_of_no_kind_is_not_called_a_gpu():
