@@ -53,7 +53,7 @@ def quantize_coupled(
         factor: U with UᵀU = H⁻¹, float32 [columns, columns].
         grid: Of the codes.
         settings: Clip search, rounding of scales.
-        importance: H's diagonal, [columns], for a clip search.
+        importance: What an error of each column costs, [columns], for a clip search.
         metrics: G of :func:`advisor.methods.outputs.output_metric` of each linear, float32 [rows of
             it, rows of it].
         order: Columns in the order of work; scales are then chosen from the weights before any

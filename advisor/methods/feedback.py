@@ -26,7 +26,7 @@ class Feedback:
 
     Attributes:
         settings: ``damping``, ``descent`` passes and their damping, output feedback.
-        importance: H's diagonal, float32 [in].
+        importance: What an error of each input costs once others have made up for it, float32 [in].
         order: Columns in activation order, int64 [in].
         factor: U with UᵀU = H⁻¹, damped, in that order, float32 [in, in].
         damped: H as the descent reads it, in the model's order, float32 [in, in].
@@ -57,8 +57,8 @@ class Feedback:
         check_settings(settings)
         self.settings = settings
         moment = found.second_moment.to(device=weights[0].device, dtype=torch.float32)
-        self.importance = moment.diagonal()
         made = ordered_factor(moment, settings.damping, by_activation=True)
+        self.importance = made.left_over()
         self.order, self.factor = made.order, made.inverse.factor
         self.damped = damped_moment(moment, settings)
         metrics = [

@@ -79,9 +79,14 @@ def quantize_many(
     Differs from the paper: groups start from weights that are up to date whatever the block size
     (the authors' code reads weights that miss the updates of the current block); inputs that were
     never active are rounded (the authors' code sets their weights to zero); scales are rounded as
-    stored before codes are chosen; with a clip search, errors are weighted by H's diagonal; with
-    ``settings.descent``, codes and scales are improved afterwards (see
-    :mod:`advisor.methods.descent`).
+    stored before codes are chosen; with ``settings.descent``, codes and scales are improved
+    afterwards (see :mod:`advisor.methods.descent`).
+
+    A clip search weighs a weight's error by what later columns cannot make up for (1/U²ⱼⱼ), as the
+    loop's loss does, not by H's diagonal, which is larger by what they do make up for. Predicted KL
+    over that of whole ranges (SmolLM2-135M, 35 modules of five blocks, symmetric groups of 64,
+    judged on other samples), for 2, 3, 4, 5 and 8 bits: 0.60, 0.75, 0.89, 0.94 and 1.00; weighted
+    by H's diagonal 0.59, 0.77, 0.95, 1.06 and 1.13.
     """
     values = prepare_weight(weight, schemes)
     found = require_statistics(statistics, weight.shape[1], "gptq")
@@ -161,7 +166,7 @@ def _quantize_in_order(
     elif ordered:
         permutation = made.order
         columns, moment = columns[permutation], moment[permutation][:, permutation]
-    importance = moment.diagonal()
+    importance = made.left_over() if permutation is None else made.left_over()[permutation]
     if not metrics:
         codes = loop_in_parts(columns, factor.factor, grids, settings, importance, static_order)
         if settings.descent:

@@ -50,11 +50,11 @@ def quantize(
     """Quantize a weight to a micro-scaled type.
 
     Each group takes, of a few scales that the type can store, the one of least squared error,
-    weighted by H's diagonal where there are statistics. MX blocks try the specification's exponent,
-    with which the largest value may saturate, and the next one; with ``settings.clip == "mse"``
-    also the one below. NVFP4 groups have the definition's scale, and with ``"mse"`` ranges shrunk
-    down to ``clip_shrink`` too (SmolLM2-135M, 12 linears, error of the outputs on other inputs:
-    0.54 of that without the search).
+    weighted where there are statistics by what the feedback leaves of each. MX blocks try the
+    specification's exponent, with which the largest value may saturate, and the next one; with
+    ``settings.clip == "mse"`` also the one below. NVFP4 groups have the definition's scale, and
+    with ``"mse"`` ranges shrunk down to ``clip_shrink`` too (SmolLM2-135M, 12 linears, nearest
+    codes, error of the outputs on other inputs: 0.54 of that without the search).
 
     With statistics, codes then make up for each other's errors
     (:mod:`advisor.methods.value_feedback`); without, every code is the nearest.
@@ -145,8 +145,11 @@ def _quantize(
             f"but got in_features={in_features}. Leave such modules 16-bit."
         )
     groups = values.view(out_features, -1, width)
+    feedback = shared or _feedback(parts, statistics, settings, scheme.weight)
     importance = None
-    if statistics:
+    if feedback is not None:
+        importance = feedback.importance.view(-1, width)
+    elif statistics:
         importance = statistics[0].second_moment.diagonal().to(values).view(-1, width)
     extras: dict[str, Tensor] = {}
     rounding: Rounding = _PowersOfTwo()
@@ -162,7 +165,6 @@ def _quantize(
     scales = least_error(
         groups, candidates, lambda part: round_elements(part, scheme.weight), importance
     )
-    feedback = shared or _feedback(parts, statistics, settings, scheme.weight)
     if feedback is not None:
         table = _table(scheme.weight, values.device)
         indices, scales = feedback.improve(values, scales, table, rounding)

@@ -23,6 +23,20 @@ class OrderedFactor:
     order: Tensor
     inverse: InverseCholesky
 
+    def left_over(self) -> Tensor:
+        """Return what a column's squared error costs once later columns have made up for it.
+
+        That is H's diagonal less all that the columns after it explain: with H⁻¹ = UᵀU in the order
+        of work, GPTQ's loss is the sum of e²/U²ⱼⱼ.
+
+        Returns:
+            float32 [in], in the model's order.
+
+        Reference: GPTQ, arXiv:2210.17323, equation 2.
+        """
+        variances = self.inverse.factor.diagonal().square().reciprocal()
+        return torch.empty_like(variances).index_copy_(0, self.order, variances)
+
 
 def activation_order(second_moment: Tensor) -> Tensor:
     """Return the columns by falling diagonal of H, int64 [in]; equal ones keep their order."""

@@ -20,7 +20,7 @@ _RULES = {
     "descent": "at least 0", "rotation_seed": "at least 0",
 }  # fmt: skip
 _WORDS = {
-    "clip": ("none", "mse"),
+    "clip": ("none", "gptq", "mse"),
     "rotation": ("none", "hadamard"),
     "scale_dtype": tuple(SCALE_DTYPES),
 }

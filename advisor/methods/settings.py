@@ -34,8 +34,10 @@ class QuantizationSettings:
         output_damping: Methods with damping: added to that moment's diagonal, as a fraction of its
             mean; above 0.
         clip: Search a smaller range per group that lowers the error (``mse``: of the weights,
-            weighted by H's diagonal), or keep the whole range (``none``).
-        clip_shrink: Smallest share of the range that the clip search tries; in (0, 1].
+            weighted by what each of their errors costs), keep the whole range (``none``), or
+            search under GPTQ alone (``gptq``: plans', resolved before a method is called).
+        clip_shrink: Smallest share of the range that the clip search tries at 2 bits, less far from
+            1 at more; in (0, 1].
         clip_steps: Number of ranges tried.
         scale_steps: AWQ: number of exponents tried in [0, 1].
         smoothing: SmoothQuant: migration strength alpha in [0, 1].

@@ -13,7 +13,7 @@ from advisor.errors import InputError
 from advisor.methods.checks import prepare_weight, refuse_lost, require_statistics
 from advisor.methods.gptq_float import quantize_in_turn
 from advisor.methods.grids import check_scales
-from advisor.methods.ordering import ordered_factor
+from advisor.methods.ordering import OrderedFactor, ordered_factor
 from advisor.numerics.int4_fp8 import (
     SMALLEST_CHANNEL_SCALE,
     ZERO_POINT,
@@ -47,8 +47,8 @@ def quantize(
 
     The group with the largest weight of a row keeps its scale, since the row's other scales are
     relative to it; each other group takes, of a few scales that the kernel can have, the one of
-    least squared error (weighted by H's diagonal where there are statistics). GPTQ then chooses
-    codes column by column, with these scales.
+    least squared error (weighted by H's diagonal where there are statistics; under GPTQ by what
+    other columns cannot make up for). GPTQ then chooses codes column by column, with these scales.
 
     Args:
         weight: Shape [out, in], any floating type; not modified.
@@ -72,7 +72,10 @@ def quantize(
     if statistics is not None:
         moment = statistics.second_moment.to(device=values.device, dtype=torch.float32)
     groups = values.view(out_features, -1, width)
-    importance = None if moment is None else moment.diagonal().view(1, -1, width)
+    importance = None if moment is None else moment.diagonal()
+    if scheme.method == "gptq" and moment is not None:
+        importance = _factor(moment, settings).left_over()
+    importance = None if importance is None else importance.view(1, -1, width)
     stored = _scales(groups, importance, settings)
     scales, channel = kernel_scales(stored)
     extras: dict[str, Tensor] = {}
@@ -129,6 +132,11 @@ def _smallest(scales: Tensor) -> Tensor:
     return torch.where(least.isfinite(), least, torch.ones_like(least))
 
 
+def _factor(moment: Tensor, settings: QuantizationSettings) -> OrderedFactor:
+    """Return H's factor, in the order of work."""
+    return ordered_factor(moment, settings.damping, by_activation=settings.static_groups)
+
+
 def _gptq(
     values: Tensor,
     moment: Tensor,
@@ -145,7 +153,7 @@ def _gptq(
         channel: Scale of each channel, [out, 1].
         settings: Of GPTQ.
     """
-    made = ordered_factor(moment, settings.damping, by_activation=settings.static_groups)
+    made = _factor(moment, settings)
     order, factor = made.order, made.inverse
     ordered, channels = scales[:, order].t().contiguous(), channel[:, 0]
 

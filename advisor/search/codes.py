@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from advisor.numerics.quantized_weight import QuantizedWeight
     from advisor.schemes import Scheme
 
-_VERSION = 2
+_VERSION = 3
 """Part of every key: raised when the same settings make other codes."""
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _SCALE_STEPS = 8
 """AWQ's exponents tried: twenty cost two and a half times as much for the same scales."""
 _OUTPUT_FEEDBACK = 0.7
+_CLIP_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Effort:
         """The methods' settings that families refine."""
         return QuantizationSettings(
             scale_steps=_SCALE_STEPS, descent=self.descent, descent_damping=USUAL_DAMPING,
-            output_feedback=_OUTPUT_FEEDBACK,
+            output_feedback=_OUTPUT_FEEDBACK, clip_steps=_CLIP_STEPS,
         )  # fmt: skip
 
     def options(self, schemes: Sequence[Scheme]) -> tuple[Scheme, ...]:

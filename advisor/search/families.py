@@ -41,7 +41,8 @@ class Family:
             of least score. ``gguf`` where block types are all there is.
         symmetric: Grid of the integer options. None: each module of a mixture takes either under
             GPTQ; of the other methods, whose scores would cost as much again, the symmetric one.
-        clip: ``none`` or ``mse``: search the range of each group.
+        clip: ``none`` or ``mse``: search the range of each group; of several methods also ``gptq``,
+            for its codes alone.
         damping: GPTQ's damping; ignored by the others.
         activation_order: GPTQ's act-order; ignored by the others.
         static_groups: GPTQ: act-order's order of work with groups of consecutive inputs, which
@@ -106,6 +107,18 @@ class Family:
         if self.mix != "given":
             parts.append(f"calibrated on {self.mix}")
         return ", ".join(parts)
+
+
+def clip_under(method: str, clip: str) -> str:
+    """Return what a choice of clip search comes to for the codes of one method.
+
+    Args:
+        method: Of a module.
+        clip: ``none``, ``mse``, or ``gptq``: under GPTQ alone.
+    """
+    if clip != "gptq":
+        return clip
+    return "mse" if method == "gptq" else "none"
 
 
 def is_searchable(scheme: Scheme) -> bool:
@@ -209,13 +222,15 @@ def own_settings(scheme: Scheme, settings: QuantizationSettings) -> Quantization
 
     Scales of tables of values are always searched, whatever the family does with integers: the
     groups are short, which costs seconds, halves the error of NVFP4 rounded to the nearest, and
-    saves 8 % of NF4's KL with feedback (the small trained model).
+    saves 8 % of NF4's KL with feedback (the small trained model). Other modules' are as the
+    candidate's settings say of their method.
 
     Args:
         scheme: The module's scheme.
         settings: Of the candidate.
     """
-    return replace(settings, clip="mse") if scheme.method in TABLE_METHODS else settings
+    table = scheme.method in TABLE_METHODS
+    return replace(settings, clip="mse" if table else clip_under(scheme.method, settings.clip))
 
 
 def scored_with(
@@ -233,9 +248,9 @@ def scored_with(
         samples: Of a family.
     """
     if not scheme.is_quantized or is_searchable(scheme) or scheme.method == "gguf":
-        return settings, samples
+        return own_settings(scheme, settings), samples
     usual = replace(
-        settings, damping=USUAL_DAMPING, clip="none", static_groups=True, calibration_mix="given"
+        settings, damping=USUAL_DAMPING, clip="gptq", static_groups=True, calibration_mix="given"
     )
     return own_settings(scheme, usual), None
 

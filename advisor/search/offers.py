@@ -86,7 +86,7 @@ def uniform_offers(
             size = checkpoint_size(spec, assignment, carried)
         except AdvisorError:  # the format has no way to store the scheme for these shapes
             continue
-        clip = "mse" if scheme.method in TABLE_METHODS else "none"
+        clip = "mse" if scheme.method in ("gptq", *TABLE_METHODS) else "none"
         family = Family(scheme.method, scheme.symmetric is not False, clip)
         loss = predict_loss(spec, scheme).expected
         mixture = Mixture(

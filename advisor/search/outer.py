@@ -36,7 +36,7 @@ from advisor.calibration.mixing import of_mix
 from advisor.methods.registry import quantize
 from advisor.plan.files import write_atomically
 from advisor.plan.hashing import sha256_json
-from advisor.search.families import is_measured_alone, relevant_settings
+from advisor.search.families import is_measured_alone, own_settings, relevant_settings
 from advisor.search.outer_codes import fitting_statistics, outer_weight, role_statistics
 from advisor.search.score import Score, score_change
 from advisor.search.scores import fits
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from advisor.modelspec.outer import OuterModule
     from advisor.schemes import Scheme
 
-_VERSION = 3
+_VERSION = 4
 """Part of every cache key: raised when scores mean something else."""
 _SCORED_WEIGHTS = 1 << 23
 _logger = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ class OuterBook:
         if not scheme.is_quantized:
             return Score(0, 0)
         settings = replace(settings, descent=0, output_feedback=0.0)  # as for the linears
+        settings = own_settings(scheme, settings)
         limit = self._fitted_samples
         if limit is not None:
             samples = limit if samples is None else min(samples, limit)

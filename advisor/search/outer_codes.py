@@ -17,6 +17,7 @@ from advisor.methods.registry import quantize
 from advisor.models.casting import casting_of
 from advisor.models.device import CPU
 from advisor.models.inspect import outer_specs
+from advisor.search.families import own_settings
 from advisor.search.scores import fits
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def quantize_outer(
     parts = [
         quantize(
             outer_weight(loaded, module.linear, slice(start, start + at_once)),
-            statistics, scheme, settings,
+            statistics, scheme, own_settings(scheme, settings),
         ).to(CPU)
         for start in range(0, height, at_once)
     ]  # fmt: skip

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
     from advisor.search.mixture import Mixture
 
-_VERSION = 2
+_VERSION = 3
 """Part of every key: raised when the same candidate is measured on other codes."""
 _ARRAYS = ("sequence_kl", "sequence_nll", "sequence_reference_nll", "sequence_agreement")
 _SCORES = "scores"

@@ -85,9 +85,9 @@ if TYPE_CHECKING:
     from advisor.schemes import Scheme
     from advisor.search.input_noise import InputNoise
 
-_VERSION = 6
+_VERSION = 7
 """Part of every cache key: raised when scores mean something else."""
-_CLIP_STEPS = 10
+_CLIP_STEPS = 6
 """Ranges tried in a clip search for scores; final codes try all of the settings'."""
 
 

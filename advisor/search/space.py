@@ -11,6 +11,7 @@ from advisor.search.families import (
     USUAL_DAMPING,
     WEIGHT_METHODS,
     Family,
+    clip_under,
     is_searchable,
 )
 
@@ -58,7 +59,7 @@ class Space:
     Attributes:
         methods: Families' methods on offer.
         storages: Symmetric or not -> uniform storages, by rising size.
-        clips: Range searches.
+        clips: Range searches: of no method, of GPTQ, of any.
         dampings: GPTQ's dampings.
         ordered: Whether the engine runs GPTQ's act-order.
         samples: Prefixes of the calibration sequences, rising.
@@ -142,7 +143,7 @@ def build_space(
     return Space(
         methods=tuple(methods),
         storages=storages,
-        clips=("none", "mse") if searchable else ("none",),
+        clips=("none", "gptq", "mse") if searchable else ("none",),
         dampings=_DAMPINGS,
         ordered=any(option.activation_order for option in searchable),
         samples=tuple(samples),
@@ -161,6 +162,8 @@ def suggest(trial: Suggester, space: Space) -> Proposal:
     if symmetric is not None:
         symmetric = bool(_choose(trial, "symmetric", tuple(space.storages)))
     clip = str(_choose(trial, "clip", space.clips))
+    if method != BEST:
+        clip = clip_under(method, clip)
     damping, ordered, static = USUAL_DAMPING, False, False
     if method in ("gptq", BEST):
         damping = float(_choose(trial, "damping", space.dampings) or USUAL_DAMPING)
@@ -194,7 +197,7 @@ def _grid_of_mixtures(method: str, space: Space) -> bool | None:
 
 def _chooses_samples(method: str, clip: str) -> bool:
     """Whether a trial chooses samples and their mix; GGUF's codes always use all of the text."""
-    return method not in ("rtn", "gguf") or clip != "none"
+    return method not in ("rtn", "gguf") or clip == "mse"
 
 
 def _choose(trial: Suggester, name: str, choices: Sequence[Choice]) -> Choice:
@@ -239,7 +242,9 @@ def usual_families(space: Space) -> list[Family]:
         samples = everything if _chooses_samples(method, "none") else None
         static = method in ("gptq", BEST)
         grid = _grid_of_mixtures(method, space)
-        found.append(Family(method, grid, "none", USUAL_DAMPING, False, static, samples))
+        clip = "gptq" if "gptq" in space.clips else "none"
+        clip = clip if method == BEST else clip_under(method, clip)
+        found.append(Family(method, grid, clip, USUAL_DAMPING, False, static, samples))
     return found
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.search.families import Family
+from advisor.search.families import Family, clip_under
 from advisor.search.outcomes import Outcome, TrialRecord
 from advisor.search.space import Proposal, Space, Suggester, storage_name, suggest
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _UNITS_PER_PARAMETER = 1.2e9
 _FEWEST_UNITS, _MOST_UNITS = 9, 24
 _UNITS = {"rtn": 1, "gptq": 2, "awq": 2, "gguf": 2}
-_CLIP_UNITS = {"rtn": 1, "gptq": 1, "awq": 4, "gguf": 0}
+_CLIP_UNITS = {"rtn": 1, "gptq": 0, "awq": 4, "gguf": 0}
 """Cost of scoring all options of a method, and what a clip search adds (measured on SmolLM2)."""
 
 
@@ -44,7 +44,7 @@ def scoring_cost(family: Family, known: Sequence[Family]) -> int:
     """Return the units of scoring a family, less what it shares with known ones."""
     paid = {part for other in known for part in _parts(other)}
     return sum(
-        _UNITS[method] + (_CLIP_UNITS[method] if family.clip != "none" else 0)
+        _UNITS[method] + (_CLIP_UNITS[method] if clip_under(method, family.clip) == "mse" else 0)
         for method, choices in _parts(family)
         if (method, choices) not in paid
     )
@@ -57,11 +57,12 @@ def _parts(family: Family) -> list[tuple[str, tuple[object, ...]]]:
         grids: tuple[bool | None, ...] = (family.symmetric,)
         if family.symmetric is None:
             grids = (True, False) if method == "gptq" else (True,)
+        clip = clip_under(method, family.clip)
         for symmetric in grids:
-            own: tuple[object, ...] = (symmetric, family.clip, family.rotation)
+            own: tuple[object, ...] = (symmetric, clip, family.rotation)
             if method == "gptq":
                 own += (family.damping, family.activation_order, family.static_groups)
-            if method != "rtn" or family.clip != "none":
+            if method != "rtn" or clip == "mse":
                 own += (family.samples, family.mix)
             found.append((method, own))
     return found

@@ -92,7 +92,7 @@ def quantized_head_with_rounded_inputs(work):
 
 @case(
     r"(?s)8 problems:.*damping must be a number, but the plan says 'lots'.*descent must be a whole"
-    r".*clip must be one of none, mse.*smoothing must be in \[0, 1\].*sequential must be true or"
+    r".*clip must be one of none, gptq, mse.*smoothing must be in \[0, 1\].*sequential must be"
     r".*unknown setting 'dampin'.*Did you mean 'damping'.*names module 'model\.layers\.9\.x'"
     r".*unknown method 'gptk' in scheme 'gptk-int4'"
 )

@@ -99,8 +99,9 @@ def _spread(values: list[float], grid: Grid, factor: float) -> tuple[float, int,
     return scale, zero, errors
 
 
-def clip_factors(steps: int, shrink: float) -> list[float]:
-    """Shares of the range that a clip search tries, largest first."""
+def clip_factors(steps: int, shrink: float, bits: int) -> list[float]:
+    """Shares of the range that a clip search tries, largest first; ``shrink`` is for 2 bits."""
+    shrink = 1 - (1 - shrink) * 2 / bits
     return [1 - (1 - shrink) * step / (steps - 1) for step in range(steps)]
 
 
@@ -182,8 +183,11 @@ def gptq(
     rows, columns = weight.shape
     order = list(range(columns)) if order is None else list(order)
     result = Reference.empty(rows, columns, width)
+    mean_diagonal = sum(moment[i, i] for i in range(columns)) / columns
+    damped = moment + damping * mean_diagonal * np.eye(columns)
+    left = variances_left(damped, order)
     if static:
-        before = rtn(weight, grid, width, factors=factors, importance=np.diag(moment))
+        before = rtn(weight, grid, width, factors=factors, importance=left)
         result.scales, result.zeros, result.ranges = before.scales, before.zeros, before.ranges
         if scales is not None:
             result.scales, result.zeros = scales
@@ -191,14 +195,13 @@ def gptq(
         for place, column in enumerate(order):
             result.group_of[column] = place // width
 
-    mean_diagonal = sum(moment[i, i] for i in range(columns)) / columns
-    inverse = np.linalg.inv(moment + damping * mean_diagonal * np.eye(columns))
+    inverse = np.linalg.inv(damped)
     remaining = list(order)
     for place, column in enumerate(order):
         remaining.remove(column)
         if not static and place % width == 0:
             members = order[place : place + width]
-            _fit_group(result, weight, moment, grid, place // width, members, factors)
+            _fit_group(result, weight, left, grid, place // width, members, factors)
         for row in range(rows):
             rounded = _encode(result, grid, row, column, float(weight[row, column]))
             error = (weight[row, column] - rounded) / inverse[column, column]
@@ -209,14 +212,25 @@ def gptq(
     return result
 
 
-def _fit_group(result, weight, moment, grid, group, members, factors) -> None:
+def variances_left(moment, order) -> np.ndarray:
+    """What of each input the inputs that come later in the order do not explain, by regression."""
+    left = np.empty(len(moment))
+    for place, column in enumerate(order):
+        later = order[place + 1 :]
+        cross = moment[later, column]
+        explained = np.linalg.solve(moment[np.ix_(later, later)], cross) if later else cross
+        left[column] = moment[column, column] - cross @ explained
+    return left
+
+
+def _fit_group(result, weight, left, grid, group, members, factors) -> None:
     """Choose a group's scales from the weights as updated so far."""
     for row in range(weight.shape[0]):
         values = [float(weight[row, member]) for member in members]
 
         def loss(errors):
             pairs = zip(members, errors, strict=True)
-            return sum(moment[member, member] * error**2 for member, error in pairs)
+            return sum(left[member] * error**2 for member, error in pairs)
 
         scale, zero, losses = clipped_grid(values, grid, factors, loss)
         result.ranges[row, group] = losses

@@ -56,7 +56,11 @@ def statistics():
 
 
 def _rounded(weight, statistics, name):
-    return quantize(weight, replace(statistics, tokens=0), parse_scheme(name), SETTINGS)
+    """Round to the nearest under the scales of least error, of what others do not make up for."""
+    moment = statistics.second_moment.double().numpy()
+    left = oracle.variances_left(_damped(statistics.second_moment), oracle.activation_order(moment))
+    own = replace(statistics, tokens=0, second_moment=torch.from_numpy(np.diag(left)).float())
+    return quantize(weight, own, parse_scheme(name), SETTINGS)
 
 
 def _damped(moment, share=DAMPING):

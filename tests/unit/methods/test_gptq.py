@@ -73,6 +73,22 @@ def test_error_is_below_that_of_rounding(weight, statistics, scheme, static_grou
     assert layer_error(weight, found, statistics) < 0.8 * layer_error(weight, plain, statistics)
 
 
+@pytest.mark.parametrize("static_groups", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_clipping_helps_coarse_grids_and_harms_no_fine_one(
+    make_inputs, make_statistics, weight, bits, static_groups
+):
+    inputs = make_inputs(2048, 192, 3)
+    fitted, judges = make_statistics(inputs[:1024]), make_statistics(inputs[1024:])
+    errors = []
+    for clip in ("none", "mse"):
+        settings = QuantizationSettings(clip=clip, damping=0.05, static_groups=static_groups)
+        scheme = parse_scheme(f"gptq-int{bits}-g64-sym")
+        found = gptq.quantize(weight, fitted, scheme, settings)
+        errors.append(layer_error(weight, found, judges))
+    assert errors[1] < {2: 0.8, 3: 0.9, 4: 0.98, 8: 1.01}[bits] * errors[0]
+
+
 def test_first_column_is_rounded_and_second_makes_up_for_it(make_inputs, make_statistics):
     statistics = make_statistics(make_inputs(200, 6))
     weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))

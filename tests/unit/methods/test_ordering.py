@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 import torch
 
 from advisor.methods import ordering
@@ -26,6 +27,20 @@ def test_columns_come_by_falling_diagonal_or_as_they_are():
     plain = ordered_factor(h, 0.1, by_activation=False)
     assert plain.order.tolist() == list(range(12))
     assert torch.equal(plain.inverse.factor, inverse_cholesky(h, 0.1).factor)
+
+
+@pytest.mark.parametrize("by_activation", [True, False])
+def test_what_is_left_of_an_input_is_what_later_ones_do_not_explain(by_activation):
+    h = moment(3)
+    found = ordered_factor(h, 0.1, by_activation=by_activation)
+    damped = h.double() + 0.1 * h.double().diagonal().mean() * torch.eye(12)
+    left = found.left_over()
+    order = found.order.tolist()
+    for place, column in enumerate(order):
+        rest = [column, *order[place + 1 :]]  # the corner of the inverse is 1 / what is left
+        expected = 1 / torch.linalg.inv(damped[rest][:, rest])[0, 0]
+        assert float(left[column]) == pytest.approx(float(expected), rel=1e-4)
+    assert bool((left <= damped.diagonal() * (1 + 1e-5)).all())
 
 
 def test_one_factor_serves_until_something_differs(monkeypatch):

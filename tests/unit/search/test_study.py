@@ -11,10 +11,24 @@ import optuna
 import pytest
 
 from advisor.errors import InputError
+from advisor.methods.settings import QuantizationSettings
 from advisor.schemes import parse_scheme
-from advisor.search.families import Family, finishing_settings, relevant_settings, schemes_of
+from advisor.search.families import (
+    Family,
+    finishing_settings,
+    own_settings,
+    relevant_settings,
+    schemes_of,
+)
 from advisor.search.outcomes import Outcome
-from advisor.search.space import Proposal, build_space, parameters_of, priors, suggest
+from advisor.search.space import (
+    Proposal,
+    build_space,
+    parameters_of,
+    priors,
+    suggest,
+    usual_families,
+)
 from advisor.search.study import run_study
 from advisor.search.trials import scoring_cost
 from advisor.search.workers import storage_url
@@ -223,6 +237,33 @@ def test_only_what_matters_is_asked():
     assert not {"damping", "static_groups", "samples", "uniform_symmetric"} & set(trial.asked)
 
 
+@pytest.mark.parametrize(
+    ("method", "clip", "meant"),
+    [("gptq", "gptq", "mse"), ("rtn", "gptq", "none"), ("best", "gptq", "gptq"),
+     ("gptq", "none", "none"), ("rtn", "mse", "mse")],
+)  # fmt: skip
+def test_ranges_may_be_searched_under_gptq_alone(method, clip, meant):
+    trial = Fixed(
+        {"method": method, "symmetric": True, "clip": clip, "allocation": "mixture",
+         "damping": 0.15, "activation_order": False, "static_groups": True, "samples": 8,
+         "target_bits": 5.0}
+    )  # fmt: skip
+    family = suggest(trial, SPACE).family
+    assert family.clip == meant
+    settings = family.settings(QuantizationSettings())
+    searched = [
+        own for own in family.methods
+        if own_settings(parse_scheme(f"{own}-int4-g64-sym"), settings).clip == "mse"
+    ]  # fmt: skip
+    assert searched == {"mse": [method], "gptq": ["gptq"], "none": []}[meant]
+
+
+def test_gptqs_ranges_are_searched_at_first_and_no_others():
+    assert {family.method: family.clip for family in usual_families(SPACE)} == {
+        "rtn": "none", "gptq": "mse", "awq": "none", "best": "gptq",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("proposal", priors(SPACE), ids=repr)
 def test_priors_are_points_of_the_space(proposal):
     trial = Fixed(parameters_of(proposal, SPACE))
@@ -248,8 +289,6 @@ def test_schemes_of_a_family():
 
 
 def test_scores_are_shared_across_settings_that_do_not_matter():
-    from advisor.methods.settings import QuantizationSettings
-
     rtn = parse_scheme("rtn-int4-g64-sym")
     gptq = parse_scheme("gptq-int4-g64-sym")
     low, high = QuantizationSettings(damping=0.01), QuantizationSettings(damping=0.1)
