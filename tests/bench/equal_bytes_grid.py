@@ -2,7 +2,7 @@
 
     python tests/bench/equal_bytes_grid.py MODEL --work FOLDER [--seeds 0 1 2]
         [--library NAME ...] [--scheme NAME ...] [--engine NAME ...] [--ggml libggml-base.so]
-        [--trials 40] [--not-sequential] [--table]
+        [--trials 40] [--effort full] [--not-sequential] [--table]
 
 Libraries are those of ``advisor backends``, each in its environment; llama.cpp's block types are
 made by its own quantizers (``libggml-base.so``, for example of libggml-python). A seed draws the
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--gpu", default="rtx-4090")
     parser.add_argument("--ggml", type=Path)
     parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--effort", default="full", help="of our searches: quick or full")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--judged", type=int, default=96, help="sequences that judge")
@@ -79,7 +80,7 @@ def main() -> None:
         ]  # fmt: skip
         for seed in given.seeds:
             grid.run(seed, wanted)
-    print_tables(rows.all, peers, given.near)
+    print_tables(rows.of_effort(given.effort), peers, given.near)
 
 
 class Rows:
@@ -95,6 +96,13 @@ class Rows:
     def find(self, **wanted: object) -> list[dict[str, Any]]:
         """Return the rows that have these values."""
         return [row for row in self.all if all(row.get(k) == v for k, v in wanted.items())]
+
+    def of_effort(self, name: str) -> list[dict[str, Any]]:
+        """Return the libraries' rows, and our answers of searches that spent so much."""
+        return [
+            row for row in self.all
+            if row["kind"] == "peer" or row.get("effort", "full") == name
+        ]  # fmt: skip
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a row, and say so."""
@@ -172,12 +180,14 @@ class Grid:
     def _answer(self, engine: str, limit: int, seed: int, calibration: TokenSequences) -> None:
         """Search, write the checkpoint, measure it, unless one of about the size is known."""
         near = [
-            row for row in self.rows.find(kind="ours", engine=engine, seed=seed)
-            if limit * (1 - self.given.near) <= row["limit"] <= limit
+            row for row in self.rows.of_effort(self.given.effort)
+            if (row["kind"], row.get("engine"), row["seed"]) == ("ours", engine, seed)
+            and limit * (1 - self.given.near) <= row["limit"] <= limit
         ]  # fmt: skip
         if near:
             return
-        own = {"kind": "ours", "engine": engine, "limit": limit, "seed": seed}
+        own = {"kind": "ours", "engine": engine, "limit": limit, "seed": seed,
+               "effort": self.given.effort}  # fmt: skip
         smallest = self._smallest(engine)
         if smallest > limit:
             self.rows.add({**own, "infeasible": smallest})
@@ -198,16 +208,19 @@ class Grid:
         import advisor
         from advisor.budgets import Budgets
         from advisor.plan.files import save_plan
+        from advisor.search.effort import effort_named
         from advisor.search.tune import tune
         from advisor.workflows.resolve import resolve_hardware
 
+        effort = effort_named(self.given.effort)
         work = self.given.work / f"{folder.name}.search"
         plan = work / "plan.yaml"
         result = tune(
             self.loaded, load_modelspec(self.given.model), resolve_hardware(self.given.gpu),
             engine, Budgets(max_size_bytes=limit), calibration=calibration,
-            evaluation=self.chosen_on, workdir=work, trials=self.given.trials, seed=seed,
-            context=2048, sequential=not self.given.not_sequential,
+            evaluation=self.chosen_on.first(effort.evaluation_sequences), workdir=work,
+            trials=self.given.trials, seed=seed, context=2048,
+            sequential=not self.given.not_sequential, effort=effort,
         )  # fmt: skip
         save_plan(result.plan, plan)
         advisor.apply(plan, folder, model=self.given.model)
