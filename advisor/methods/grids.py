@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from advisor.methods.settings import QuantizationSettings
+
+_USUAL_WIDTH = 64
 
 
 def choose_grid(
@@ -30,8 +33,7 @@ def choose_grid(
 
     With ``settings.clip == "mse"`` the range is shrunk in ``clip_steps`` equal steps, and the first
     of those with the least weighted squared error is kept, per group; so the error is never above
-    that of the whole range. The last step is ``clip_shrink`` for 2 bits; finer grids gain by less,
-    and are shrunk less: :func:`least_share`.
+    that of the whole range. The last step is :func:`least_share`.
 
     Args:
         values: float32; ``dim`` runs over the members of a group.
@@ -58,7 +60,7 @@ def choose_grid(
     if settings.clip != "mse":
         raise InputError(f"clip must be 'none' or 'mse', but got {settings.clip!r}.")
     best: tuple[Tensor, Tensor, Tensor] | None = None
-    span = 1.0 - least_share(levels, settings)
+    span = 1.0 - least_share(levels, values.shape[dim], settings)
     for step, progress in enumerate(torch.linspace(0.0, 1.0, settings.clip_steps).tolist()):
         shrink = 1.0 - progress * span
         scale, zero_point = affine_grid(
@@ -87,17 +89,20 @@ def choose_grid(
     return best[1], best[2]
 
 
-def least_share(levels: Tensor, settings: QuantizationSettings) -> Tensor:
+def least_share(levels: Tensor, width: int, settings: QuantizationSettings) -> Tensor:
     """Return the smallest share of the range that a clip search tries, shaped as ``levels``.
 
     1 − (1 − clip_shrink)·2 / bits: with ``clip_shrink`` of a half 0.5, 0.67, 0.75 and 0.8 for 2 to
-    5 bits.
+    5 bits. The largest of n normal values is about √(2 ln n) deviations from the mean, so that in
+    groups of more than 64 it is less by √(ln 64 / ln n).
 
     Args:
         levels: 2^bits - 1.
+        width: Members of a group.
         settings: ``clip_shrink``.
     """
-    return 1.0 - (1.0 - settings.clip_shrink) * 2.0 / torch.log2(levels + 1.0)
+    share = 1.0 - (1.0 - settings.clip_shrink) * 2.0 / torch.log2(levels + 1.0)
+    return share * math.sqrt(math.log(_USUAL_WIDTH) / math.log(max(width, _USUAL_WIDTH)))
 
 
 def _squared_error(

@@ -123,6 +123,8 @@ class Composer:
         """
         lead = families[0]
         settings = lead.settings(self.settings)
+        if lead.method == "gptq" and lead.clip == "mse":  # to it the same, and others' usual
+            settings = replace(settings, clip="gptq")
         schemes = list(self.schemes(lead))
         for family in families[1:]:
             own = family.settings(self.settings), family.samples

@@ -163,7 +163,8 @@ class Run:
                 len(space.mixes) + len(space.rotations) - 2,
                 tuple(self.passed_over),
             )
-        return Scorer(composer, space, goal, allowance, self._scoring)
+        usual = usual_families(space)
+        return Scorer(composer, space, goal, allowance, self._scoring, usual=usual)
 
     def _trials(self, scorer: Scorer, url: str, trials: int, seed: int) -> None:
         """Run the study."""

@@ -13,7 +13,8 @@ a method that fits its codes to H (GPTQ, clipping) looks better on the H that it
 is; the final codes use all the samples asked for.
 
 Measured on SmolLM2-135M (re-parameterised; 32×256 calibration and 32×256 evaluation tokens of the
-built-in text; RTX 4090 and vLLM, fused groups) at 118 MB, predicted and measured KL in nats:
+built-in text; RTX 4090 and vLLM, fused groups; ranges not searched) at 118 MB, predicted and
+measured KL in nats:
 
     mixture, GPTQ asymmetric, 4.61 bits         0.0519   0.0375
     mixture, best of methods, 4.61 bits         0.0617   0.0478 (10 sequences)
@@ -31,9 +32,8 @@ GGUF types, and tables of values (NVFP4), are scored as GPTQ is, with feedback a
 on the small trained model (32×256 and 32×256 tokens) uniform q2_k was predicted at 0.0298 and
 measured at 0.0169, the mixture at 3.43 bits at 0.0050 and 0.0030.
 
-With NVFP4 and MXFP4 among the options (damping 0.15, GPTQ on both grids, 118 MB; 100 of 210 modules
-took NVFP4, none MXFP4) the mixture was predicted at 0.0436 and measured at 0.0349, that of integers
-alone at 0.0470 and 0.0383.
+With NVFP4 among the options and ranges searched, the mixture (118 MB) was predicted at 0.0430 and
+measured at 0.0326.
 
 Where a kernel rounds inputs at run time (FP8, W8A8, W4A4), what that costs is added to the score of
 the weight (:mod:`advisor.search.input_noise`).
@@ -41,10 +41,10 @@ the weight (:mod:`advisor.search.input_noise`).
 What scoring leaves out to be fast, and what that changes (SmolLM2-135M, five of its 30 blocks, 350
 scores of modules and options under GPTQ, Spearman 0.9996 with the exact ones): where a linear has
 more outputs than inputs, GPTQ's errors are weighed by G's diagonal alone (0.979 to 1.024 of the
-scores, 1.0004 of their sum); a clip search tries fewer ranges (at 8 of the usual 20 errors grow by
-1.3% on symmetric static grids and 2.9% on asymmetric ones chosen on the way; scores of single
-modules change by up to 61%). Rows rounded by AWQ or to nearest err alike: there the diagonal alone
-gave 0.53 to 1.26 of the scores, so G is kept whole, as it is for keys under GPTQ.
+scores, 1.0004 of their sum); a clip search tries fewer ranges (with 6 of 10 the sums of 35 modules
+are 1.00 to 1.01 times as large, for GPTQ on integers of 2 to 8 bits). Rows rounded by AWQ or to
+nearest err alike: there the diagonal alone gave 0.53 to 1.26 of the scores, so G is kept whole, as
+it is for keys under GPTQ.
 
 Reference: Martens and Grosse, arXiv:1503.05671 (Kronecker-factored Fisher); Hassibi and Stork,
 1993 (second-order effect of changed weights).
@@ -292,7 +292,12 @@ class ScoreBook:
         samples: int | None,
         sampled: bool = False,
     ) -> dict[str, Score] | None:
-        return self._pages.find(self._key(scheme, settings, samples, sampled))
+        found = self._pages.find(self._key(scheme, settings, samples, sampled))
+        if found is None and sampled:
+            found = self._pages.find(self._key(scheme, settings, samples))
+            names = {linear.name for group in self._groups(sampled) for linear in group}
+            return found and {name: score for name, score in found.items() if name in names}
+        return found
 
 
 def module_weight(loaded: LoadedModel, linear: LinearSpec) -> Tensor:

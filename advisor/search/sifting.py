@@ -8,10 +8,16 @@ from the best one's in all storages goes no further: no trial asks for it.
 Measured on SmolLM2-135M (32×256 calibration tokens, five storages of int4 and two of int8, on five
 of its 30 blocks and on all): AWQ has 1.9 to 2.6 times the KL of GPTQ on the sample and 1.8 to 3.6
 times on all of them, rounding 3.0 to 3.6 times and 3.6 to 4.6 times.
+
+The same look, a sixth of the cost, comes before each further family that a trial asks for, and
+hardly ever is there more to it. There (integers of 2 to 8 bits in groups of 32 and 64 and per
+channel, ranges not searched), over GPTQ in order of activation at damping 0.15: damping 0.05 has
+1.01 to 1.03 times its KL, 0.5 has 1.05 to 1.07 times, columns in their own order 1.18 to 1.30.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
 
 FAR_BEHIND = 1.5
 """Times the best method's KL, where a method comes nearest to it."""
+PROMISING = 0.97
+"""Times the least KL known, from where a family is worth scoring on all blocks."""
 _EVERY, _FEWEST = 6, 2
 """Of so many blocks one is looked at, and of at least two."""
 
@@ -69,6 +77,34 @@ def methods_far_behind(
         best = next(method for method in found if method not in reasons)
         reasons[BEST] = f"no other method comes near {best}, {where}"
     return reasons
+
+
+def share_of_a_look(composer: Composer) -> float:
+    """Return what a look at the sample costs of scoring all; 0 where there is no sample."""
+    blocks = len({linear.block for linear in composer.linears})
+    return len(sample_of(composer.linears)) / blocks
+
+
+def is_promising(
+    composer: Composer,
+    family: Family,
+    known: Sequence[Family],
+    progress: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Whether a family's KL on the sample is clearly below all known ones', in any storage.
+
+    Args:
+        composer: Knows the scores.
+        family: Not scored yet, of one method.
+        known: Scored ones.
+        progress: Called with (input groups done, in all).
+    """
+    composer.score_together([family], progress, sampled=True)
+    others = [_by_storage(composer, other) for other in known if other.method != BEST]
+    return any(
+        kl <= PROMISING * min((other.get(storage, math.inf) for other in others), default=math.inf)
+        for storage, kl in _by_storage(composer, family).items()
+    )
 
 
 def without(space: Space, methods: Collection[str]) -> Space:

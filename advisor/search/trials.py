@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advisor.search.families import Family, clip_under
+from advisor.search.families import BEST, Family, clip_under
 from advisor.search.outcomes import Outcome, TrialRecord
+from advisor.search.sifting import is_promising, share_of_a_look
 from advisor.search.space import Proposal, Space, Suggester, storage_name, suggest
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from advisor.search.goal import Goal
     from advisor.search.mixture import Mixture
 
-_UNITS_PER_PARAMETER = 1.2e9
+_UNITS_PER_PARAMETER = 0.8e9
 _FEWEST_UNITS, _MOST_UNITS = 9, 24
 _UNITS = {"rtn": 1, "gptq": 2, "awq": 2, "gguf": 2}
 _CLIP_UNITS = {"rtn": 1, "gptq": 0, "awq": 4, "gguf": 0}
@@ -81,6 +82,8 @@ class Scorer:
         scored: Families known so far, in order of first use.
         expected: Families that trials are sure to ask for: the first of them that comes up has all
             scored with it, in one walk over the model.
+        usual: Families that need no look before they are scored.
+        passed: Families that a look at a few blocks passed over, in order.
     """
 
     composer: Composer
@@ -91,6 +94,8 @@ class Scorer:
     scored: list[Family] = field(default_factory=list)
     best: Mixture | None = None
     expected: Sequence[Family] = ()
+    usual: Sequence[Family] = ()
+    passed: dict[Family, None] = field(default_factory=dict)
 
     def recall(self, records: Sequence[TrialRecord]) -> None:
         """Take up the families of a study's earlier trials, so that it goes on as it would have."""
@@ -99,6 +104,8 @@ class Scorer:
                 family = Family(**stored)
                 if family not in self.scored:
                     self.scored.append(family)
+            if (stored := record.attributes.get("passed")) is not None:
+                self.passed.setdefault(Family(**stored))
 
     def __call__(self, trial: Suggester) -> Outcome:
         """Ask a trial for its choices and score them."""
@@ -109,23 +116,27 @@ class Scorer:
         self.score(family)
         if family not in self.scored:
             self.scored.append(family)
+        seen = {} if proposal.family not in self.passed else {"passed": proposal.family.to_dict()}
         mixture = self._compose(family, proposal)
         if mixture is None:
             return Outcome(
                 math.inf, (1.0,), {}, rejected="the storage is too slow, or fits not all modules"
             )
-        outcome = self._outcome(mixture)
+        outcome = self._outcome(mixture, seen)
         feasible = all(value <= 0 for value in outcome.constraints)
         if feasible and (self.best is None or self._value(mixture) < self._value(self.best)):
             self.best = mixture
         return outcome
 
-    def score(self, family: Family) -> None:
-        """Have a family scored, with those that will be asked for next."""
-
+    def _step(self, family: Family) -> Callable[[int, int], None]:
         def step(done: int, total: int) -> None:
             self.progress(family, done, total)
 
+        return step
+
+    def score(self, family: Family) -> None:
+        """Have a family scored, with those that will be asked for next."""
+        step = self._step(family)
         if family in self.expected:
             # GPTQ's settings say most: rounding and AWQ heed a part of them.
             lead = next((f for f in self.expected if f.method == "gptq"), family)
@@ -148,12 +159,23 @@ class Scorer:
         return None
 
     def _affordable(self, family: Family) -> Family:
-        """Return the family, or the nearest scored one when no more may be scored."""
+        """Return the family, or the nearest scored one where it is not to be scored.
+
+        That is where no more may be spent, or where a look at a few blocks passes it over.
+        """
         cost = scoring_cost(family, self.scored)
+        if cost == 0 or not self.scored:
+            return family
+        look = share_of_a_look(self.composer)
         spent = sum(
             scoring_cost(other, self.scored[:place]) for place, other in enumerate(self.scored)
-        )
-        if cost == 0 or not self.scored or spent + cost <= self.allowance:
+        ) + look * sum(scoring_cost(other, []) for other in self.passed)
+        looks = look > 0 and family not in self.usual and family.method != BEST
+        if looks and family not in self.passed and spent + look * cost <= self.allowance:
+            if is_promising(self.composer, family, self.scored, self._step(family)):
+                return family
+            self.passed[family] = None
+        elif not looks and spent + cost <= self.allowance:
             return family
 
         def distance(other: Family) -> tuple[int, int]:
@@ -176,14 +198,14 @@ class Scorer:
     def _value(self, mixture: Mixture) -> float:
         return float(mixture.size_bytes) if self.goal.smallest else mixture.predicted_kl
 
-    def _outcome(self, mixture: Mixture) -> Outcome:
+    def _outcome(self, mixture: Mixture, seen: Mapping[str, Any]) -> Outcome:
         constraints = []
         if self.goal.max_bytes is not None:
             constraints.append((mixture.size_bytes - self.goal.max_bytes) / self.goal.max_bytes)
         if self.goal.has_quality_budget:
             constraints.append(math.log(max(mixture.predicted_kl, 1e-12) / self.goal.target_kl))
         return Outcome(
-            self._value(mixture), tuple(constraints), _attributes(mixture),
+            self._value(mixture), tuple(constraints), {**_attributes(mixture), **seen},
             objectives=(float(mixture.size_bytes), mixture.predicted_kl),
         )  # fmt: skip
 

@@ -63,6 +63,7 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     from advisor.search.planning import Task
     from advisor.search.run import Run
     from advisor.search.scores import ScoreBook
+    from advisor.search.space import usual_families
     from advisor.search.trials import Scorer, scoring_allowance
     from advisor.search.workers import storage_url
     from advisor.workflows.resolve import resolve_hardware
@@ -90,9 +91,10 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
         further = len(space.mixes) + len(space.rotations) - 2
         scorer = Scorer(composer, space, goal,
                         scoring_allowance(spec.quantizable_parameters, further),
-                        lambda family, done, total: None)  # fmt: skip
+                        lambda family, done, total: None,
+                        usual=usual_families(space))  # fmt: skip
         run.study = f"bench-{time.time_ns()}"
-        run._trials(scorer, space, storage_url(None, work), given.trials, 0)
+        run._trials(scorer, storage_url(None, work), given.trials, 0)
     rejected = sum(record.rejected is not None for record in run.records)
     made = Counter(
         (record.attributes["name"], str(record.attributes["family"]))

@@ -83,6 +83,11 @@ def width_of(scheme) -> int:
     return COLUMNS if scheme.granularity == "channel" else scheme.group_size
 
 
+def clip_factors(settings, scheme) -> list[float]:
+    steps, shrink = settings.clip_steps, settings.clip_shrink
+    return oracle.clip_factors(steps, shrink, int(scheme.bits), width_of(scheme))
+
+
 def grid_of(scheme, settings=None):
     settings = settings or STORED[scheme.symmetric]
     return oracle.Grid(int(scheme.bits), bool(scheme.symmetric), settings.scale_dtype)

@@ -99,9 +99,14 @@ def _spread(values: list[float], grid: Grid, factor: float) -> tuple[float, int,
     return scale, zero, errors
 
 
-def clip_factors(steps: int, shrink: float, bits: int) -> list[float]:
-    """Shares of the range that a clip search tries, largest first; ``shrink`` is for 2 bits."""
+def clip_factors(steps: int, shrink: float, bits: int, width: int) -> list[float]:
+    """Shares of the range that a clip search tries, largest first.
+
+    ``shrink`` is for 2 bits in groups of up to 64; longer ones have larger outliers.
+    """
     shrink = 1 - (1 - shrink) * 2 / bits
+    if width > 64:
+        shrink *= math.sqrt(math.log(64) / math.log(width))
     return [1 - (1 - shrink) * step / (steps - 1) for step in range(steps)]
 
 

@@ -60,7 +60,7 @@ def test_rtn_with_clip_search(weight, statistics, weighted, form):
     scheme = parse_scheme(f"rtn-int3-{form}")
     settings = replace(STORED[scheme.symmetric], clip="mse")
     found = registry.quantize(weight, statistics if weighted else None, scheme, settings)
-    factors = oracle.clip_factors(settings.clip_steps, settings.clip_shrink, int(scheme.bits))
+    factors = cases.clip_factors(settings, scheme)
     importance = np.diag(double(statistics.second_moment)) if weighted else None
     expected = oracle.rtn(
         double(weight),
@@ -146,7 +146,7 @@ def test_gptq_with_clip_search(weight, statistics, form, static):
     expected = oracle.gptq(
         double(weight), moment, cases.grid_of(scheme), cases.width_of(scheme), order=order,
         static=static,
-        factors=oracle.clip_factors(settings.clip_steps, settings.clip_shrink, int(scheme.bits)),
+        factors=cases.clip_factors(settings, scheme),
     )  # fmt: skip
     assert not any(
         cases.undecided(losses) for key, losses in expected.ranges.items() if key != (3, 0)

@@ -65,7 +65,7 @@ def test_awq_with_clip_search(weight, inputs, form):
     scales = search_scales([weight], cases.make_statistics(inputs), scheme, settings)
     folded, statistics = weight * scales, scale_inputs(cases.make_statistics(inputs), scales)
     found = registry.quantize(folded, statistics, scheme, settings)
-    factors = oracle.clip_factors(settings.clip_steps, settings.clip_shrink, int(scheme.bits))
+    factors = cases.clip_factors(settings, scheme)
     scaled = double(inputs) / double(scales)
     expected = oracle.awq_clip(double(folded), scaled, cases.grid_of(scheme), 16, factors)
     assert not any(

@@ -18,7 +18,7 @@ from advisor.search.score import Score
 from advisor.search.scores import ScoreBook
 from advisor.search.sifting import methods_far_behind, sample_of, times_the_least, without
 from advisor.search.space import Space, usual_families
-from advisor.search.trials import scoring_allowance
+from advisor.search.trials import Scorer, scoring_allowance
 
 FAMILIES = [Family(method, True) for method in ("rtn", "gptq", "awq", "best")]
 STORAGES = ("int4-g32-sym", "int4-g64-sym", "int8-gch-sym")
@@ -34,13 +34,14 @@ class FakeComposer:
     settings = QuantizationSettings()
     linears = linears(24)
 
-    def __init__(self, kl, uneven=()):
+    def __init__(self, kl, uneven=(), by_damping=None):
         self.kl, self.uneven, self.asked, self.book = kl, uneven, [], self
+        self.by_damping = by_damping or {}
 
     def schemes(self, family):
         return tuple(parse_scheme(f"{family.method}-{storage}") for storage in STORAGES)
 
-    def score_together(self, families, progress, *, sampled):
+    def score_together(self, families, progress=None, *, sampled):
         self.asked.append(([family.method for family in families], sampled))
 
     def scores(self, schemes, settings, samples, *, sampled):
@@ -49,6 +50,7 @@ class FakeComposer:
         for scheme in schemes:
             kl = self.kl[scheme.method]
             kl = kl.get(scheme.group_size, 1.0) if isinstance(kl, dict) else kl
+            kl *= self.by_damping.get(settings.damping, 1.0)
             names = ["m3"] if scheme.group_size in self.uneven else ["m3", "m9", "m15", "m21"]
             found[scheme] = {name: Score(kl, kl) for name in names}
         return found
@@ -98,6 +100,49 @@ def test_times_the_least_is_where_a_method_comes_nearest():
     assert found == {"a": 2.0, "b": 1.0, "c": 1.0}
 
 
+def scorer_of(composer, allowance=8.0):
+    usual = Family("gptq", True)
+    found = Scorer(composer, None, None, allowance, lambda family, done, total: None, usual=[usual])
+    found.scored.append(usual)
+    return found
+
+
+def test_a_family_is_scored_where_a_look_says_that_it_is_better():
+    scorer = scorer_of(FakeComposer({"gptq": 1.0}, by_damping={0.5: 0.9, 0.05: 0.98}))
+    better, hardly = Family("gptq", True, damping=0.5), Family("gptq", True, damping=0.05)
+    assert scorer._affordable(better) == better
+    assert scorer._affordable(hardly) == scorer.usual[0]
+    assert list(scorer.passed) == [hardly]
+    looks = len(scorer.composer.asked)
+    assert scorer._affordable(hardly) == scorer.usual[0]
+    assert len(scorer.composer.asked) == looks == 2
+
+
+def test_looks_take_their_share_of_the_allowance_and_no_more():
+    """Two units are spent; a look at four of 24 blocks takes a third of a unit."""
+    scorer = scorer_of(FakeComposer({"gptq": 1.0}), allowance=2.7)
+    for damping in (0.05, 0.5, 0.7):
+        scorer._affordable(Family("gptq", True, damping=damping))
+    assert [family.damping for family in scorer.passed] == [0.05, 0.5]
+
+
+def test_a_study_that_goes_on_remembers_its_looks():
+    scorer, again = (scorer_of(FakeComposer({"gptq": 1.0})) for _ in range(2))
+    family = Family("gptq", True, damping=0.5)
+    scorer._affordable(family)
+    assert scorer.passed == {family: None}
+    again.recall([SimpleNamespace(attributes={"passed": family.to_dict()})])
+    assert again.passed == scorer.passed
+
+
+def test_a_shallow_models_families_are_scored_without_a_look():
+    composer = FakeComposer({"gptq": 1.0})
+    composer.linears = linears(9)
+    family = Family("gptq", True, damping=0.5)
+    assert scorer_of(composer)._affordable(family) == family
+    assert composer.asked == []
+
+
 @pytest.fixture
 def compose(random_llama, random_llama_folder, store, tmp_path, monkeypatch):
     sample = (random_llama.linears[-1].block,)
@@ -136,6 +181,13 @@ def test_what_was_looked_at_is_not_scored_again(compose, random_llama, monkeypat
     assert walked
     assert set(walked).isdisjoint(looked)
     assert found == compose("whole").groups(family)
+    walked.clear()
+    whole = compose("first")  # and what is scored needs no look
+    scores_of = whole.book.scores(whole.schemes(family), family.settings(whole.settings), 8,
+                                  sampled=True)  # fmt: skip
+    assert not walked
+    names = {name.split()[0] for name in looked}
+    assert all(set(own) == names for scheme, own in scores_of.items() if scheme.is_quantized)
 
 
 def test_a_space_without_a_method_leaves_what_it_would_have_cost_unspent():
