@@ -34,7 +34,7 @@ from advisor.search.refine import Refiner
 from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
-from advisor.search.sifting import methods_far_behind, without
+from advisor.search.sifting import methods_far_behind, sample_of, without
 from advisor.search.space import Space, parameters_of, priors, usual_families
 from advisor.search.study import check_storage, run_study
 from advisor.search.trials import Scorer, families_to_measure, scoring_allowance
@@ -157,7 +157,7 @@ class Run:
             step = self._stage("Scores: every method on a few blocks")
             self.passed_over = methods_far_behind(composer, usual_families(space), step)
         space, allowance = without(space, self.passed_over), 0
-        if self.effort.explores:
+        if self.effort.explores or not sample_of(composer.linears):
             allowance = scoring_allowance(
                 self.task.spec.quantizable_parameters,
                 len(space.mixes) + len(space.rotations) - 2,

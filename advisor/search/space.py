@@ -252,14 +252,19 @@ def priors(space: Space) -> list[Proposal]:
     """Return what an expert would try first: mixtures at the edge, then uniform candidates.
 
     Every method is tried with all samples and its usual settings as a mixture at the largest size
-    allowed, GPTQ also on every mix of the calibration's sources and rotated; the best-of-methods
-    family also at a few smaller ones; the storages that exist as uniform candidates, largest first,
-    for every method (GPTQ on every grid).
+    allowed, GPTQ also with whole ranges, on every mix of the calibration's sources and rotated; the
+    best-of-methods family also at a few smaller ones; the storages that exist as uniform
+    candidates, largest first, for every method (GPTQ on every grid).
+
+    Whether ranges are better searched depends on the model: of SmolLM2-135M predicted KL falls by
+    0 to 40% (8 to 2 bits; the mixture's by 3%), of the small trained model it rises at 2 bits by a
+    quarter to two fifths, and changes by -5 to +2% at 4 in groups of 64 or less.
     """
     usual = usual_families(space)
     families = list(usual)
     gptq = next((family for family in usual if family.method == "gptq"), None)
     if gptq is not None:
+        families += [replace(gptq, clip="none")] if gptq.clip != "none" else []
         families += [replace(gptq, mix=mix) for mix in space.mixes[1:]]
         families += [replace(gptq, rotation=rotation) for rotation in space.rotations[1:]]
     found = [Proposal(family, None, space.high_bits) for family in families]
