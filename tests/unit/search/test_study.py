@@ -339,7 +339,7 @@ def test_no_deprecated_or_experimental_warning_reaches_the_user(tmp_path):
 
 def test_constraints_are_where_the_sampler_of_this_optuna_looks(tmp_path):
     url = storage_url(tmp_path / "study.db", tmp_path)
-    records = _run(url, 16)
+    records = _run(url, 40)
     done = optuna.load_study(study_name="study", storage=url).get_trials(
         states=(optuna.trial.TrialState.COMPLETE,)
     )
