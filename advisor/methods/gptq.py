@@ -85,8 +85,8 @@ def quantize_many(
     A clip search weighs a weight's error by what later columns cannot make up for (1/U²ⱼⱼ), as the
     loop's loss does, not by H's diagonal, which is larger by what they do make up for. Predicted KL
     over that of whole ranges (SmolLM2-135M, 35 modules of five blocks, symmetric groups of 64,
-    judged on other samples), for 2, 3, 4, 5 and 8 bits: 0.60, 0.75, 0.88, 0.93 and 0.99; weighted
-    by H's diagonal 0.59, 0.77, 0.95, 1.06 and 1.13.
+    judged on other samples), for 2, 3, 4 and 5 bits: 0.60, 0.75, 0.88 and 0.93; weighted by H's
+    diagonal 0.59, 0.77, 0.95 and 1.06.
     """
     values = prepare_weight(weight, schemes)
     found = require_statistics(statistics, weight.shape[1], "gptq")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from advisor.methods.settings import QuantizationSettings
 
 _USUAL_WIDTH = 64
+_FINE = 255
+"""Levels from where nothing is gained by a smaller range (0 to 1% of predicted KL)."""
 
 
 def choose_grid(
@@ -53,7 +55,7 @@ def choose_grid(
         InputError: Unknown clip search, or scales too small for the data type they are stored in.
     """
     low, high = values.amin(dim, keepdim=True), values.amax(dim, keepdim=True)
-    if settings.clip == "none":
+    if settings.clip == "none" or (settings.clip == "mse" and bool((levels >= _FINE).all())):
         return affine_grid(
             low, high, levels, symmetric=symmetric, round_scales=settings.store_scales
         )
@@ -93,8 +95,8 @@ def least_share(levels: Tensor, width: int, settings: QuantizationSettings) -> T
     """Return the smallest share of the range that a clip search tries, shaped as ``levels``.
 
     1 − (1 − clip_shrink)·2 / bits: with ``clip_shrink`` of a half 0.5, 0.67, 0.75 and 0.8 for 2 to
-    5 bits. The largest of n normal values is about √(2 ln n) deviations from the mean, so that in
-    groups of more than 64 it is less by √(ln 64 / ln n).
+    5 bits; 1 for 8 bits, which gain nothing. The largest of n normal values is about √(2 ln n)
+    deviations from the mean, so that in groups of more than 64 it is less by √(ln 64 / ln n).
 
     Args:
         levels: 2^bits - 1.
@@ -102,7 +104,8 @@ def least_share(levels: Tensor, width: int, settings: QuantizationSettings) -> T
         settings: ``clip_shrink``.
     """
     share = 1.0 - (1.0 - settings.clip_shrink) * 2.0 / torch.log2(levels + 1.0)
-    return share * math.sqrt(math.log(_USUAL_WIDTH) / math.log(max(width, _USUAL_WIDTH)))
+    share = share * math.sqrt(math.log(_USUAL_WIDTH) / math.log(max(width, _USUAL_WIDTH)))
+    return torch.where(levels >= _FINE, torch.ones_like(share), share)
 
 
 def _squared_error(

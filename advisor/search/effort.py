@@ -17,7 +17,7 @@ A quick search took 336 s in all, a full one 870 (README, "What it costs").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from advisor.errors import InputError, did_you_mean
@@ -48,7 +48,8 @@ class Effort:
         descent: Passes of coordinate descent over the codes.
         sequential: Whether the answer is also fitted to the quantized blocks before each.
         every_type: Whether MXFP4 is an option beside NVFP4, whose 4.5 bits are the better ones, and
-            the integers, that fill the sizes below.
+            the integers, that fill the sizes below; and symmetric integers in groups beside
+            asymmetric ones, whose zero points save more than they take.
         every_uniform: Whether the best uniform candidate of each method and format is measured, or
             only the one that scores say is best.
         evaluation_sequences: Held-out sequences by default.
@@ -77,12 +78,23 @@ class Effort:
         """Return what a mixture may take of what the engine mixes."""
         if self.every_type:
             return tuple(schemes)
-        kinds = {scheme.activation is None for scheme in schemes if scheme.weight == "nvfp4"}
-        return tuple(
-            scheme
-            for scheme in schemes
-            if scheme.weight != "mxfp4" or (scheme.activation is None) not in kinds
-        )
+        better = {_alike(scheme) for scheme in schemes}
+        return tuple(scheme for scheme in schemes if not _worse(scheme) & better)
+
+
+def _alike(scheme: Scheme) -> tuple[object, ...]:
+    """Return all of a scheme but its method."""
+    inputs = scheme.activation is not None
+    return scheme.weight, scheme.granularity, scheme.group_size, scheme.symmetric, inputs
+
+
+def _worse(scheme: Scheme) -> set[tuple[object, ...]]:
+    """Return what makes a scheme superfluous."""
+    if scheme.weight == "mxfp4":
+        return {_alike(replace(scheme, weight="nvfp4"))}
+    if scheme.is_integer and scheme.symmetric and scheme.granularity == "group":
+        return {_alike(replace(scheme, symmetric=False))}
+    return set()
 
 
 FULL = Effort(
@@ -91,7 +103,7 @@ FULL = Effort(
 )  # fmt: skip
 QUICK = Effort(
     "quick", ("gptq",), explores=False, descent=0, sequential=False, every_type=False,
-    every_uniform=False, evaluation_sequences=16, compared_sequences=8,
+    every_uniform=False, evaluation_sequences=16, compared_sequences=6,
 )  # fmt: skip
 EFFORTS = (QUICK, FULL)
 

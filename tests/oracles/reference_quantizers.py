@@ -102,8 +102,10 @@ def _spread(values: list[float], grid: Grid, factor: float) -> tuple[float, int,
 def clip_factors(steps: int, shrink: float, bits: int, width: int) -> list[float]:
     """Shares of the range that a clip search tries, largest first.
 
-    ``shrink`` is for 2 bits in groups of up to 64; longer ones have larger outliers.
+    ``shrink`` is for 2 bits in groups of up to 64; longer ones have larger outliers. None for 8.
     """
+    if bits >= 8:
+        return [1.0]
     shrink = 1 - (1 - shrink) * 2 / bits
     if width > 64:
         shrink *= math.sqrt(math.log(64) / math.log(width))

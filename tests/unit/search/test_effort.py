@@ -14,11 +14,14 @@ from advisor.search.effort import FULL, QUICK, effort_named
     [
         ("mxfp4 nvfp4 bf16", "nvfp4 bf16"),
         ("mxfp4 gptq-int4-g32-sym bf16", "mxfp4 gptq-int4-g32-sym bf16"),
+        ("gptq-int4-g32-sym gptq-int4-g32-asym bf16", "gptq-int4-g32-asym bf16"),
+        ("gptq-int4-gch-sym gptq-int4-g64-sym rtn-int4-g32-asym gptq-int8-g32-sym",
+         "gptq-int4-gch-sym gptq-int4-g64-sym rtn-int4-g32-asym gptq-int8-g32-sym"),
         ("mxfp4-amxfp4 mxfp4 nvfp4 bf16", "mxfp4-amxfp4 nvfp4 bf16"),
         ("mxfp4-amxfp4 mxfp4 nvfp4-anvfp4 bf16", "mxfp4 nvfp4-anvfp4 bf16"),
     ],
-)
-def test_mxfp4_is_no_option_beside_nvfp4_of_its_kind(offered, quick):
+)  # fmt: skip
+def test_superfluous_options_are_left_out_of_a_quick_search(offered, quick):
     schemes = [parse_scheme(name) for name in offered.split()]
     assert " ".join(map(str, QUICK.options(schemes))) == quick
     assert FULL.options(schemes) == tuple(schemes)
