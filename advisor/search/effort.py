@@ -3,16 +3,17 @@
 Measured on SmolLM2-135M (32×256 calibration tokens, vLLM, the mixture at 118 MB; KL in nats on the
 first 16 and on all 32 evaluation sequences, CPU seconds of its codes, on a busy machine):
 
-    feedback among outputs, passes of descent    KL, 16    KL, 32    CPU s
-    none, 0                                      0.0403                 25
-    none, 1                                      0.0383                 32
-    none, 3                                      0.0372                 47
-    0.7, 0 (quick)                               0.0362    0.0368       37
-    0.7, 1                                       0.0343    0.0346       61
-    0.7, 2                                                 0.0342       80
-    0.7, 3 (full)                                          0.0336       89
+    ranges, feedback among outputs, passes of descent    KL, 16    KL, 32    CPU s
+    whole, none, 0                                       0.0403                 25
+    whole, none, 3                                       0.0372                 47
+    whole, 0.7, 0                                        0.0362    0.0368       37
+    whole, 0.7, 3                                                  0.0336       89
+    searched, 0.7, 0 (quick)                             0.0352    0.0360       32
+    searched, 0.7, 1                                               0.0335       48
+    searched, 0.7, 3 (full)                                        0.0326       83
+    the same, blocks fitted in sequence (full)                     0.0315      184
 
-A quick search took 336 s in all, a full one 870 (README, "What it costs").
+What searches took in all is in the README ("What it costs").
 """
 
 from __future__ import annotations
