@@ -44,8 +44,8 @@ class Effort:
         name: As ``--effort`` takes it.
         methods: Families of integers that are scored.
         explores: Whether trials may have further settings scored (dampings, clip searches, numbers
-            of samples, mixes, rotations), or choose among what is scored already; a shallow model's
-            trials may in any case.
+            of samples, mixes, rotations), or choose among what is scored already. GPTQ's scores of
+            a shallow model are made with and without a search of ranges in any case.
         descent: Passes of coordinate descent over the codes.
         sequential: Whether the answer is also fitted to the quantized blocks before each.
         every_type: Whether MXFP4 is an option beside NVFP4, whose 4.5 bits are the better ones, and

@@ -35,7 +35,7 @@ from advisor.search.relaxing import Relaxation, relaxations
 from advisor.search.results import SearchEvent, TuneResult
 from advisor.search.scores import ScoreBook
 from advisor.search.sifting import methods_far_behind, sample_of, without
-from advisor.search.space import Space, parameters_of, priors, usual_families
+from advisor.search.space import Space, parameters_of, priors, usual_families, with_whole_ranges
 from advisor.search.study import check_storage, run_study
 from advisor.search.trials import Scorer, families_to_measure, scoring_allowance
 from advisor.search.workers import storage_url
@@ -157,13 +157,15 @@ class Run:
             step = self._stage("Scores: every method on a few blocks")
             self.passed_over = methods_far_behind(composer, usual_families(space), step)
         space, allowance = without(space, self.passed_over), 0
-        if self.effort.explores or not sample_of(composer.linears):
+        if self.effort.explores:
             allowance = scoring_allowance(
                 self.task.spec.quantizable_parameters,
                 len(space.mixes) + len(space.rotations) - 2,
                 tuple(self.passed_over),
             )
         usual = usual_families(space)
+        if not sample_of(composer.linears):  # what a look would tell of a deep model
+            usual += with_whole_ranges(usual)
         return Scorer(composer, space, goal, allowance, self._scoring, usual=usual)
 
     def _trials(self, scorer: Scorer, url: str, trials: int, seed: int) -> None:

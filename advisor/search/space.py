@@ -248,6 +248,11 @@ def usual_families(space: Space) -> list[Family]:
     return found
 
 
+def with_whole_ranges(families: Sequence[Family]) -> list[Family]:
+    """Return GPTQ's families whose ranges are searched, without that."""
+    return [replace(f, clip="none") for f in families if f.method == "gptq" and f.clip != "none"]
+
+
 def priors(space: Space) -> list[Proposal]:
     """Return what an expert would try first: mixtures at the edge, then uniform candidates.
 
@@ -264,7 +269,7 @@ def priors(space: Space) -> list[Proposal]:
     families = list(usual)
     gptq = next((family for family in usual if family.method == "gptq"), None)
     if gptq is not None:
-        families += [replace(gptq, clip="none")] if gptq.clip != "none" else []
+        families += with_whole_ranges(usual)
         families += [replace(gptq, mix=mix) for mix in space.mixes[1:]]
         families += [replace(gptq, rotation=rotation) for rotation in space.rotations[1:]]
     found = [Proposal(family, None, space.high_bits) for family in families]

@@ -82,7 +82,7 @@ class Scorer:
         scored: Families known so far, in order of first use.
         expected: Families that trials are sure to ask for: the first of them that comes up has all
             scored with it, in one walk over the model.
-        usual: Families that need no look before they are scored.
+        usual: Families that are scored whatever that costs, and without a look.
         passed: Families that a look at a few blocks passed over, in order.
     """
 
@@ -164,13 +164,13 @@ class Scorer:
         That is where no more may be spent, or where a look at a few blocks passes it over.
         """
         cost = scoring_cost(family, self.scored)
-        if cost == 0 or not self.scored:
+        if cost == 0 or not self.scored or family in self.usual:
             return family
         look = share_of_a_look(self.composer)
         spent = sum(
             scoring_cost(other, self.scored[:place]) for place, other in enumerate(self.scored)
         ) + look * sum(scoring_cost(other, []) for other in self.passed)
-        looks = look > 0 and family not in self.usual and family.method != BEST
+        looks = look > 0 and family.method != BEST
         if looks and family not in self.passed and spent + look * cost <= self.allowance:
             if is_promising(self.composer, family, self.scored, self._step(family)):
                 return family

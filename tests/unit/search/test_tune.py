@@ -110,6 +110,7 @@ def test_a_quick_search_measures_one_mixture_and_one_uniform_candidate(run, mode
     families = [record.attributes["family"] for record in quick.trials if record.value]
     assert {family["method"] for family in families} == {"gptq"}
     assert len({family["damping"] for family in families}) == 1
+    assert {family["clip"] for family in families} == {"none", "mse"}, "a shallow model"
     assert quick.plan.settings["descent"] == 0
     assert quick.plan.settings["output_feedback"] == full.plan.settings["output_feedback"]
     assert (quick.plan.search.effort, full.plan.search.effort) == ("quick", "full")
