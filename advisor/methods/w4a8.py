@@ -72,10 +72,11 @@ def quantize(
     if statistics is not None:
         moment = statistics.second_moment.to(device=values.device, dtype=torch.float32)
     groups = values.view(out_features, -1, width)
-    importance = None if moment is None else moment.diagonal()
-    if scheme.method == "gptq" and moment is not None:
-        importance = _factor(moment, settings).left_over()
-    importance = None if importance is None else importance.view(1, -1, width)
+    importance: Tensor | None = None
+    if moment is not None:
+        made = _factor(moment, settings) if scheme.method == "gptq" else None
+        costs = moment.diagonal() if made is None else made.left_over()
+        importance = costs.view(1, -1, width)
     stored = _scales(groups, importance, settings)
     scales, channel = kernel_scales(stored)
     extras: dict[str, Tensor] = {}
