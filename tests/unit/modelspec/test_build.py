@@ -102,6 +102,7 @@ def test_tensors_are_those_of_transformers(architecture, config_class, extra):
         ("google/gemma-3-4b-it", 4_300_079_472),  # with its vision tower
         ("deepseek-ai/DeepSeek-V3", 671_026_419_200),
         ("openai/gpt-oss-20b", 20_914_757_184),
+        ("openai/gpt-oss-120b", 116_829_156_672),
         ("facebook/opt-350m", 331_196_416),
         ("EleutherAI/pythia-70m", 70_426_624),
         ("tiiuae/falcon-40b", 41_303_293_952),
