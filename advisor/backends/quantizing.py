@@ -16,6 +16,7 @@ from advisor.backends.requests import check_request
 from advisor.backends.running import run_worker
 from advisor.errors import BackendError
 from advisor.formats.folder import atomic_folder, check_output
+from advisor.hardware.cpu import detect_cpu, whole_cores
 from advisor.plan.folders import cache_root
 from advisor.plan.hashing import TOKENIZER_FILES, sha256_file
 
@@ -152,4 +153,6 @@ def _own_tokenizer(model: Path, output: Path) -> None:
 def _threads() -> int:
     """Return the threads a worker may use: as many as this process was given."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) > 0 else os.cpu_count() or 1
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return whole_cores(detect_cpu().cores)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import platform
 import subprocess
@@ -265,5 +264,8 @@ def _windows() -> CpuFacts:
 
 
 def whole_cores(cores: float) -> int:
-    """Return the number of threads worth starting: at least one, a started core counted."""
-    return max(1, math.ceil(cores))
+    """Return the number of threads worth starting: whole cores, at least one.
+
+    A part of a core counts for nothing: threads that share their work wait for the slowest.
+    """
+    return max(1, int(cores))

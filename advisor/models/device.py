@@ -21,6 +21,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from advisor.errors import AdvisorError, InputError, did_you_mean
+from advisor.hardware.cpu import detect_cpu, whole_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,7 @@ CPU = torch.device("cpu")
 AUTO = "auto"
 _NO_FLOAT64 = ("mps",)
 """Kinds of devices that cannot compute in float64, as factors of second moments are."""
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 """With it, products of one process come out the same each time; read when the device is first
 used."""
@@ -126,6 +128,20 @@ def choose_device(wanted: str, needed_bytes: int = 0) -> ComputeDevice:
     raise InputError(
         f"{lack}. Use --device cpu, end what else runs there, or use shorter sequences."
     )
+
+
+def keep_to_own_cores() -> None:
+    """Have torch start no more threads than this process may use cores.
+
+    It starts one for each core of the machine. In a container that may use a few of them (Docker's
+    ``--cpus``, a limit of Kubernetes) most of these would wait for each other. A number in
+    ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` stands.
+    """
+    if any(os.environ.get(name) for name in _THREADS):
+        return
+    cores = whole_cores(detect_cpu().cores)
+    if torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def check_device_name(wanted: str) -> None:
 def device_for(
     wanted: str, spec: ModelSpec, *, length: int, sequences: int, quantizing: bool = True
 ) -> ComputeDevice:
-    """Return where to compute with a model.
+    """Return where to compute with a model; torch's threads are held to this process's cores.
 
     Args:
         wanted: ``cpu``, an accelerator such as ``cuda`` or ``cuda:1``, or ``auto``: an accelerator
@@ -40,9 +40,10 @@ def device_for(
     Raises:
         InputError: There is no such device, or not enough room on it.
     """
-    from advisor.models.device import choose_device
+    from advisor.models.device import choose_device, keep_to_own_cores
     from advisor.search.memory import needed_on_device
 
+    keep_to_own_cores()
     needed = needed_on_device(spec, length=length, sequences=sequences, quantizing=quantizing)
     return choose_device(wanted, needed)
 

@@ -119,8 +119,8 @@ def test_cores_are_affinity_and_quota(linux, monkeypatch, quota, cores):
     assert facts.cores == cores
 
 
-def test_a_started_core_is_a_thread():
-    assert [whole_cores(cores) for cores in (0.5, 1.5, 8)] == [1, 2, 8]
+def test_threads_are_whole_cores():
+    assert [whole_cores(cores) for cores in (0.5, 1.5, 8)] == [1, 1, 8]
 
 
 def test_mac(monkeypatch):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from advisor.errors import AdvisorError, InputError
 from advisor.models import device as devices
-from advisor.models.device import check_device, choose_device, computing, place, repeatable
+from advisor.models.device import (
+    check_device,
+    choose_device,
+    computing,
+    keep_to_own_cores,
+    place,
+    repeatable,
+)
 
 GB = 10**9
 
@@ -106,3 +115,30 @@ def test_a_model_that_computes_on_the_cpu_is_left_as_it_is():
     model = torch.nn.Linear(2, 2)
     place(model, torch.device("cpu"))
     assert not model._forward_pre_hooks
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Thread numbers as torch is told them; eight before, and none in the environment."""
+    given = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: given[-1])
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    return given
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(3.5, 3), (0.5, 1), (8, 8), (64, 8)])
+def test_no_more_threads_than_cores_of_this_process(cores, expected, threads, monkeypatch):
+    facts = replace(devices.detect_cpu(), cores=cores)
+    monkeypatch.setattr(devices, "detect_cpu", lambda: facts)
+    keep_to_own_cores()
+    assert threads[-1] == expected
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_a_number_of_threads_that_a_user_set_stands(name, threads, monkeypatch):
+    monkeypatch.setenv(name, "8")
+    monkeypatch.setattr(devices, "detect_cpu", lambda: pytest.fail("nobody asked"))
+    keep_to_own_cores()
+    assert threads == [8]
