@@ -9,14 +9,15 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import BackendError, InputError
+from advisor.plan.folders import environments_root
 from advisor.plan.hashing import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from advisor.backends.registry import Backend
 
@@ -68,14 +69,6 @@ class BackendStatus:
             "problem": self.problem,
             "requirements_sha256": self.requirements_sha256,
         }
-
-
-def environments_root() -> Path:
-    """Return where environments live: $ADVISOR_BACKENDS, or a folder of the user's data."""
-    chosen = os.environ.get("ADVISOR_BACKENDS")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    return Path.home() / ".local" / "share" / "advisor" / "backends"
 
 
 def environment_of(backend: Backend) -> Path:
