@@ -27,6 +27,7 @@ def open_store(
     gradient: str = "full",
     prefixes: Sequence[int] | None = None,
     seed: int = 0,
+    compact: bool = False,
 ) -> StatisticsStore:
     """Return the store of a model's statistics over some sequences, complete or not yet.
 
@@ -37,12 +38,13 @@ def open_store(
         gradient: See :class:`CollectionSettings`.
         prefixes: Sample counts whose sums are kept; by default 8, 16, 32, ...
         seed: Seed of the signs that outputs send back.
+        compact: Whether the room is short: see :class:`CollectionSettings`.
     """
     settings = collection_settings(
-        loaded, sequences, gradient=gradient, prefixes=prefixes, seed=seed,
+        loaded, sequences, gradient=gradient, prefixes=prefixes, seed=seed, compact=compact,
     )  # fmt: skip
     key = statistics_key(loaded.fingerprint, sequences.sha256, settings.to_dict())
-    return StatisticsStore(root or cache_root(), key, loaded.device)
+    return StatisticsStore(root or cache_root(), key, loaded.device, compact=compact)
 
 
 def collect_statistics(
@@ -93,6 +95,7 @@ def collect_statistics(
         gradient=gradient if gradients else "none",
         prefixes=prefixes,
         seed=seed,
+        compact=store.compact,
     )
     collector = Collector(loaded, sequences, store, settings, progress)
     collector.check_disk(max_bytes)

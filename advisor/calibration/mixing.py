@@ -110,6 +110,11 @@ class MixedStore:
         return sha256_json([[store.key for store in self.stores.values()], self.sources])[:32]
 
     @property
+    def compact(self) -> bool:
+        """Whether second moments of inputs are kept in 16 bits."""
+        return any(store.compact for store in self.stores.values())
+
+    @property
     def complete(self) -> bool:
         """Whether every source's statistics are there."""
         return all(store.complete for store in self.stores.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,10 @@ PANEL_COLUMNS = 256
 """Columns of a panel. Computing only the panels on and below the diagonal takes 58% of the
 operations at 1536 columns (67% at 576); measured on two AVX-512 cores it takes 63% of the time of
 the whole product. Stored sums depend on it, so a change is a new version of the store."""
+
+
+_STEPS = 2.0**15 - 1.0
+"""Of a correlation of 1, in a compact moment."""
 
 
 def panel_starts(size: int) -> range:
@@ -65,6 +71,45 @@ def split_panels(values: Tensor, size: int) -> list[Tensor]:
         panels.append(values[offset : offset + height * width].view(height, width))
         offset += height * width
     return panels
+
+
+def compacted(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a packed moment in half of the bytes: its correlations in steps of 2^-15.
+
+    No entry is off by more than 2^-16 √(Hᵢᵢ Hⱼⱼ), and the diagonal by none of that: at 14336 inputs
+    the error's largest eigenvalue is about 0.2% of the diagonal, where damping adds 1% or more.
+
+    Args:
+        values: float32 [packed_length]; not modified.
+
+    Returns:
+        Correlations, int16 [packed_length], and the roots of the diagonal, float32 [size].
+    """
+    size = _size_of(len(values))
+    panels = split_panels(values, size)
+    roots = torch.cat([panel.diagonal() for panel in panels]).clamp_min(0.0).sqrt()
+    steps = torch.empty(values.shape, dtype=torch.int16, device=values.device)
+    inverse = torch.where(roots > 0, _STEPS / roots, torch.zeros_like(roots))
+    starts = panel_starts(size)
+    for start, panel, target in zip(starts, panels, split_panels(steps, size), strict=True):
+        own = panel * inverse[start:, None]
+        own.mul_((inverse / _STEPS)[start : start + panel.shape[1]])
+        target.copy_(own.round_().clamp_(-_STEPS, _STEPS))
+    return steps, roots
+
+
+def expanded(steps: Tensor, roots: Tensor) -> Tensor:
+    """Return the packed moment, float32, that :func:`compacted` made smaller."""
+    size = len(roots)
+    values = steps.float()
+    for start, panel in zip(panel_starts(size), split_panels(values, size), strict=True):
+        panel.mul_(roots[start:, None]).mul_(roots[start : start + panel.shape[1]] / _STEPS)
+    return values
+
+
+def _size_of(length: int) -> int:
+    """Return the size of the moment whose panels have so many values."""
+    return bisect.bisect_left(range(length + 1), length, key=packed_length)
 
 
 def unpack_moment(values: Tensor, size: int) -> Tensor:

@@ -32,12 +32,15 @@ class CollectionSettings:
         gradient: ``full`` (diagonal above 4096 outputs), ``diagonal`` or ``none``.
         seed: Seed of the signs that outputs send back (:mod:`advisor.calibration.fisher`).
         dtype: Data type that the model computes in.
+        compact: Whether moments of inputs are kept in 16 bits
+            (:func:`advisor.calibration.moments.compacted`).
     """
 
     prefixes: tuple[int, ...]
     gradient: str
     seed: int
     dtype: str
+    compact: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as they enter the store's key."""
@@ -47,7 +50,7 @@ class CollectionSettings:
             "seed": self.seed if self.gradient != "none" else None,
             "dtype": self.dtype,
         }
-        return content
+        return content | ({"compact": True} if self.compact else {})
 
     def facts(self, sequence_length: int) -> dict[str, Any]:
         """Return what a store remembers of a collection over sequences of that many tokens."""
@@ -60,10 +63,11 @@ class CollectionSettings:
         }
 
 
-def default_prefixes(sequences: int) -> tuple[int, ...]:
+def default_prefixes(sequences: int, *, compact: bool = False) -> tuple[int, ...]:
     """Return those of 8, 16, 32, ... that are a quarter of the sequences or more, and all of them.
 
-    A search takes no smaller part, and each takes the room of a whole H on disk.
+    A search takes no smaller part, and each takes the room of a whole H on disk. Where that is
+    short, the largest part that is not above half is kept, which scores are fitted to, and all.
     """
     prefixes = []
     count = SMALLEST_PREFIX
@@ -71,6 +75,8 @@ def default_prefixes(sequences: int) -> tuple[int, ...]:
         if 4 * count >= sequences:
             prefixes.append(count)
         count *= 2
+    if compact:
+        prefixes = [count for count in prefixes if 2 * count <= sequences][-1:]
     return (*prefixes, sequences)
 
 
@@ -81,6 +87,7 @@ def collection_settings(
     gradient: str = "full",
     prefixes: Sequence[int] | None = None,
     seed: int = 0,
+    compact: bool = False,
 ) -> CollectionSettings:
     """Check and complete the settings of a collection.
 
@@ -90,7 +97,8 @@ def collection_settings(
     if gradient not in GRADIENT_KINDS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENT_KINDS)}, got {gradient!r}.")
     total = sequences.sequences
-    chosen = sorted(set(prefixes)) if prefixes is not None else list(default_prefixes(total))
+    usual = default_prefixes(total, compact=compact)
+    chosen = sorted(set(usual if prefixes is None else prefixes))
     wrong = [count for count in chosen if not 1 <= count <= total]
     if wrong:
         raise InputError(f"sample prefixes must be between 1 and {total}, but got {wrong}.")
@@ -101,6 +109,7 @@ def collection_settings(
         gradient=gradient,
         seed=seed,
         dtype=str(loaded.dtype).removeprefix("torch."),
+        compact=compact,
     )
 
 
@@ -119,8 +128,7 @@ def kept_bytes(
         outer: Head and embedding, as their statistics are kept.
     """
     groups = {linear.input_group: linear.in_features for linear in linears}
-    inputs = sum(4 * (packed_length(size) + 2 * size) for size in groups.values())
-    total = inputs * len(settings.prefixes)
+    total = sum(_input_bytes(size, settings) for size in groups.values())
     if settings.gradient == "none":
         return total
     total += 4 * tokens * len(groups)  # every token's weight
@@ -128,9 +136,14 @@ def kept_bytes(
         full = keeps_full_gradient(linear, settings.gradient)
         total += 4 * (packed_length(linear.out_features) if full else linear.out_features)
     for linear in outer:
-        sums = 4 * (packed_length(linear.in_features) + 2 * linear.in_features)
-        total += sums * len(settings.prefixes) + 4 * linear.out_features
+        total += _input_bytes(linear.in_features, settings) + 4 * linear.out_features
     return total + (4 * tokens if outer else 0)
+
+
+def _input_bytes(size: int, settings: CollectionSettings) -> int:
+    """Return the bytes of the sums of an input: of each prefix H, maxima and sums."""
+    moment = 2 * packed_length(size) + 4 * size if settings.compact else 4 * packed_length(size)
+    return (moment + 8 * size) * len(settings.prefixes)
 
 
 def needed_bytes(

@@ -22,16 +22,27 @@ if TYPE_CHECKING:
     from advisor.models.load import LoadedModel
 
 
-def open_statistics(loaded: LoadedModel, sequences: TokenSequences) -> Statistics:
-    """Return the statistics of sequences, by source where there are several; complete or not."""
+def open_statistics(
+    loaded: LoadedModel, sequences: TokenSequences, *, compact: bool = False
+) -> Statistics:
+    """Return the statistics of sequences, by source where there are several; complete or not.
+
+    Args:
+        loaded: The unquantized model.
+        sequences: The calibration sequences.
+        compact: Whether the room on disk is short: moments of inputs take 16 bits then, of fewer
+            parts of the text.
+    """
     parts = _by_source(sequences)
     if len(parts) < 2:
-        return open_store(loaded, sequences)
-    prefixes = default_prefixes(sequences.sequences)
+        return open_store(loaded, sequences, compact=compact)
     stores = {
-        source: open_store(loaded, part, prefixes=_prefixes_of(sequences, source))
+        source: open_store(
+            loaded, part, prefixes=_prefixes_of(sequences, source, compact), compact=compact
+        )
         for source, part in parts.items()
     }
+    prefixes = default_prefixes(sequences.sequences, compact=compact)
     return MixedStore(stores, sequences.sources, prefixes)
 
 
@@ -55,7 +66,8 @@ def collect(
     parts = _by_source(sequences)
     for number, (source, part) in enumerate(parts.items()):
         collect_statistics(
-            loaded, part, store.stores[source], prefixes=_prefixes_of(sequences, source),
+            loaded, part, store.stores[source],
+            prefixes=_prefixes_of(sequences, source, store.compact),
             progress=_share_of(progress, number, len(parts)),
         )  # fmt: skip
 
@@ -63,12 +75,16 @@ def collect(
 def predicted_bytes(
     loaded: LoadedModel, sequences: TokenSequences, store: Statistics
 ) -> tuple[int, int]:
-    """Return the disk that :func:`collect` still needs, at its peak and when it is done."""
+    """Return the disk that :func:`collect` still needs, at its peak and when it is done.
+
+    What a killed run has left is not needed once more.
+    """
+    compact = store.compact
     if not isinstance(store, MixedStore):
-        parts = [(store, sequences, list(default_prefixes(sequences.sequences)))]
+        parts = [(store, sequences, list(default_prefixes(sequences.sequences, compact=compact)))]
     else:
         parts = [
-            (store.stores[source], part, _prefixes_of(sequences, source))
+            (store.stores[source], part, _prefixes_of(sequences, source, compact))
             for source, part in _by_source(sequences).items()
         ]
     config: Any = loaded.model.config
@@ -77,11 +93,12 @@ def predicted_bytes(
     for own, part, prefixes in parts:
         if own.complete:
             continue
-        settings = collection_settings(loaded, part, prefixes=prefixes)
+        settings = collection_settings(loaded, part, prefixes=prefixes, compact=compact)
         tokens, width = part.tokens.numel(), int(config.hidden_size)
-        needed = needed_bytes(loaded.linears, settings, tokens, width, outer)
+        there = sum(path.stat().st_size for path in own.folder.rglob("*") if path.is_file())
+        needed = needed_bytes(loaded.linears, settings, tokens, width, outer) - there
         peak = max(peak, kept + needed)
-        kept += kept_bytes(loaded.linears, settings, tokens, outer)
+        kept += kept_bytes(loaded.linears, settings, tokens, outer) - own.size_bytes
     return peak, kept
 
 
@@ -94,10 +111,11 @@ def _share_of(
     return lambda done, total: progress(number * total + done, parts * total)
 
 
-def _prefixes_of(sequences: TokenSequences, source: str) -> list[int]:
+def _prefixes_of(sequences: TokenSequences, source: str, compact: bool) -> list[int]:
     """Return how many of a source's sequences stand in each prefix of them all."""
     counts = [
-        sequences.sources[:count].count(source) for count in default_prefixes(sequences.sequences)
+        sequences.sources[:count].count(source)
+        for count in default_prefixes(sequences.sequences, compact=compact)
     ]
     return sorted({count for count in counts if count})
 

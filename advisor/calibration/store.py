@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from advisor.calibration.moments import unpack_moment
+from advisor.calibration.moments import compacted, expanded, unpack_moment
 from advisor.calibration.statistics import LayerStatistics
 from advisor.calibration.store_files import STORE_VERSION, StoreFiles
 from advisor.errors import InputError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from advisor.modelspec import LinearSpec
+
+_MOMENT, _ROOTS = "/moment", "_roots"
 
 
 def statistics_key(weights_sha256: str, tokens_sha256: str, settings: Mapping[str, Any]) -> str:
@@ -46,18 +48,36 @@ class StatisticsStore(StoreFiles):
 
     Attributes:
         device: Where what is read goes.
+        compact: Whether second moments of inputs are written in 16 bits.
     """
 
-    def __init__(self, root: Path, key: str, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, root: Path, key: str, device: torch.device | str = "cpu", *, compact: bool = False
+    ) -> None:
         """Open or prepare a store; nothing is written yet.
 
         Args:
             root: Folder of the cache (see :func:`cache_root`).
             key: See :func:`statistics_key`.
             device: Where what is read goes; files do not depend on it.
+            compact: See :class:`advisor.calibration.settings.CollectionSettings`.
         """
         super().__init__(root, key)
         self.device = torch.device(device)
+        self.compact = compact
+
+    def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write one file of sums and record its checksum."""
+        if not self.compact:
+            super().put(name, tensors)
+            return
+        written: dict[str, Tensor] = {}
+        for key, values in tensors.items():
+            if key.endswith(_MOMENT):
+                written[key], written[key + _ROOTS] = compacted(values)
+            else:
+                written[key] = values
+        super().put(name, written)
 
     @property
     def prefixes(self) -> tuple[int, ...]:
@@ -124,13 +144,20 @@ class StatisticsStore(StoreFiles):
         name = gradients_file(linear.block) if weighted else inputs_file(linear.block)
         group, weight = linear.input_group, 0.0
         with safe_open(str(self.verified(name)), framework="pt") as handle:
-            moment: Tensor = handle.get_tensor(f"0/{group}/moment").to(self.device)
+            moment = self._packed(handle, f"0/{group}{_MOMENT}")
             for index in range(1, count):
-                moment += handle.get_tensor(f"{index}/{group}/moment").to(self.device)
+                moment += self._packed(handle, f"{index}/{group}{_MOMENT}")
             if weighted:
                 weights = [handle.get_tensor(f"{index}/{group}/weight") for index in range(count)]
                 weight = float(sum(weights))
         return unpack_moment(moment, linear.in_features), weight if weighted else None
+
+    def _packed(self, handle: Any, key: str) -> Tensor:
+        """Return a packed moment of a file, float32."""
+        values: Tensor = handle.get_tensor(key).to(self.device)
+        if values.dtype != torch.int16:
+            return values
+        return expanded(values, handle.get_tensor(key + _ROOTS).to(self.device))
 
     def with_gradient(self, statistics: LayerStatistics, linear: LinearSpec) -> LayerStatistics:
         """Return statistics with a linear's own gradients, of another that reads the same input.

@@ -206,8 +206,8 @@ MaxDisk = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--max-disk", rich_help_panel=_SEARCH, metavar="SIZE",
                  help="The most that statistics and predictions may add to the disk (20GB), and "
-                 "the model's own text while it is written; more is refused before anything "
-                 "starts."),
+                 "the model's own text while it is written. Statistics take 16 bits where only "
+                 "that fits; more is refused before anything starts."),
 ]  # fmt: skip
 QuantizeHead = Annotated[
     bool,

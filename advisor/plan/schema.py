@@ -132,6 +132,9 @@ class Text(Strict):
     seed: int
     tokens_sha256: str
     share_of_calibration_tokens: float | None = None
+    compact: bool | None = None
+    """Of the calibration text: whether its statistics were kept in 16 bits, where the disk had no
+    room for more."""
 
 
 class CalibrationFit(Strict):

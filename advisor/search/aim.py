@@ -6,7 +6,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from advisor.calibration.mixing import mixes
-from advisor.calibration.settings import default_prefixes
 from advisor.models.rotation import NONE, ROTATIONS, rotation_problem
 from advisor.plan.hashing import sha256_json
 from advisor.search.effort import FULL, Effort
@@ -34,6 +33,7 @@ def aim(
     *,
     prefer: str,
     pace: Pace | None,
+    prefixes: Sequence[int],
     methods: Sequence[str] = FULL.methods,
 ) -> tuple[tuple[SizeLimit, ...], Goal, Space]:
     """Return the limits on size, what is wanted within them, and where to look for it.
@@ -45,6 +45,7 @@ def aim(
         outer: Embedding and head, where they are to be quantized.
         prefer: What breaks ties.
         pace: A limit on time.
+        prefixes: Numbers of calibration sequences that statistics are kept of.
         methods: Families of integers that may be tried.
     """
     smallest, largest = composer.smallest_and_largest()
@@ -62,7 +63,7 @@ def aim(
         high = min(high, 8 * (goal.max_bytes - beside) / task.spec.quantizable_parameters)
     low = smallest.bits_per_weight
     space = build_space(
-        composer.options, default_prefixes(task.calibration.sequences),
+        composer.options, prefixes,
         low_bits=low, high_bits=max(low, high), mixes=mixes(task.calibration),
         rotations=_rotations(task, offered, outer), methods=methods,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.calibration.passes import free_bytes
 from advisor.calibration.settings import dtype_bytes
-from advisor.calibration.sources import predicted_bytes
+from advisor.calibration.sources import open_statistics, predicted_bytes
 from advisor.errors import InputError
 from advisor.evaluation.reference import Reference, reference_bytes
 from advisor.plan.folders import cache_root
@@ -42,6 +42,7 @@ class DiskUse:
         kept: Codes of earlier finalists, until the search ends.
         outside: Checkpoints that other libraries make.
         limit: The most that is allowed; None for what is free.
+        compact: Whether statistics are kept in 16 bits, as there is no room for more.
     """
 
     collecting: int
@@ -51,6 +52,7 @@ class DiskUse:
     kept: int = 0
     outside: int = 0
     limit: int | None = None
+    compact: bool = False
 
     @property
     def peak(self) -> int:
@@ -70,7 +72,9 @@ class DiskUse:
         theirs = f", {size(self.outside)} of them other libraries'" if self.outside else ""
         return (
             f"at most {size(self.peak)}: {size(self.collecting)} while collecting, then "
-            f"{size(self.statistics)} of statistics, {size(self.references)} of reference and "
+            f"{size(self.statistics)} of statistics"
+            f"{' (in 16 bits, for lack of room)' if self.compact else ''}, "
+            f"{size(self.references)} of reference and "
             f"{size(self.candidate + self.kept + self.outside)} for candidates{theirs}"
         )
 
@@ -103,11 +107,28 @@ def predict_disk(
     states = 2 * tokens * int(config.hidden_size) * dtype_bytes(str(loaded.dtype)[6:])
     weights = task.spec.quantizable_parameters + sum(m.linear.parameters for m in ends)
     codes = int(_CODE_BYTES * weights)
-    use = DiskUse(collecting, kept, references, codes + states, 0, outside, limit)
+    use = DiskUse(collecting, kept, references, codes + states, 0, outside, limit, store.compact)
     # Codes are kept where there is room beside all the rest: they save work and nothing else.
     room = free_bytes(cache_root()) if limit is None else limit
     with_kept = replace(use, kept=_KEPT_CANDIDATES * codes)
     return with_kept if with_kept.peak <= _KEPT_SHARE * room else use
+
+
+def open_what_fits(
+    task: Task, limit: int | None = None, ends: Sequence[OuterModule] = (), outside: int = 0
+) -> tuple[Statistics, DiskUse]:
+    """Return the statistics of a search and what it writes to disk.
+
+    Where there is no room for the usual ones, they are compact: half of the bytes a moment, and
+    moments of fewer parts of the text. Arguments as of :func:`predict_disk`.
+    """
+    store = open_statistics(task.loaded, task.calibration)
+    use = predict_disk(task, store, limit, ends, outside)
+    room = free_bytes(cache_root()) if limit is None else min(limit, free_bytes(cache_root()))
+    if store.complete or use.peak <= room:
+        return store, use
+    store = open_statistics(task.loaded, task.calibration, compact=True)
+    return store, predict_disk(task, store, limit, ends, outside)
 
 
 def check_disk(use: DiskUse) -> None:

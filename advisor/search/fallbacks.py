@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from advisor.calibration.coverage import expert_coverage
-from advisor.calibration.sources import open_statistics
 from advisor.engines.options import mixture_options
 from advisor.errors import InputError
 from advisor.plan.schema import ExpertCoverage, Fallback
@@ -14,7 +13,7 @@ from advisor.search.scores import fits
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from advisor.calibration.tokens import TokenSequences
+    from advisor.calibration.mixing import Statistics
     from advisor.engines.options import MixtureOptions
     from advisor.hardware.profile import HardwareProfile
     from advisor.models.load import LoadedModel
@@ -78,18 +77,17 @@ def _takes(offered: MixtureOptions, scheme: Scheme, linear: LinearSpec) -> bool:
 
 
 def coverage_row(
-    loaded: LoadedModel, calibration: TokenSequences, samples: int | None
+    loaded: LoadedModel, store: Statistics, samples: int | None
 ) -> ExpertCoverage | None:
     """Return how many calibration tokens each expert saw, as a plan holds it.
 
     Args:
         loaded: The 16-bit model.
-        calibration: Sequences; nothing is said where their statistics are not complete.
+        store: Its statistics; nothing is said where they are not complete.
         samples: Calibration sequences that the answer's codes use; None for all.
     """
     if not any(linear.is_expert for linear in loaded.linears):
         return None
-    store = open_statistics(loaded, calibration)
     found = expert_coverage(store, loaded.linears, samples) if store.complete else None
     if found is None:
         return None

@@ -97,6 +97,7 @@ def build_plan(
     effort: Effort = FULL,
     passed_over: Sequence[str] = (),
     best: Sequence[tuple[int, float]] = (),
+    compact: bool = False,
 ) -> Plan:
     """Return the complete plan, but for the hashes of outputs.
 
@@ -118,6 +119,7 @@ def build_plan(
         effort: What the search spent.
         passed_over: Methods that were scored on a few blocks alone, with the reason.
         best: (trial, best objective from then on).
+        compact: Whether the statistics were kept in 16 bits.
     """
     hashes = hash_model(task.loaded.folder)
     name, revision = model_name(task.loaded.folder)
@@ -147,15 +149,15 @@ def build_plan(
             [module.name for module in outer_modules(task.spec)],
         ),
         settings=plan_settings(chosen.family.settings(task.settings), chosen.family.samples),
-        calibration=_text(task.calibration, None),
+        calibration=_text(task.calibration, compact=compact),
         calibration_fit=None if fit is None else CalibrationFit(**fit.to_dict()),
         expert_coverage=coverage,
         fallbacks=tuple(fallbacks),
         expected=_expected(task, answer),
         unmet=unmet(goal, answer),
-        evaluation=_text(judged, overlap),
+        evaluation=_text(judged, overlap=overlap),
         slices={
-            name: _text(text.first(answer.slices[name].sequences), None)
+            name: _text(text.first(answer.slices[name].sequences))
             for name, text in task.judges.slices.items()
         },
         search=Search(
@@ -242,7 +244,9 @@ def _kernel(task: Task, chosen: Mixture) -> Kernel:
     )
 
 
-def _text(sequences: TokenSequences, overlap: float | None) -> Text:
+def _text(
+    sequences: TokenSequences, *, overlap: float | None = None, compact: bool = False
+) -> Text:
     return Text(
         corpus=sequences.corpus,
         sha256=sequences.corpus_sha256,
@@ -251,6 +255,7 @@ def _text(sequences: TokenSequences, overlap: float | None) -> Text:
         seed=sequences.seed,
         tokens_sha256=sequences.sha256,
         share_of_calibration_tokens=overlap,
+        compact=compact or None,
     )
 
 

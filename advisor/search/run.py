@@ -11,13 +11,14 @@ from advisor.calibration.representativeness import (
     Representativeness,
     kept_representativeness,
 )
-from advisor.calibration.sources import collect, open_statistics
+from advisor.calibration.settings import default_prefixes
+from advisor.calibration.sources import collect
 from advisor.formats.layouts import experts_as_one
 from advisor.plan.folders import cache_root
 from advisor.search.aim import aim, name_of_study
 from advisor.search.closing import complete_nearest, fill_gap
 from advisor.search.compose import Composer
-from advisor.search.disk import DiskUse, check_disk, predict_disk
+from advisor.search.disk import DiskUse, check_disk, open_what_fits
 from advisor.search.effort import FULL, Effort
 from advisor.search.fallbacks import coverage_row, shape_fallbacks
 from advisor.search.finalists import Finalist, choose, excess_bytes, score_quality
@@ -100,11 +101,10 @@ class Run:
         memory = predict_memory(task)
         check_memory(memory)
         self.report(SearchEvent("Memory", 1, 1, memory.describe()))
-        store = open_statistics(task.loaded, task.calibration)
         theirs = 0
         if self.outsiders is not None:
             theirs = self.outsiders.predicted_bytes(task.budgets.max_size_bytes)
-        disk = predict_disk(task, store, self.max_disk_bytes, self.outer, theirs)
+        store, disk = open_what_fits(task, self.max_disk_bytes, self.outer, theirs)
         check_disk(disk)
         self.report(SearchEvent("Disk", 1, 1, disk.describe()))
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -121,6 +121,7 @@ class Run:
         )  # fmt: skip
         self.limits, goal, space = aim(
             task, self.offered, composer, self.outer, prefer=prefer, pace=pace,
+            prefixes=default_prefixes(task.calibration.sequences, compact=store.compact),
             methods=self.effort.methods,
         )  # fmt: skip
         try:
@@ -142,7 +143,7 @@ class Run:
             self.clock.stopped = "interrupted"
         if not self.finalists:
             raise KeyboardInterrupt(_NOTHING_MEASURED)
-        return self._result(goal, seed)
+        return self._result(goal, seed, store)
 
     def _outer_book(self, store: Statistics, book: ScoreBook) -> OuterBook | None:
         """Return the scores of embedding and head, where they are to be quantized."""
@@ -250,7 +251,7 @@ class Run:
     def _meets(self, finalist: Finalist, goal: Goal) -> bool:
         return finalist.passes and excess_bytes(finalist.mixture, goal) == 0
 
-    def _result(self, goal: Goal, seed: int) -> TuneResult:
+    def _result(self, goal: Goal, seed: int, store: Statistics) -> TuneResult:
         task, answer = self.task, choose(self.finalists, goal)
         chosen, feasible = answer.mixture, self._meets(answer, goal)
         quality = score_quality(self.finalists)
@@ -259,12 +260,13 @@ class Run:
             seed=seed, stopped=self.clock.stopped, spearman=quality.spearman, overlap=self.overlap,
             fit=self.fit, sampler=self.sampler, effort=self.effort,
             passed_over=tuple(self.passed_over.values()),
-            coverage=coverage_row(task.loaded, task.calibration, chosen.family.samples),
+            coverage=coverage_row(task.loaded, store, chosen.family.samples),
             fallbacks=shape_fallbacks(
                 task.engine, task.hardware, task.loaded.linears, self.offered,
                 chosen.assignment,
             ),
             best=best_so_far(self.records),
+            compact=store.compact,
         )  # fmt: skip
         return TuneResult(
             plan=plan,

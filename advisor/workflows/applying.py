@@ -260,7 +260,7 @@ def statistics(
     from advisor.workflows.texts import redraw
 
     sequences = redraw(plan.calibration, loaded.tokenizer, "calibration", own)
-    store = open_statistics(loaded, sequences)
+    store = open_statistics(loaded, sequences, compact=bool(plan.calibration.compact))
     if not store.complete:
         collect(loaded, sequences, store, stage(progress, "Calibrating"))
     if not store.complete:

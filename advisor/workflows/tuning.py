@@ -153,8 +153,9 @@ def tune(
             of one mixture and one uniform candidate (:mod:`advisor.search.effort`).
         backends: Other libraries, whose best uniform candidates, and own mixtures, are measured
             with the finalists.
-        max_disk: The most that the search may add to the disk at a time: ``20GB``, or bytes. Where
-            the model writes text, it first writes as many sequences at once as that allows.
+        max_disk: The most that the search may add to the disk at a time: ``20GB``, or bytes.
+            Statistics take 16 bits where only that fits. Where the model writes text, it first
+            writes as many sequences at once as that allows.
         quantize_head: Let the head take fewer bits too, where the engine reads that.
         quantize_embedding: Let the embedding take fewer bits too, where the engine reads that.
         device: Where the search computes: ``auto`` (an accelerator of this machine with room for

@@ -168,7 +168,12 @@ def _space(spec: ModelSpec, sequences: int, length: int) -> str:
         needed_bytes,
     )
 
-    settings = CollectionSettings(default_prefixes(sequences), "full", 0, "float32")
+    settings, compact = (
+        CollectionSettings(
+            default_prefixes(sequences, compact=short), "full", 0, "float32", compact=short
+        )
+        for short in (False, True)
+    )
     tokens = sequences * length
     block = [linear for linear in spec.linears if linear.block == spec.linears[0].block]
     weights = 4 * sum(linear.parameters for linear in block)
@@ -177,11 +182,12 @@ def _space(spec: ModelSpec, sequences: int, length: int) -> str:
     largest = max(size for size in inputs.values())
     factor = 8 * 3 * largest**2
     hidden = next(linear.in_features for linear in block)
-    peak = needed_bytes(spec.linears, settings, tokens, hidden)
-    kept = kept_bytes(spec.linears, settings, tokens)
+    peak, short_peak = (needed_bytes(spec.linears, s, tokens, hidden) for s in (settings, compact))
+    kept, short = (kept_bytes(spec.linears, s, tokens) for s in (settings, compact))
     return (
         f"Disk: {peak / 1e9:.0f} GB while collecting, {kept / 1e9:.0f} GB of statistics kept "
-        f"(Advisor's own prediction, prefixes {', '.join(map(str, settings.prefixes))}). Memory: a "
+        f"(Advisor's own prediction, prefixes {', '.join(map(str, settings.prefixes))}); where "
+        f"there is no room for that, {short_peak / 1e9:.0f} and {short / 1e9:.0f} GB. Memory: a "
         f"block in float32 {weights / 1e9:.1f} GB, its sums {sums / 1e9:.1f} GB, factoring the "
         f"largest H in float64 {factor / 1e9:.1f} GB; 16-bit weights "
         f"{2 * spec.quantizable_parameters / 1e9:.0f} GB stay in their files."

@@ -87,7 +87,9 @@ def _study(given: argparse.Namespace, work: Path) -> tuple[int, int, int, float]
     book = ScoreBook(loaded, store, cache_root() / "scores")
     composer = Composer(spec, loaded.linears, offered, book, settings)
     with cost() as spent:
-        _, goal, space = aim(task, offered, composer, (), prefer="balanced", pace=None)
+        _, goal, space = aim(
+            task, offered, composer, (), prefer="balanced", pace=None, prefixes=store.prefixes
+        )
         further = len(space.mixes) + len(space.rotations) - 2
         scorer = Scorer(composer, space, goal,
                         scoring_allowance(spec.quantizable_parameters, further),

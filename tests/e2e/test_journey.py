@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -406,3 +407,33 @@ def test_bad_judges_are_named_all_at_once(tmp_path):
     text = str(caught.value)
     assert all(part in text for part in ("gone.txt", "'nonsense'", "line 1 of", "NAME=PATH"))
     assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_a_plan_from_compact_statistics_is_applied_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
+    asked = SETTINGS | {"samples": 16, "trials": 4, "sequential": False}
+    limits = Budgets(max_size_bytes=SIZE_LIMIT)
+
+    def tune(max_disk: int) -> Tuning:
+        return workflows.tune(
+            example_model(), budgets=limits, output=tmp_path / "plan.yaml",
+            max_disk=max_disk, **asked,
+        )  # fmt: skip
+
+    with pytest.raises(InputError, match="in 16 bits, for lack of room") as refused:
+        tune(1000)
+    (needed,) = re.findall(r"needs at most ([\d.]+) MB", str(refused.value))
+    tune(int(float(needed) * 1.02e6))
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert plan.calibration is not None
+    assert plan.calibration.compact
+    stores = sorted((tmp_path / "cache" / "statistics").iterdir())
+    workflows.apply(tmp_path / "plan.yaml", tmp_path / "once")
+    assert sorted((tmp_path / "cache" / "statistics").iterdir()) == stores
+    shutil.rmtree(tmp_path / "cache")
+    workflows.apply(tmp_path / "plan.yaml", tmp_path / "anew")  # where there is room for more
+    files = [sha256_file(tmp_path / name / "model.safetensors") for name in ("once", "anew")]
+    assert files[0] == files[1]
+    assert workflows.verify(tmp_path / "plan.yaml", tmp_path / "anew").passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -77,6 +78,36 @@ def test_a_limit_is_said_before_anything_is_written(run, tmp_path):
         run(max_disk_bytes=100_000)
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "work").exists()
+
+
+def test_statistics_are_compact_where_the_room_is_short(run, tmp_path):
+    from advisor.search import disk
+
+    first = run(workdir=tmp_path / "first")
+    assert first.plan.calibration.compact is None
+    statistics = used(tmp_path / "cache" / "statistics")
+    shutil.rmtree(tmp_path / "cache")
+    calls = []
+    real = disk.predict_disk
+
+    def watch(task, store, *others):
+        calls.append(real(task, store, *others))
+        return calls[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "predict_disk", watch)
+        with pytest.raises(InputError, match=r"of statistics \(in 16 bits, for lack of room\)"):
+            run(max_disk_bytes=100_000)
+        usual, compact = calls
+        assert compact.peak < usual.peak
+        found = run(max_disk_bytes=usual.peak - 1)
+    assert found.plan.calibration.compact is True
+    assert used(tmp_path / "cache" / "statistics") < 0.75 * statistics  # gradients are as they were
+    assert found.answer.measurement.kl.value == pytest.approx(
+        first.answer.measurement.kl.value, rel=0.1
+    )
+    # Whoever has room later goes on with what is there.
+    assert run(workdir=tmp_path / "again").plan.calibration.compact is None
 
 
 def test_too_little_memory_is_said_before_anything_is_written(run, tmp_path, monkeypatch):
