@@ -86,7 +86,7 @@ class Collector:
                 f"{max_bytes / 1e9:.2f} GB are allowed. Use fewer samples or prefixes, or "
                 "gradient=diagonal."
             )
-        free = free_bytes(self.store.root) + self.store.size_bytes
+        free = free_bytes(self.store.root) + self.store.disk_bytes
         if needed > free:
             raise InputError(
                 f"statistics need {needed / 1e9:.2f} GB under {self.store.root}, but "

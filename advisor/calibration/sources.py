@@ -95,9 +95,8 @@ def predicted_bytes(
             continue
         settings = collection_settings(loaded, part, prefixes=prefixes, compact=compact)
         tokens, width = part.tokens.numel(), int(config.hidden_size)
-        there = sum(path.stat().st_size for path in own.folder.rglob("*") if path.is_file())
-        needed = needed_bytes(loaded.linears, settings, tokens, width, outer) - there
-        peak = max(peak, kept + needed)
+        needed = needed_bytes(loaded.linears, settings, tokens, width, outer)
+        peak = max(peak, kept + needed - own.disk_bytes)
         kept += kept_bytes(loaded.linears, settings, tokens, outer) - own.size_bytes
     return peak, kept
 

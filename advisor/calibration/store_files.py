@@ -79,6 +79,11 @@ class StoreFiles:
         """Bytes of the finished files."""
         return sum(entry["bytes"] for entry in self.manifest.get("files", {}).values())
 
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all that lies in its folder, what a killed run has left included."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Create the folder and its manifest, or go on with an interrupted run.
 
