@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from advisor.cli.options import state
+from advisor.cli.output import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from advisor.workflows import ProgressEvent
+
+_EVERY_S = 60.0
+"""Between two lines of a stage that goes on, in logs."""
 
 
 @contextmanager
@@ -28,25 +32,31 @@ def progress() -> Iterator[Callable[[ProgressEvent], None]]:
 
 
 class _Lines:
-    """Plain lines for logs and pipes: one when a stage starts, one when it is done."""
+    """Plain lines for logs and pipes: when a stage starts, every minute, and when it is done."""
 
     def __init__(self) -> None:
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
+        self._said = 0.0
 
     def __call__(self, event: ProgressEvent) -> None:
         done = bool(event.total) and event.done >= (event.total or 0)
+        now = time.monotonic()
         if event.stage not in self._started:
-            self._started[event.stage] = time.monotonic()
+            self._started[event.stage] = now, event.done
+            self._said = now
             if event.total == 1 and done and event.note:  # no work, but something to know
                 sys.stderr.write(f"{event.stage}: {event.note}\n")
                 return
             sys.stderr.write(f"{event.stage} ...\n")
+        start, first = self._started[event.stage]
+        note = f"; {event.note}" if event.note else ""
+        how_far = f"{event.stage}: {event.done} of {event.total}"
         if done:
-            seconds = time.monotonic() - self._started[event.stage]
-            note = f"; {event.note}" if event.note else ""
-            sys.stderr.write(
-                f"{event.stage}: {event.done} of {event.total} in {seconds:.0f} s{note}\n"
-            )
+            sys.stderr.write(f"{how_far} in {now - start:.0f} s{note}\n")
+        elif event.total and event.done > first and now - self._said >= _EVERY_S:
+            left = (now - start) * (event.total - event.done) / (event.done - first)
+            sys.stderr.write(f"{how_far}, about {duration(left)} left{note}\n")
+            self._said = now
         sys.stderr.flush()
 
 

@@ -32,6 +32,25 @@ def test_lines_when_stderr_is_no_terminal(capsys):
     ]
 
 
+def test_a_long_stage_says_every_minute_how_much_is_left(capsys, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("advisor.cli.progress.time.monotonic", lambda: clock[0])
+    with progress() as callback:
+        for done in range(100, 481, 20):  # resumed at 100: what was done before took no time
+            callback(ProgressEvent("Statistics", done, 480, "block 3" if done > 300 else ""))
+            clock[0] += 25.0
+    assert capsys.readouterr().err.splitlines() == [
+        "Statistics ...",
+        "Statistics: 160 of 480, about 6 min 40 s left",
+        "Statistics: 220 of 480, about 5 min 25 s left",
+        "Statistics: 280 of 480, about 4 min 10 s left",
+        "Statistics: 340 of 480, about 2 min 55 s left; block 3",
+        "Statistics: 400 of 480, about 1 min 40 s left; block 3",
+        "Statistics: 460 of 480, about 25 s left; block 3",
+        "Statistics: 480 of 480 in 475 s; block 3",
+    ]
+
+
 def test_what_is_only_said_takes_one_line_and_a_stage_starts_once(capsys):
     run(
         ProgressEvent("Memory", 1, 1, "about 2 GB"),
