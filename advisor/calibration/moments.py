@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 
 import torch
 from torch import Tensor
@@ -110,8 +111,8 @@ def expanded(steps: Tensor, roots: Tensor) -> Tensor:
 
 
 def _size_of(length: int) -> int:
-    """Return the size of the moment whose panels have so many values."""
-    return bisect.bisect_left(range(length + 1), length, key=packed_length)
+    """Return the size of the moment whose panels have so many values: at least half its square."""
+    return bisect.bisect_left(range(math.isqrt(2 * length) + 1), length, key=packed_length)
 
 
 def unpack_moment(values: Tensor, size: int) -> Tensor:
