@@ -44,7 +44,7 @@ class _Lines:
         if event.stage not in self._started:
             self._started[event.stage] = now, event.done
             self._said = now
-            if event.total == 1 and done and event.note:  # no work, but something to know
+            if _only_says(event):
                 sys.stderr.write(f"{event.stage}: {event.note}\n")
                 return
             sys.stderr.write(f"{event.stage} ...\n")
@@ -60,6 +60,11 @@ class _Lines:
         sys.stderr.flush()
 
 
+def _only_says(event: ProgressEvent) -> bool:
+    """Whether an event is no work, but something to know."""
+    return event.total == 1 and event.done >= 1 and bool(event.note)
+
+
 @contextmanager
 def _live() -> Iterator[Callable[[ProgressEvent], None]]:
     from rich.progress import (
@@ -69,20 +74,28 @@ def _live() -> Iterator[Callable[[ProgressEvent], None]]:
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     from advisor.cli.output import console
 
+    # The note takes what the others leave: else bars would make room for it.
+    stage = Column(no_wrap=True, overflow="ellipsis", max_width=36)
+    rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     with Progress(
-        TextColumn("{task.description:<26}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description:<26}", table_column=stage),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("[dim]{task.fields[note]}", table_column=rest),
         console=console(stderr=True),
+        expand=True,
     ) as bars:
         tasks: dict[str, Any] = {}
 
         def callback(event: ProgressEvent) -> None:
+            if event.stage not in tasks and _only_says(event):
+                bars.console.print(f"{event.stage}: {event.note}", style="dim", highlight=False)
+                return
             if event.stage not in tasks:
                 tasks[event.stage] = bars.add_task(event.stage, total=event.total, note="")
             bars.update(

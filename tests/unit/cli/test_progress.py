@@ -90,3 +90,22 @@ def test_bars_on_a_terminal_show_stage_count_and_note(capsys, monkeypatch):
     assert "Searching" in captured.err
     assert "3/3" in captured.err
     assert "best 0.05" in captured.err
+
+
+def test_long_notes_leave_the_bars_their_room(capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("TERM", "xterm")
+    run(
+        ProgressEvent("Memory", 1, 1, "about 0.63 GB of memory, of which " + "much is said " * 9),
+        ProgressEvent("Scores: gptq, sym or asym, static groups, clip mse, all samples", 7, 120),
+        ProgressEvent("Trials", 30, 60, "best mixed-4.47bpw, KL 0.0016, " + "and so on " * 6),
+    )  # fmt: skip
+    shown = capsys.readouterr().err
+    assert "Memory: about 0.63 GB" in shown
+    for count in ("7/120", "30/60"):
+        line = next(line for line in reversed(shown.splitlines()) if count in line)
+        assert line.count("\u2501") >= 14
+    assert "best mixed" in shown
